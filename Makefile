@@ -1,0 +1,50 @@
+# Each word sets up what it needs in .venv; a second run is quick.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench serve gpu clean types
+.DEFAULT_GOAL := demo
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -U pip "setuptools>=77.0.3"
+
+# Without a GPU and without a torch, the CPU build is enough; with either, what is there decides.
+$(STAMP): pyproject.toml $(SOURCES) | $(BIN)/python
+	@$(BIN)/python -c "import torch" 2>/dev/null || command -v nvidia-smi >/dev/null 2>&1 || $(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -e ".[test,lint,plot]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m nudging demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+lint: $(STAMP) types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	MYPYPATH=build/types $(BIN)/mypy -p nudging
+
+# Type checkers cannot see through the editable install's name mapping: show them a tree that has the final names.
+types:
+	@rm -rf build/types/nudging && mkdir -p build/types/nudging
+	@cd build/types/nudging && for f in ../../../engine/*; do ln -s "$$f" .; done && ln -s ../../../kernels kernels
+
+bench: $(STAMP)
+	$(BIN)/python -m nudging bench
+
+serve: $(STAMP)
+	$(BIN)/python -m nudging serve
+
+gpu: $(STAMP)
+	$(BIN)/python -m pytest -q -m gpu
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)
+	find . -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""nudging: several language models write one text together, on one device, exactly and fast."""

@@ -1,0 +1,59 @@
+"""An op is its reference: a readable function that says what the result is.  Implementations register under it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Debugging only: `reference` runs every op's definition, whatever else could run.
+FORCED = os.environ.get("NUDGING_KERNELS", "")
+
+
+@dataclass(frozen=True)
+class Implementation(Generic[P, R]):
+    """One way to run an op, with the predicate on device, dtype and shape that says where it may run."""
+
+    name: str
+    runs_on: Callable[P, bool]
+    run: Callable[P, R]
+
+
+class Op(Generic[P, R]):
+    """Callable like its reference; the first registered implementation that `runs_on` the arguments runs."""
+
+    def __init__(self, reference: Callable[P, R]) -> None:
+        functools.update_wrapper(self, reference)
+        self.reference = reference
+        self.implementations: list[Implementation[P, R]] = []
+
+    def impl(self, name: str, runs_on: Callable[P, bool]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Register the decorated function as the implementation `name`, used where `runs_on(*args)` holds."""
+
+        def register(run: Callable[P, R]) -> Callable[P, R]:
+            self.implementations.append(Implementation(name, runs_on, run))
+            return run
+
+        return register
+
+    def chosen(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The name of the implementation that would run these arguments."""
+        found = self._find(*args, **kwargs)
+        return "reference" if found is None else found.name
+
+    def _find(self, *args: P.args, **kwargs: P.kwargs) -> Implementation[P, R] | None:
+        if FORCED == "reference":
+            return None
+        for candidate in self.implementations:
+            if (not FORCED or candidate.name == FORCED) and candidate.runs_on(*args, **kwargs):
+                return candidate
+        return None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        found = self._find(*args, **kwargs)
+        return self.reference(*args, **kwargs) if found is None else found.run(*args, **kwargs)

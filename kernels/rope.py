@@ -1,0 +1,20 @@
+"""Rotary position embedding (arXiv 2104.09864), the half-split layout of Llama checkpoints."""
+
+import torch
+from torch import Tensor
+
+from .op import Op
+
+
+@Op
+def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x[i], x[i + half]) by the angle of the row's position, in fp32; returned in x's dtype.
+
+    x: [rows, heads, head_dim]; positions: [rows] int64; cos, sin: [max_position, half] fp32 tables, already
+    scaled.  2 * half <= head_dim; the channels from 2 * half on pass unchanged (partial rotary).
+    """
+    half = cos.shape[1]
+    c, s = cos[positions][:, None, :], sin[positions][:, None, :]
+    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    rotated = torch.cat((a * c - b * s, b * c + a * s), dim=-1).to(x.dtype)
+    return torch.cat((rotated, x[..., 2 * half :]), dim=-1)

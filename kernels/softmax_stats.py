@@ -1,0 +1,32 @@
+"""What a policy asks of a row of logits, in one pass: maximum, log-sum-exp, argmax and entropy."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .op import Op
+
+
+class SoftmaxStats(NamedTuple):
+    """Per row: `max` and `lse` fp32 (top-1 probability = exp(max - lse)), `argmax` int32, `entropy` fp32 (nats)."""
+
+    max: Tensor
+    lse: Tensor
+    argmax: Tensor
+    entropy: Tensor
+
+
+@Op
+def softmax_stats(logits: Tensor) -> SoftmaxStats:
+    """The statistics of softmax(logits) per row, in fp32; ties of the argmax go to the lowest id.
+
+    logits: [rows, vocab] of any float dtype.  Entries of -inf have probability 0; a NaN anywhere in a row makes
+    that row's max and lse NaN.
+    """
+    x = logits.float()
+    lse = torch.logsumexp(x, dim=-1)
+    top, argmax = x.max(dim=-1)
+    p = torch.exp(x - lse[:, None])
+    expected = torch.where(p > 0, p * x, torch.zeros_like(x)).sum(dim=-1)
+    return SoftmaxStats(top, lse, argmax.int(), lse - expected)
