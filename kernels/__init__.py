@@ -1,1 +1,1 @@
-"""The ops of nudging, one per file.  Import-free: other packages probe for a top-level module called `kernels`."""
+"""The ops of nudging, one per file.  Import-free: other packages probe for a module called `kernels`."""

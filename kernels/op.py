@@ -1,4 +1,4 @@
-"""An op is its reference: a readable function that says what the result is.  Implementations register under it."""
+"""An op is its reference, a readable function; implementations register under it."""
 
 from __future__ import annotations
 

@@ -20,11 +20,12 @@ def paged_attention(
 ) -> Tensor:
     """softmax(cap(scale * q k^T)) v with fp32 accumulation, returned in q's dtype: [rows, heads, head_dim].
 
-    q: [rows, heads, head_dim]; k_cache, v_cache: [blocks, block_size, kv_heads, head_dim], heads % kv_heads == 0;
-    block_tables: [seqs, max_blocks] int32, entries past a sequence's length are never read; cu_seqlens_q:
-    [seqs + 1] int32, sequence s owns rows cu[s]..cu[s+1]; seq_lens: [seqs] int32, cached tokens including those
-    rows, so the i-th of n query rows stands at position seq_lens - n + i and sees positions <= its own, and with
-    `window` > 0 only the last `window` of them.  `soft_cap` > 0: logits become cap * tanh(logits / cap).
+    q: [rows, heads, head_dim]; k_cache, v_cache: [blocks, block_size, kv_heads, head_dim], where heads is a
+    multiple of kv_heads; block_tables: [seqs, max_blocks] int32, entries past a sequence's length are never
+    read; cu_seqlens_q: [seqs + 1] int32, sequence s owns rows cu[s]..cu[s+1]; seq_lens: [seqs] int32, cached
+    tokens including those rows, so the i-th of n query rows stands at position seq_lens - n + i and sees
+    positions <= its own, with `window` > 0 only the last `window` of them.  `soft_cap` > 0: logits become
+    cap * tanh(logits / cap).
     """
     out = torch.empty_like(q)
     group = q.shape[1] // k_cache.shape[2]

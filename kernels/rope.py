@@ -8,7 +8,7 @@ from .op import Op
 
 @Op
 def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + half]) by the angle of the row's position, in fp32; returned in x's dtype.
+    """Rotate the pairs (x[i], x[i + half]) by the angle of the row's position, in fp32; x's dtype.
 
     x: [rows, heads, head_dim]; positions: [rows] int64; cos, sin: [max_position, half] fp32 tables, already
     scaled.  2 * half <= head_dim; the channels from 2 * half on pass unchanged (partial rotary).

@@ -9,7 +9,7 @@ from .op import Op
 
 
 class SoftmaxStats(NamedTuple):
-    """Per row: `max` and `lse` fp32 (top-1 probability = exp(max - lse)), `argmax` int32, `entropy` fp32 (nats)."""
+    """Per row: `max`, `lse` (top-1 probability = exp(max - lse)), `entropy` (nats) fp32; `argmax` int32."""
 
     max: Tensor
     lse: Tensor
@@ -21,8 +21,8 @@ class SoftmaxStats(NamedTuple):
 def softmax_stats(logits: Tensor) -> SoftmaxStats:
     """The statistics of softmax(logits) per row, in fp32; ties of the argmax go to the lowest id.
 
-    logits: [rows, vocab] of any float dtype.  Entries of -inf have probability 0; a NaN anywhere in a row makes
-    that row's max and lse NaN.
+    logits: [rows, vocab] of any float dtype.  Entries of -inf have probability 0; a NaN anywhere in a row
+    makes that row's max and lse NaN.
     """
     x = logits.float()
     lse = torch.logsumexp(x, dim=-1)
