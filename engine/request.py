@@ -10,7 +10,7 @@ from nudging.detokenize import Detokenizer, StopChecker
 from nudging.errors import BadRequest
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
-from nudging.sequence import Row, Sequence
+from nudging.sequence import Sequence
 from nudging.tokenizer import Tokenizer
 
 
@@ -25,12 +25,12 @@ class Need:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one committed token added: the token, its author, the text that became final with it, its row."""
+    """What one committed token added: itself, its author, the text that became final with it, its log-probability."""
 
     token: int
     author: str
     text: str
-    row: Row | None = None
+    logprob: Any = None
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Request:
         self.pieces: list[Piece] = []
         self.tail = ""
         self.need: Need | None = None
+        self.draft: tuple[int, list[int]] = (0, [])
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
         self.counters = Counters()
@@ -110,14 +111,16 @@ class Request:
             ahead += self.max_tokens + 2 * self.policy.lookahead
         return min(len(self.prompts[role]) + self.max_tokens + ahead, self.max_lens[role])
 
-    def commit(self, token: int, author: str, row: Row | None) -> None:
+    def commit(self, token: int, author: str, logprob: Any = None) -> None:
         """Append one token; an end by stop id, stop string or length sets `finish_reason`."""
         if token in self.params.stop_token_ids:
             self.finish("stop")
             return
+        if self.counters.first_token_at is None:
+            self.counters.first_token_at = time.monotonic()
         self.output.append(token)
         text, stopped = self._push(token)
-        self.pieces.append(Piece(token, author, text, row if self.params.logprobs is not None else None))
+        self.pieces.append(Piece(token, author, text, logprob))
         if stopped:
             self.finish_reason = "stop"
         elif len(self.output) >= self.max_tokens:
