@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nudging.errors import BadRequest
+from nudging.options import strict
 
 MAX_TOKENS_LIMIT = 1 << 20
 N_LIMIT = 128
@@ -30,6 +31,7 @@ def is_number(value: object) -> bool:
     return (is_int(value) or isinstance(value, float)) and math.isfinite(value)  # type: ignore[arg-type]
 
 
+@strict
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request samples and stops.

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nudging.errors import BadRequest
+from nudging.options import strict
 from nudging.policies import reference
 from nudging.policies.protocol import Step, View
 
 GRANULARITIES = ("word", "token", "reference")
 
 
+@strict
 @dataclass(frozen=True)
 class Nudging:
     """Where the base's top-1 probability is below `threshold`, the guide writes.
@@ -46,6 +48,10 @@ class Nudging:
     @property
     def shares_ids(self) -> bool:
         return self.granularity != "reference"
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        return self.granularity != "token"
 
     def unsure(self, top_prob: float) -> bool:
         """Whether a base this sure leaves the word to the guide."""

@@ -86,7 +86,8 @@ class Policy(Protocol):
     """A frozen dataclass with a `step`; write one and pass it.
 
     `roles` are the roles it asks, `lookahead` how many tokens past the text it may ask of one, `shares_ids`
-    whether it needs one token vocabulary for all its roles, `needs_logits` whether it reads `row.logits`.
+    whether it needs one token vocabulary for all its roles, `needs_tokenizer` whether it reads text, `needs_logits`
+    whether it reads `row.logits`.
     """
 
     @property
@@ -95,6 +96,8 @@ class Policy(Protocol):
     def lookahead(self) -> int: ...
     @property
     def shares_ids(self) -> bool: ...
+    @property
+    def needs_tokenizer(self) -> bool: ...
     @property
     def needs_logits(self) -> bool: ...
     def start(self) -> Any:

@@ -15,6 +15,7 @@ class Solo:
     writer: ClassVar[str] = "base"
     lookahead: ClassVar[int] = 0
     shares_ids: ClassVar[bool] = True
+    needs_tokenizer: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
 
     @property
