@@ -23,7 +23,7 @@ from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams, is_int
 from nudging.policies import Base, Nudging
 from nudging.policies.protocol import Policy
-from nudging.prompts import Messages, Prompt, RolePrompt, read_chat, read_prompt
+from nudging.prompts import Messages, Prompt, read_chat, read_prompt
 from nudging.request import Request
 from nudging.roles import Role, check_policy
 
@@ -155,7 +155,7 @@ class LLM:
         policy = policy or self.default_policy
         check_policy(policy, self.roles)
         prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles])
-        return Generation(self, policy, {name: p.ids for name, p in prompts.items()})
+        return Generation(self._engine, self._thread, self.roles, policy, prompts)
 
     def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What `role` says after each prefix of `token_ids`: float32 [len(token_ids), vocab]."""
@@ -205,7 +205,7 @@ class LLM:
         seed = random.getrandbits(64) if params.seed is None else params.seed
         job_id = f"request-{next(self._ids)}"
         requests = [
-            make_request(f"{job_id}-{i}", policy, params, (seed + i) % 2**64, prompts, self.roles, draft_len)
+            Request(f"{job_id}-{i}", policy, params, (seed + i) % 2**64, prompts, self.roles, draft_len)
             for i in range(params.n)
         ]
         for request in requests:
@@ -221,31 +221,6 @@ class LLM:
 OPTIONS = (
     "base guide models device dtype kv_cache_memory speculate max_batch_tokens block_size progress".split()
 )
-
-
-def make_request(
-    request_id: str,
-    policy: Policy,
-    params: SamplingParams,
-    seed: int,
-    prompts: Mapping[str, RolePrompt],
-    roles: Mapping[str, Role],
-    draft_len: int,
-    first_position: int = 0,
-) -> Request:
-    """A request of roles that were checked before.  It knows every open role's tokenizer, to write text with."""
-    return Request(
-        request_id,
-        policy,
-        params,
-        seed,
-        prompts=dict(prompts),
-        tokenizers={name: role.tokenizer for name, role in roles.items()},
-        eos_ids={name: role.eos_ids for name, role in roles.items()},
-        max_lens={name: role.max_len for name, role in roles.items()},
-        draft_len=draft_len,
-        first_position=first_position,
-    )
 
 
 def name_roles(base: Checkpoint, guide: Checkpoint | None, models: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:

@@ -16,7 +16,9 @@ def draft_ahead(request: Request, view: RequestView, need: Need) -> Need:
     written = len(request.output)
     if request.policy.shares_ids:
         for role, sequence in request.sequences.items():
-            sequence.forget_rows_before(len(request.prompts[role]) + written)
+            sequence.forget_rows_before(len(request.prompts[role].ids) + written)
+    if request.known_ahead:
+        return _read_known(request, need)
     length = min(request.draft_len, view.max_tokens - 1)
     if length < 1 or need.role != "base" or "guide" not in request.policy.roles:
         return need
@@ -28,8 +30,15 @@ def draft_ahead(request: Request, view: RequestView, need: Need) -> Need:
     request.sequences["base"].set_context(need.first, draft)
     request.draft = (written, draft)
     request.counters.drafted += len(draft)
-    last = min(need.first + len(draft), request.max_lens["base"])
+    last = min(need.first + len(draft), request.roles["base"].max_len)
     return Need("base", need.first, last)
+
+
+def _read_known(request: Request, need: Need) -> Need:
+    """All rows along the tokens that are known to come."""
+    ahead = request.known_ahead[len(request.output) :]
+    request.sequences[need.role].set_context(need.first, ahead)
+    return Need(need.role, need.first, min(need.first + len(ahead) - 1, request.roles[need.role].max_len))
 
 
 def settle_draft(request: Request) -> None:

@@ -37,7 +37,9 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits (see `check_fits`)."""
+        """Queue a request that fits (see `check_fits`); sequences it brings along are in use from now on."""
+        for sequence in request.sequences.values():
+            self.scheduler.take(sequence)
         self.scheduler.waiting.append(request)
 
     def check_fits(self, request: Request) -> None:
@@ -86,7 +88,7 @@ class Engine:
         for role in request.policy.roles:
             if role not in request.sequences:
                 pool = self.runners[self.models_of[role]].pool
-                request.sequences[role] = Sequence(pool, request.prompts[role])
+                request.sequences[role] = Sequence(pool, request.prompts[role].ids)
         self._views[request.id] = RequestView(request)
 
     def _prepared(self, model: str, work: Work) -> bool:
@@ -119,7 +121,7 @@ class Engine:
         request = work.request
         keep = request.policy.needs_logits or request.params.logprobs is not None
         size = self._vocab_size(request, work.role)
-        first = request.first_position - len(request.prompts[work.role])
+        first = request.first_position - len(request.prompts[work.role].ids)
         return [
             Wanted(request.params, request.seed, max(first + p, 0), size, keep)
             for p in range(work.first_row, work.end + 1)
@@ -128,7 +130,7 @@ class Engine:
     def _vocab_size(self, request: Request, role: str) -> int:
         """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
         roles = request.policy.roles if request.policy.shares_ids else (role,)
-        return min(self.runners[self.models_of[r]].decoder.config.vocab_size for r in roles)
+        return min(request.roles[r].vocab_size for r in roles)
 
     def _advance(self, request: Request) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
@@ -153,7 +155,7 @@ class Engine:
             self._check_token(request, token, step.author)
             request.commit(token, step.author, self._logprob(request, token, step.author))
         if step.texts:
-            base = request.tokenizers["base"]
+            base = request.roles["base"].tokenizer
             assert base is not None, "texts were written without a tokenizer"
             request.write_texts(step.texts, base)
         if step.finish is not None and not request.is_finished:
@@ -184,6 +186,8 @@ class Engine:
         self.scheduler.retire(request)
         self._views.pop(request.id, None)
         request.need = None
-        if not request.keeps_sequences:
-            for sequence in request.sequences.values():
+        for sequence in request.sequences.values():
+            if request.keeps_sequences:
+                self.scheduler.keep(sequence)
+            else:
                 sequence.release()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nudging.chat import plain_template
+from nudging.chat import plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
@@ -99,7 +99,7 @@ def load_roles(
         if not eos and tokenizer is not None and tokenizer.eos_id is not None:
             eos = frozenset((tokenizer.eos_id,))
         roles[role] = Role(
-            role, name, tokenizer, template or plain_template(), eos, config.vocab_size, config.max_len
+            role, name, tokenizer, template or plain_chat_template(), eos, config.vocab_size, config.max_len
         )
     return roles, decoders
 

@@ -54,6 +54,13 @@ class CompletionOutput:
     logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: BaseException | None = None
 
+    @classmethod
+    def written(cls, author: str, ids: list[int], text: str | None) -> CompletionOutput:
+        """Tokens that no model wrote: they cost nothing."""
+        free = Stats(len(ids), 0, 0.0, 0, 0, 0, 0, None, None)
+        segment = Segment(author, text or "", tuple(ids))
+        return cls(0, text, tuple(ids), (author,) * len(ids), (segment,), "stop", free)
+
 
 @dataclass(frozen=True)
 class RequestOutput:

@@ -44,7 +44,7 @@ def read_chat(messages: Messages, roles: Sequence[Role]) -> dict[str, RolePrompt
     prompts = {}
     for role in roles:
         text = role.template.render(messages, add_generation_prompt=True)
-        prompts[role.name] = _read(text, role, special=not role.template.writes_special_tokens)
+        prompts[role.name] = _read(text, role, special=role.template.needs_special_tokens)
     return prompts
 
 

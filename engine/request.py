@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nudging.detokenize import Detokenizer, StopChecker
-from nudging.errors import BadRequest
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
+from nudging.prompts import RolePrompt
+from nudging.roles import Role
 from nudging.sequence import Sequence
 from nudging.tokenizer import Tokenizer
 
@@ -54,27 +56,22 @@ class Request:
         policy: Policy,
         params: SamplingParams,
         seed: int,
-        prompts: dict[str, list[int]],
-        prompt_texts: dict[str, str],
-        tokenizers: dict[str, Tokenizer | None],
-        eos_ids: dict[str, frozenset[int]],
-        max_lens: dict[str, int],
+        prompts: Mapping[str, RolePrompt],
+        roles: Mapping[str, Role],
         draft_len: int = 0,
         first_position: int = 0,
     ) -> None:
+        """`first_position`: the output position of the first token, for texts that go on from earlier ones."""
         self.id = request_id
         self.policy = policy
         self.params = params
         self.seed = seed
         self.prompts = prompts
-        self.prompt_texts = prompt_texts
-        self.tokenizers = tokenizers
-        self.eos_ids = eos_ids
-        self.max_lens = max_lens
+        self.roles = roles
         self.draft_len = draft_len
         self.first_position = first_position
         self.max_tokens = min(
-            params.max_tokens, *(max_lens[role] - len(prompts[role]) for role in policy.roles)
+            params.max_tokens, *(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)
         )
         self.state: Any = policy.start()
         self.sequences: dict[str, Sequence] = {}
@@ -84,15 +81,14 @@ class Request:
         self.tail = ""
         self.need: Need | None = None
         self.draft: tuple[int, list[int]] = (0, [])
+        # Tokens known to come (a text being scored): every role reads them all in one pass.
+        self.known_ahead: tuple[int, ...] = ()
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
         self.counters = Counters()
-        text_of = tokenizers.get("base") or next(iter(tokenizers.values()), None)
-        self.tokenizer = tokenizers[policy.roles[0]] if "base" not in policy.roles else text_of
+        self.tokenizer = roles["base" if "base" in policy.roles else policy.roles[0]].tokenizer
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
         self._stops = StopChecker(params.stop) if params.stop else None
-        if self._stops is not None and self.tokenizer is None:
-            raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")
 
     @property
     def is_finished(self) -> bool:
@@ -109,7 +105,7 @@ class Request:
         if not self.policy.shares_ids:
             # Another tokenizer may need up to one token for each byte of the text; blocks of 16 may overshoot.
             ahead += self.max_tokens + 2 * self.policy.lookahead
-        return min(len(self.prompts[role]) + self.max_tokens + ahead, self.max_lens[role])
+        return min(len(self.prompts[role].ids) + self.max_tokens + ahead, self.roles[role].max_len)
 
     def commit(self, token: int, author: str, logprob: Any = None) -> None:
         """Append one token; an end by stop id, stop string or length sets `finish_reason`."""
@@ -167,8 +163,10 @@ class Request:
                 return
 
     def check(self) -> None:
-        """Assert I1 for every role, and that shared sequences begin with prompt + output (I3)."""
+        """Assert I1 for every role, and I3: sequences of shared ids begin with prompt and output."""
         for role, sequence in self.sequences.items():
             sequence.check()
-            prompt = self.prompts[role]
-            assert sequence.tokens[: len(prompt)] == prompt, f"{self.id}: {role} lost its prompt"
+            written = sequence.context_len - sequence.prompt_len
+            expected = self.prompts[role].ids + self.output[:written]
+            same = sequence.tokens[: sequence.context_len] == expected
+            assert same or not self.policy.shares_ids, f"{self.id}: {role} does not hold the text"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nudging.blocks import BlockPool
 from nudging.request import Request
+from nudging.sequence import Sequence
 
 # A request with at most this many tokens to compute is being written, not read: it goes before long prompts.
 DECODE_TOKENS = 32
@@ -41,6 +42,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._reserved = dict.fromkeys(pools, 0)
+        # Sequences of open generations that no request uses now, the longest unused first.
+        self._kept: list[Sequence] = []
 
     def blocks_needed(self, request: Request) -> dict[str, int]:
         """The most blocks of each model's pool that the request can ever own.
@@ -60,11 +63,32 @@ class Scheduler:
             needed = self.blocks_needed(self.waiting[0])
             if any(self._reserved[m] + n > self.pools[m].total for m, n in needed.items()):
                 break
+            self._reclaim(needed)
             for model, count in needed.items():
                 self._reserved[model] += count
             admitted.append(self.waiting.popleft())
         self.running += admitted
         return admitted
+
+    def keep(self, sequence: Sequence) -> None:
+        """Leave a sequence its blocks while nobody uses it, until they are needed elsewhere."""
+        self._kept.append(sequence)
+
+    def take(self, sequence: Sequence) -> None:
+        """A kept sequence is in use again, or gone."""
+        self._kept = [kept for kept in self._kept if kept is not sequence]
+
+    def _reclaim(self, needed: dict[str, int]) -> None:
+        """Release kept sequences until what is reserved and `needed` fits beside the rest."""
+        for model, count in needed.items():
+            pool = self.pools[model]
+            mine = [kept for kept in self._kept if kept.block_table.pool is pool]
+            held = sum(len(kept.block_table.ids) for kept in mine)
+            for kept in mine:
+                if self._reserved[model] + count + held <= pool.total:
+                    break
+                held -= len(kept.block_table.ids)
+                kept.release()
 
     def retire(self, request: Request) -> None:
         """Take a finished request out, wherever it stands."""

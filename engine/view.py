@@ -40,7 +40,7 @@ class RequestView:
         return self._continue(role, sequence, position, length)
 
     def is_eos(self, role: str, token: int) -> bool:
-        return not self._request.params.ignore_eos and token in self._request.eos_ids[role]
+        return not self._request.params.ignore_eos and token in self._request.roles[role].eos_ids
 
     def starts_with_space(self, token: int) -> bool:
         tokenizer = self._request.tokenizer
@@ -74,7 +74,7 @@ class RequestView:
         return len(self._tokenizer("base").encode_continuation(text))
 
     def _tokenizer(self, role: str) -> Tokenizer:
-        tokenizer = self._request.tokenizers[role]
+        tokenizer = self._request.roles[role].tokenizer
         if tokenizer is None:
             raise BadRequest(f"this policy works on text and {role!r} has no tokenizer; use granularity='token'")
         return tokenizer
@@ -95,10 +95,11 @@ class RequestView:
         if known is not None and known[0] == text:
             return sequence, known[1]
         tokenizer = self._tokenizer(role)
-        if role in self._request.prompt_texts:
-            ids = tokenizer.encode(self._request.prompt_texts[role] + text)
+        prompt = self._request.prompts[role]
+        if prompt.text is not None:
+            ids = tokenizer.encode(prompt.text + text, special=prompt.special)
         else:
-            ids = self._request.prompts[role] + tokenizer.encode_continuation(text)
+            ids = prompt.ids + tokenizer.encode_continuation(text)
         sequence.set_context(0, ids)
         sequence.forget_rows_before(len(ids))
         self._contexts[role] = (text, len(ids))
@@ -113,7 +114,7 @@ class RequestView:
     def _continue(self, role: str, sequence: Sequence, position: int, length: int) -> list[Row]:
         """`role`'s own path from `position` on, until an end of sequence, `length` rows or its context is full."""
         rows: list[Row] = []
-        last = min(position + length, self._request.max_lens[role] + 1)
+        last = min(position + length, self._request.roles[role].max_len + 1)
         for at in range(position, last):
             if rows:
                 sequence.set_context(at - 1, (rows[-1].token,))

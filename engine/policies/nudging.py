@@ -72,6 +72,16 @@ class Nudging:
             return write(view, "guide", view.row("guide").token)
         return self._word(view)
 
+    def owner(self, view: View, state: Any, token: int) -> tuple[str, Any]:
+        """Who writes `token`'s position of a given text; the state counts the guide's tokens of the current word."""
+        if self.granularity == "reference":
+            raise BadRequest("granularity='reference' works on text and cannot score tokens; use 'word' or 'token'")
+        in_word = state or 0
+        if self.granularity == "word" and 0 < in_word < self.lookahead and not view.starts_with_space(token):
+            return "guide", in_word + 1
+        sure = self.threshold <= 1 and not self.unsure(view.row("base").top_prob)
+        return ("base", 0) if sure else ("guide", 1)
+
     def _word(self, view: View) -> Step:
         """The guide's next word, or its whole ending when its look-ahead holds an end of sequence."""
         tokens = tuple(row.token for row in view.rollout("guide", self.lookahead))

@@ -31,6 +31,9 @@ class Solo:
             return Step(finish="stop")
         return Step((token,), self.writer)
 
+    def owner(self, view: View, state: Any, token: int) -> tuple[str, Any]:
+        return self.writer, None
+
 
 @dataclass(frozen=True)
 class Base(Solo):
