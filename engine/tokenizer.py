@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nudging.errors import BadRequest, CheckpointError
+
+MAX_VOCAB = 2**24  # ids; no real vocabulary comes near, a damaged file may
 
 
 class Tokenizer(ABC):
@@ -90,7 +93,7 @@ class Tokenizer(ABC):
         return {self._table[token][0]: token for token in ids if len(self._table[token]) == 1}
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes `token` adds to a running text: none if it is special or a padding row of an embedding."""
+        """The bytes `token` adds to a running text: none if special or an embedding's padding row."""
         return self._table[token] if 0 <= token < len(self._table) else b""
 
     def bytes_of(self, ids: Iterable[int]) -> bytes:
@@ -201,6 +204,39 @@ def flat_special_tokens(folder: Path) -> set[str]:
     """The texts of all named special tokens."""
     values = named_special_tokens(folder).values()
     return {text for value in values for text in ([value] if isinstance(value, str) else value)}
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside the model's own vocabulary: it is looked for in a text before the text is cut."""
+
+    id: int
+    text: str
+    special: bool
+    lstrip: bool = False  # takes the white space before it along
+    rstrip: bool = False
+
+
+def listed_added_tokens(folder: Path) -> list[AddedToken]:
+    """The tokens that added_tokens.json and tokenizer_config.json list; the latter has the last word.
+
+    CheckpointError: an entry is not a token, or its id is beyond MAX_VOCAB.
+    """
+    named = flat_special_tokens(folder)
+    items = [(token, {"content": text}) for text, token in read_json(folder / "added_tokens.json").items()]
+    listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    found = {}
+    for key, item in [*items, *listed.items()]:
+        text = _content(item)
+        if not str(key).isdecimal() or int(key) >= MAX_VOCAB or not text:
+            raise CheckpointError(
+                f"{folder}: the added token {key}: {item} is none; ids go up to {MAX_VOCAB - 1}"
+            )
+        special = bool(item.get("special")) or text in named
+        found[int(key)] = AddedToken(
+            int(key), text, special, bool(item.get("lstrip")), bool(item.get("rstrip"))
+        )
+    return list(found.values())
 
 
 def _content(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""tokenizer.json, cut by the `tokenizers` library; the tokens' bytes are derived from the decoder it names."""
+"""tokenizer.json, cut by the `tokenizers` library; the tokens' bytes follow from the decoder it names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from typing import Any
 import tokenizers
 
 from nudging.errors import CheckpointError
-from nudging.tokenizer import Tokenizer, flat_special_tokens, named_special_tokens, read_json, utf8
+from nudging.tokenizer import (
+    MAX_VOCAB,
+    Tokenizer,
+    flat_special_tokens,
+    listed_added_tokens,
+    named_special_tokens,
+    read_json,
+    utf8,
+)
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -90,36 +98,36 @@ class JsonTokenizer(Tokenizer):
     def load(cls, folder: Path) -> JsonTokenizer:
         file = folder / "tokenizer.json"
         spec = read_json(file)
-        cutter = _build(spec, file)
-        named = named_special_tokens(folder)
-        vocab = cutter.get_vocab(with_added_tokens=True)
-        extra = flat_special_tokens(folder) | {
-            item["content"]
-            for item in read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).values()
-            if item.get("special")
-        }
-        special_texts = sorted(text for text in extra if text in vocab)
-        cutter.add_special_tokens(special_texts)
-        return cls(spec, cutter, special_texts, file, named)
+        cutter = _build(file.read_text(encoding="utf-8"), file)
+        declared = flat_special_tokens(folder)
+        declared |= {item.text for item in listed_added_tokens(folder) if item.special}
+        declared.add(spec["model"].get("unk_token") or "")  # an unknown token has no text either
+        made_special = _not_yet_special(cutter, declared)
+        cutter.add_special_tokens(made_special)
+        return cls(spec, cutter, made_special, file)
 
     def __init__(
         self,
         spec: dict[str, Any],
         cutter: tokenizers.Tokenizer,
-        special_texts: list[str],
+        made_special: list[tokenizers.AddedToken],
         file: Path,
-        named: dict[str, str | list[str]],
     ) -> None:
+        """`made_special`: the special tokens that tokenizer.json itself does not mark so."""
         spelling = _Spelling.of(spec.get("decoder"), file)
         added = cutter.get_added_tokens_decoder()
         vocab = cutter.get_vocab(with_added_tokens=True)
         special = {token for token, item in added.items() if item.special}
-        if (unknown := spec["model"].get("unk_token")) in vocab:
-            special.add(vocab[unknown])
-        table = [b""] * (max(vocab.values(), default=-1) + 1)
+        size = max(vocab.values(), default=-1) + 1
+        if size > MAX_VOCAB:
+            raise CheckpointError(
+                f"{file} has the id {size - 1}; ids go up to {MAX_VOCAB - 1}, fetch it again"
+            )
+        table = [b""] * size
         for text, token in vocab.items():
             if token not in special:
                 table[token] = spelling.bytes_of(text, added=token in added)
+        named = named_special_tokens(file.parent)
         bos, eos = named.get("bos_token"), named.get("eos_token")
         super().__init__(
             table,
@@ -129,7 +137,7 @@ class JsonTokenizer(Tokenizer):
             drops_first_space=spelling.drops_first_space,
             rules=_rules(spec["model"]),
         )
-        self._spec, self._file, self._special_texts = spec, file, special_texts
+        self._spec, self._file, self._made_special = spec, file, made_special
         self._cutter = cutter
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -147,15 +155,15 @@ class JsonTokenizer(Tokenizer):
             "pre_tokenizer": _without_prefix(self._spec.get("pre_tokenizer")),
             "post_processor": None,
         }
-        cutter = _build(spec, self._file)
-        cutter.add_special_tokens(self._special_texts)
+        cutter = _build(json.dumps(spec), self._file)
+        cutter.add_special_tokens(self._made_special)
         cutter.encode_special_tokens = True
         return cutter
 
 
-def _build(spec: dict[str, Any], file: Path) -> tokenizers.Tokenizer:
+def _build(spec: str, file: Path) -> tokenizers.Tokenizer:
     try:
-        cutter = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        cutter = tokenizers.Tokenizer.from_str(spec)
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(
             f"{file}: the tokenizers library cannot read it ({error}); fetch it again"
@@ -163,6 +171,20 @@ def _build(spec: dict[str, Any], file: Path) -> tokenizers.Tokenizer:
     cutter.no_truncation()
     cutter.no_padding()
     return cutter
+
+
+def _not_yet_special(cutter: tokenizers.Tokenizer, texts: set[str]) -> list[tokenizers.AddedToken]:
+    """Those of `texts` that are in the vocabulary without being marked as special, their other marks kept."""
+    added = {item.content: item for item in cutter.get_added_tokens_decoder().values()}
+    found = []
+    for text in sorted(texts):
+        item = added.get(text)
+        if item is None and cutter.token_to_id(text) is not None:
+            found.append(tokenizers.AddedToken(text, normalized=False, special=True))
+        elif item is not None and not item.special:
+            marks = {"single_word": item.single_word, "lstrip": item.lstrip, "rstrip": item.rstrip}
+            found.append(tokenizers.AddedToken(text, normalized=item.normalized, special=True, **marks))
+    return found
 
 
 def _rules(model: dict[str, Any]) -> tuple[str, str]:

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
 from nudging.errors import CheckpointError
-from nudging.tokenizer import Tokenizer, flat_special_tokens, named_special_tokens, read_json, utf8
+from nudging.tokenizer import (
+    AddedToken,
+    Tokenizer,
+    flat_special_tokens,
+    listed_added_tokens,
+    named_special_tokens,
+    read_json,
+    utf8,
+)
 
 _SPACE = "\u2581"
 
 # A protobuf message followed by a second one reads as the two merged, so these bytes change three fields
 # of the model's normalizer_spec (field 3): no character map (2), no dummy prefix (3), extra spaces stay (4).
 _VERBATIM = b"\x1a\x06" + b"\x12\x00" + b"\x18\x00" + b"\x20\x00"
-
-
-@dataclass(frozen=True)
-class _Added:
-    """A token that is looked for in the text before sentencepiece sees it."""
-
-    token: int
-    text: str
-    special: bool
-    lstrip: bool = False  # takes the white space around it along
-    rstrip: bool = False
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -45,19 +40,19 @@ class SentencePieceTokenizer(Tokenizer):
         self,
         whole: sentencepiece.SentencePieceProcessor,
         verbatim: sentencepiece.SentencePieceProcessor,
-        added: list[_Added],
+        added: list[AddedToken],
         folder: Path,
     ) -> None:
         config, named = read_json(folder / "tokenizer_config.json"), named_special_tokens(folder)
-        size = max([whole.get_piece_size(), *(item.token + 1 for item in added)])
+        size = max([whole.get_piece_size(), *(item.id + 1 for item in added)])
         table = [_piece_bytes(whole, token) for token in range(whole.get_piece_size())]
         table += [b""] * (size - len(table))
         special = {token for token in range(whole.get_piece_size()) if _has_no_text(whole, token)}
         for item in added:
             if item.special:
-                special.add(item.token)
-            table[item.token] = b"" if item.special else item.text.encode("utf-8")
-        ids = {item.text: item.token for item in added}
+                special.add(item.id)
+            table[item.id] = b"" if item.special else item.text.encode("utf-8")
+        ids = {item.text: item.id for item in added}
         scores = [whole.get_score(token).hex() for token in range(whole.get_piece_size())]
         super().__init__(
             table,
@@ -82,7 +77,7 @@ class SentencePieceTokenizer(Tokenizer):
         for match in self._pattern.finditer(text):
             ids += self._encode_part(text[start : match.start()], first=start == 0)
             assert match.lastindex is not None, f"{match} matched no alternative"
-            ids.append(self._added[match.lastindex - 1].token)
+            ids.append(self._added[match.lastindex - 1].id)
             start = match.end()
         ids += self._encode_part(text[start:], first=start == 0)
         return [*self._front, *ids, *self._back] if special else ids
@@ -124,27 +119,17 @@ def _named_id(text: object, ids: dict[str, int], default: int) -> int | None:
     return default if default >= 0 else None
 
 
-def _added_tokens(model: sentencepiece.SentencePieceProcessor, folder: Path) -> list[_Added]:
-    """The model's own control tokens and those that tokenizer_config.json and added_tokens.json list."""
+def _added_tokens(model: sentencepiece.SentencePieceProcessor, folder: Path) -> list[AddedToken]:
+    """The model's own control tokens, those that are named, and those that the checkpoint lists."""
     named = flat_special_tokens(folder)
-    found: dict[int, _Added] = {}
+    found = {}
     for token in range(model.get_piece_size()):
         if _has_no_text(model, token) or model.id_to_piece(token) in named:
-            found[token] = _Added(token, model.id_to_piece(token), special=True)
-    for text, token in read_json(folder / "added_tokens.json").items():
-        found[token] = _Added(token, text, special=text in named)
-    listed: dict[str, dict[str, Any]] = read_json(folder / "tokenizer_config.json").get(
-        "added_tokens_decoder", {}
-    )
-    for key, item in listed.items():
-        text, special = item["content"], item.get("special", False) or item["content"] in named
-        found[int(key)] = _Added(
-            int(key), text, special, item.get("lstrip", False), item.get("rstrip", False)
-        )
-    return list(found.values())
+            found[token] = AddedToken(token, model.id_to_piece(token), special=True)
+    return list((found | {item.id: item for item in listed_added_tokens(folder)}).values())
 
 
-def _pattern(added: list[_Added]) -> re.Pattern[str]:
+def _pattern(added: list[AddedToken]) -> re.Pattern[str]:
     """One group per added token, in their order; where several match at a place, the longest does."""
     added.sort(key=lambda item: -len(item.text))
     alternatives = (
