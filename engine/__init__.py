@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nudging.aio import AsyncLLM
     from nudging.api import LLM
-    from nudging.errors import BadRequest, CheckpointError, EngineClosed, NudgingError, NumericalError, OutOfBlocks
+    from nudging.errors import (
+        BadRequest,
+        CheckpointError,
+        EngineClosed,
+        NudgingError,
+        NumericalError,
+        OutOfBlocks,
+    )
     from nudging.generation import Generation
     from nudging.params import SamplingParams
     from nudging.policies import Base, Guide, Nudging

@@ -166,7 +166,9 @@ class LLM:
         result: NDArray[np.float32] = self._thread.call(lambda: runner.decoder.logits(ids)).cpu().numpy()
         return result
 
-    def score(self, prompt: Prompt, continuation: str | Sequence[int], policy: Policy | None = None) -> list[float]:
+    def score(
+        self, prompt: Prompt, continuation: str | Sequence[int], policy: Policy | None = None
+    ) -> list[float]:
         """The log-probability of each token of `continuation` after `prompt`, under the policy."""
         with self.open(prompt, policy) as generation:
             return generation.score(continuation)
@@ -180,7 +182,13 @@ class LLM:
         self, readers: list[Any], listed: Sequence[Any], params: Any, policy: Any, speculate: Speculate | None
     ) -> list[RequestOutput]:
         count = len(listed)
-        each = zip(readers, listed, spread("sampling_params", params, count), spread("policy", policy, count), strict=True)
+        each = zip(
+            readers,
+            listed,
+            spread("sampling_params", params, count),
+            spread("policy", policy, count),
+            strict=True,
+        )
         jobs = [self._job(reader, prompt, p, q, speculate) for reader, prompt, p, q in each]
         handles = [self._start(job) for job in jobs]
         return [handle.result() for handle in handles]
@@ -219,11 +227,13 @@ class LLM:
 
 
 OPTIONS = (
-    "base guide models device dtype kv_cache_memory speculate max_batch_tokens block_size progress".split()
+    ["base", "guide", "models", "device", "dtype", "kv_cache_memory", "speculate", "max_batch_tokens", "block_size", "progress"]
 )
 
 
-def name_roles(base: Checkpoint, guide: Checkpoint | None, models: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
+def name_roles(
+    base: Checkpoint, guide: Checkpoint | None, models: Mapping[str, Checkpoint]
+) -> dict[str, Checkpoint]:
     """The checkpoint of every role.  Raises BadRequest for a role named twice."""
     twice = [name for name in ("base", "guide") if name in models]
     if twice:
@@ -236,7 +246,9 @@ def read_speculate(value: Speculate) -> int:
     if value in ("auto", "off"):
         return 0
     if not is_int(value) or not 0 <= int(value) <= MAX_DRAFT:
-        raise BadRequest(f"speculate is {value!r}; it must be 'auto', 'off' or a whole number from 0 to {MAX_DRAFT}")
+        raise BadRequest(
+            f"speculate is {value!r}; it must be 'auto', 'off' or a whole number from 0 to {MAX_DRAFT}"
+        )
     return int(value)
 
 
@@ -250,7 +262,9 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         return [value] * count
     if len(value) != count:
-        raise BadRequest(f"{name} has {len(value)} entries and there are {count} prompts; give one, or one for each")
+        raise BadRequest(
+            f"{name} has {len(value)} entries and there are {count} prompts; give one, or one for each"
+        )
     return list(value)
 
 

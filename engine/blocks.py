@@ -25,7 +25,9 @@ class BlockPool:
     def allocate(self) -> int:
         """A block with one reference.  Raises OutOfBlocks when none is free."""
         if not self._free:
-            raise OutOfBlocks(f"all {self.total} blocks are in use; raise kv_cache_memory or send less at once")
+            raise OutOfBlocks(
+                f"all {self.total} blocks are in use; raise kv_cache_memory or send less at once"
+            )
         block = self._free.pop()
         self._references[block] = 1
         return block
@@ -49,7 +51,9 @@ class BlockPool:
         """Assert I2: every block is either free or owned, and no block is listed twice."""
         owned = sum(count > 0 for count in self._references)
         assert len(set(self._free)) == len(self._free), "a block is in the free list twice"
-        assert self.num_free + owned == self.total, f"{self.num_free} free + {owned} owned != {self.total} blocks"
+        assert self.num_free + owned == self.total, (
+            f"{self.num_free} free + {owned} owned != {self.total} blocks"
+        )
 
 
 class BlockTable:

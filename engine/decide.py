@@ -61,7 +61,9 @@ def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
 
 def _row(logits: Tensor, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:
     if not math.isfinite(peak) or math.isnan(lse):
-        return NumericalError(f"the model's logits are not finite (max {peak}, log-sum-exp {lse}); check its weights")
+        return NumericalError(
+            f"the model's logits are not finite (max {peak}, log-sum-exp {lse}); check its weights"
+        )
     plain = want.params.temperature == 0 and not want.params.logit_bias
     token = top if plain else pick_token(logits, want.params, want.seed, want.position)
     return Row(token, top, math.exp(peak - lse), logits.clone() if want.keep_logits else None)

@@ -148,7 +148,9 @@ class Engine:
     def _commit(self, request: Request, step: Step) -> None:
         """Write what a step decided; after its last token the step's own end counts."""
         if not step.tokens and not step.texts and step.finish is None and step.state == request.state:
-            raise BadRequest(f"{request.policy!r} wrote nothing, finished nothing and kept its state; it stands still")
+            raise BadRequest(
+                f"{request.policy!r} wrote nothing, finished nothing and kept its state; it stands still"
+            )
         for token in step.tokens:
             if request.is_finished:
                 break

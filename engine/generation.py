@@ -128,7 +128,9 @@ class Generation:
                 # The engine took the memory with it.
                 self._sequences.clear()
 
-    def _run(self, params: SamplingParams, policy: Policy, known_ahead: tuple[int, ...] = ()) -> CompletionOutput:
+    def _run(
+        self, params: SamplingParams, policy: Policy, known_ahead: tuple[int, ...] = ()
+    ) -> CompletionOutput:
         """One request that goes on from prompt + text, with this generation's caches."""
         self._check_open()
         prompts = {name: RolePrompt(prompt.ids + self.token_ids) for name, prompt in self._prompts.items()}
@@ -177,7 +179,9 @@ class Generation:
         self._check_open()
         self.token_ids += ids
         self.authors += ["caller"] * len(ids)
-        return CompletionOutput.written("caller", ids, self._tokenizer().text_of(ids) if self._has_text() else None)
+        return CompletionOutput.written(
+            "caller", ids, self._tokenizer().text_of(ids) if self._has_text() else None
+        )
 
     def _ids(self, text: str | Ids[int]) -> list[int]:
         ids = self._tokenizer().encode_continuation(text) if isinstance(text, str) else list(text)

@@ -37,7 +37,9 @@ class Handle:
         """Wait for all continuations.  Raises TimeoutError after `timeout` seconds; the job goes on."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.is_finished, timeout):
-                raise TimeoutError(f"request {self.request_id} did not finish within {timeout} s; cancel() ends it")
+                raise TimeoutError(
+                    f"request {self.request_id} did not finish within {timeout} s; cancel() ends it"
+                )
         for request in self._requests:
             if isinstance(request.error, EngineClosed):
                 raise request.error

@@ -31,7 +31,9 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     if isinstance(name, os.PathLike) or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or path.exists():
-        raise CheckpointError(f"{text!r} is not a directory; give a checkpoint's directory, a hub id or pocket:NAME")
+        raise CheckpointError(
+            f"{text!r} is not a directory; give a checkpoint's directory, a hub id or pocket:NAME"
+        )
     return _download(text)
 
 
@@ -54,7 +56,9 @@ def read_bytes(value: int | str) -> int:
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
     if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
-        raise BadRequest(f"kv_cache_memory is {value!r}; give a positive number of bytes, or one like '512MiB' or '2GiB'")
+        raise BadRequest(
+            f"kv_cache_memory is {value!r}; give a positive number of bytes, or one like '512MiB' or '2GiB'"
+        )
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
@@ -79,7 +83,10 @@ def read_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 
 def load_roles(
-    checkpoints: dict[str, str | os.PathLike[str]], dtype: torch.dtype | str, device: torch.device, progress: bool
+    checkpoints: dict[str, str | os.PathLike[str]],
+    dtype: torch.dtype | str,
+    device: torch.device,
+    progress: bool,
 ) -> tuple[dict[str, Role], dict[str, Decoder]]:
     """Every role, and every model by its name; roles of one checkpoint share one model.
 
@@ -116,7 +123,9 @@ def make_runners(
     rounds = memory // sum(users[name] * sizes[name] for name in decoders)
     if rounds < 2:
         least = 2 * sum(users[name] * sizes[name] for name in decoders)
-        raise BadRequest(f"kv_cache_memory is {memory} bytes; these models need at least {least} for two blocks each")
+        raise BadRequest(
+            f"kv_cache_memory is {memory} bytes; these models need at least {least} for two blocks each"
+        )
     return {
         name: ModelRunner(decoder, rounds * users[name], block_size) for name, decoder in decoders.items()
     }

@@ -87,7 +87,9 @@ class SamplingParams:
     def _check_bias(self) -> None:
         if self.logit_bias is None:
             return
-        require(isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a map from id to number")
+        require(
+            isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a map from id to number"
+        )
         for token, bias in self.logit_bias.items():
             fine = is_int(token) and token >= 0 and is_number(bias) and abs(bias) <= 100
             require(fine, "logit_bias", {token: bias}, "token ids >= 0 with numbers from -100 to 100")

@@ -63,7 +63,9 @@ def _read(prompt: str | Sequence[int], role: Role, special: bool = True) -> Role
 
 def _read_text(text: str, role: Role, special: bool) -> RolePrompt:
     if role.tokenizer is None:
-        raise BadRequest(f"the prompt is text and the checkpoint of {role.name!r} has no tokenizer; give token ids")
+        raise BadRequest(
+            f"the prompt is text and the checkpoint of {role.name!r} has no tokenizer; give token ids"
+        )
     ids = role.tokenizer.encode(text, special=special)
     if not text or not ids:
         raise BadRequest("the prompt is empty; give at least one character or one token id")
@@ -73,7 +75,9 @@ def _read_text(text: str, role: Role, special: bool) -> RolePrompt:
 def _read_ids(prompt: Sequence[int], role: Role) -> list[int]:
     if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Sequence):
         kind = type(prompt).__name__
-        raise BadRequest(f"the prompt is a {kind}; give a str, a list of token ids, or a dict of either per role")
+        raise BadRequest(
+            f"the prompt is a {kind}; give a str, a list of token ids, or a dict of either per role"
+        )
     if len(prompt) == 0:
         raise BadRequest("the prompt is empty; give at least one character or one token id")
     for token in prompt:

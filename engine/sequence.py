@@ -42,7 +42,9 @@ class Sequence:
 
     def check(self) -> None:
         """Assert I1 and that the blocks cover what is computed."""
-        assert 0 <= self.num_computed <= len(self.tokens), f"{self.num_computed} of {len(self.tokens)} computed"
+        assert 0 <= self.num_computed <= len(self.tokens), (
+            f"{self.num_computed} of {len(self.tokens)} computed"
+        )
         held = len(self.block_table.ids) * self.block_table.pool.block_size
         assert held >= self.num_computed, f"blocks hold {held} tokens, {self.num_computed} are computed"
 

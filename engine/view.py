@@ -76,7 +76,9 @@ class RequestView:
     def _tokenizer(self, role: str) -> Tokenizer:
         tokenizer = self._request.roles[role].tokenizer
         if tokenizer is None:
-            raise BadRequest(f"this policy works on text and {role!r} has no tokenizer; use granularity='token'")
+            raise BadRequest(
+                f"this policy works on text and {role!r} has no tokenizer; use granularity='token'"
+            )
         return tokenizer
 
     def _context(self, role: str) -> tuple[Sequence, int]:

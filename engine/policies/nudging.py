@@ -41,7 +41,9 @@ class Nudging:
                 "to 2 (anything above 1 is the guide alone)"
             )
         if self.granularity not in GRANULARITIES:
-            raise BadRequest(f"granularity is {self.granularity!r}; it must be one of {', '.join(GRANULARITIES)}")
+            raise BadRequest(
+                f"granularity is {self.granularity!r}; it must be one of {', '.join(GRANULARITIES)}"
+            )
         if self.comparator not in ("<", "<="):
             raise BadRequest(f"comparator is {self.comparator!r}; it must be '<' or '<='")
 
@@ -75,7 +77,9 @@ class Nudging:
     def owner(self, view: View, state: Any, token: int) -> tuple[str, Any]:
         """Who writes `token`'s position of a given text; the state counts the guide's tokens of the current word."""
         if self.granularity == "reference":
-            raise BadRequest("granularity='reference' works on text and cannot score tokens; use 'word' or 'token'")
+            raise BadRequest(
+                "granularity='reference' works on text and cannot score tokens; use 'word' or 'token'"
+            )
         in_word = state or 0
         if self.granularity == "word" and 0 < in_word < self.lookahead and not view.starts_with_space(token):
             return "guide", in_word + 1
