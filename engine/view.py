@@ -91,7 +91,9 @@ class RequestView:
         return sequence, sequence.context_len
 
     def _text_context(self, role: str, text: str) -> tuple[Sequence, int]:
-        """The role's sequence, made to begin with prompt + text tokenised together, and the position after it."""
+        """The role's sequence, made to begin with prompt + text tokenised together, and the position
+        after it.
+        """
         sequence = self._request.sequences[role]
         known = self._contexts.get(role)
         if known is not None and known[0] == text:
@@ -114,7 +116,9 @@ class RequestView:
         return row
 
     def _continue(self, role: str, sequence: Sequence, position: int, length: int) -> list[Row]:
-        """`role`'s own path from `position` on, until an end of sequence, `length` rows or its context is full."""
+        """`role`'s own path from `position` on, until an end of sequence, `length` rows or its context
+        is full.
+        """
         rows: list[Row] = []
         last = min(position + length, self._request.roles[role].max_len + 1)
         for at in range(position, last):
