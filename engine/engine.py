@@ -50,8 +50,8 @@ class Engine:
             if needed > pool.total:
                 raise BadRequest(
                     f"the request may need {needed * pool.block_size} tokens of cache in model {model!r}, "
-                    f"which has {pool.total * pool.block_size}; shorten the prompt, lower max_tokens or raise "
-                    "kv_cache_memory"
+                    f"which has {pool.total * pool.block_size}; shorten the prompt, lower max_tokens or "
+                    "raise kv_cache_memory"
                 )
 
     def abort(self, request: Request) -> None:
