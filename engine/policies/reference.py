@@ -151,13 +151,11 @@ def without_repeated_suffix(text: str) -> str:
 
 
 def _repeated_suffix(text: str) -> int:
-    """The length that the client's binary search finds for a suffix that stands twice in a row; 0 for
-    none.
-    """
-    low, high, found = MIN_REPEAT_CHARS, len(text) // 2, 0
+    """The length of a suffix that stands twice in a row, as the client's binary search finds it, else 0."""
+    low, high, found = 0, len(text), 0
     while low <= high:
         size = (low + high) // 2
-        if text[:-size].endswith(text[-size:]):
+        if size >= MIN_REPEAT_CHARS and text[:-size].endswith(text[-size:]):
             found, low = size, size + 1
         else:
             high = size - 1
