@@ -158,6 +158,7 @@ class LLM:
         """A text to be extended, forked, rewound and scored, with the cache of every role kept between
         calls.
         """
+        self._thread.check_open()
         policy = policy or self.default_policy
         check_policy(policy, self.roles)
         prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles])
@@ -165,6 +166,7 @@ class LLM:
 
     def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What `role` says after each prefix of `token_ids`: float32 [len(token_ids), vocab]."""
+        self._thread.check_open()
         if role not in self.roles:
             raise BadRequest(f"there is no role {role!r}; open are {', '.join(self.roles)}")
         ids = read_prompt(token_ids, [self.roles[role]])[role].ids
@@ -208,6 +210,7 @@ class LLM:
         speculate: Speculate | None,
     ) -> list[Request]:
         """The n requests of one prompt, all checked."""
+        self._thread.check_open()
         params, policy = params or SamplingParams(), policy or self.default_policy
         if not isinstance(params, SamplingParams):
             raise BadRequest(f"sampling_params is a {type(params).__name__}; give SamplingParams(...)")

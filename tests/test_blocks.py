@@ -118,7 +118,9 @@ class SequencesOnOnePool(RuleBasedStateMachine):
         for _, fresh in copies:
             assert not self.pool.is_shared(fresh)
         for position in range(start, end):
-            assert not self.pool.is_shared(sequence.block_table.ids[position // 3]), "never write a shared block"
+            assert not self.pool.is_shared(sequence.block_table.ids[position // 3]), (
+                "never write a shared block"
+            )
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), length=st.integers(0, 20))
