@@ -27,6 +27,14 @@ def on_cpu(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in DTYPES
 
 
+def sizes(op: str, name: str, tensor: Tensor, dims: int) -> torch.Size:
+    """`tensor.shape`; ValueError unless it has just so many dimensions."""
+    shape = tensor.shape
+    if len(shape) != dims:
+        raise ValueError(f"{op}: {name} is {tuple(shape)}, it must have {dims} dimensions")
+    return shape
+
+
 def require(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """`tensor`, dense; ValueError unless it is a CPU tensor of just this shape and dtype."""
     if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
