@@ -48,7 +48,8 @@ def test_what_is_streamed_is_the_whole_decode(table: list[bytes]) -> None:
 @PROPERTY
 @given(text=ANY_TEXT, sizes=st.lists(st.integers(1, 3), min_size=1, max_size=8))
 def test_a_character_comes_out_whole_and_as_soon_as_its_last_byte(text: str, sizes: list[int]) -> None:
-    data, table = text.encode(), []
+    data = text.encode()
+    table: list[bytes] = []
     while data:
         size = sizes[len(table) % len(sizes)]
         table.append(data[:size])

@@ -49,21 +49,26 @@ def byte_level() -> dict[str, Any]:
     return spec
 
 
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The tokenizer.model of a sentencepiece BPE with byte fallback, the kind of Llama 2 and Gemma."""
-    prefix = tmp_path_factory.mktemp("sp") / "tokenizer"
+def train_pieces(folder: Path, **options: Any) -> bytes:
+    """A tokenizer.model of 320 pieces with byte fallback."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES),
-        model_prefix=str(prefix),
+        model_prefix=str(folder / "tokenizer"),
         vocab_size=320,
-        model_type="bpe",
         byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
         minloglevel=2,
+        **options,
     )
-    return prefix.with_suffix(".model").read_bytes()
+    return (folder / "tokenizer.model").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A sentencepiece BPE, the kind of Llama 2 and Gemma."""
+    folder = tmp_path_factory.mktemp("sp")
+    return train_pieces(
+        folder, model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False
+    )
 
 
 Make = Callable[..., Tokenizer]
@@ -101,7 +106,7 @@ def with_added(spec: dict[str, Any], *texts: str, special: bool) -> dict[str, An
     )
 
 
-CONFIG = {"bos_token": "<|bos|>", "eos_token": {"content": "<|eos|>"}}
+CONFIG: dict[str, Any] = {"bos_token": "<|bos|>", "eos_token": {"content": "<|eos|>"}}
 
 
 def test_special_tokens_are_recognised_and_have_no_text(make: Make, byte_level: dict[str, Any]) -> None:
@@ -187,7 +192,7 @@ BYTES_AND_FUSE = [{"type": "ByteFallback"}, {"type": "Fuse"}]
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
 PREPEND = {"type": "Prepend", "prepend": "\u2581"}
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "llama-2": {
         "normalizer": {"type": "Sequence", "normalizers": [PREPEND, SPACES]},
         "pre_tokenizer": None,
@@ -268,6 +273,23 @@ def test_sentencepiece_puts_one_space_in_front_of_a_whole_text_only(make: Make, 
     assert tokenizer.bytes_of(tokenizer.encode("a</s>b")) == b" ab", "no space after a special token"
     legacy = make(model=pieces, tokenizer_config={"legacy": True})
     assert legacy.bytes_of(legacy.encode("a</s>b")) == b" a b"
+
+
+@pytest.fixture(scope="module")
+def rewriting(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A sentencepiece unigram model that rewrites characters and drops double spaces."""
+    folder = tmp_path_factory.mktemp("unigram")
+    train_pieces(folder, model_type="unigram", normalization_rule_name="nmt_nfkc", hard_vocab_limit=False)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer is not None
+    return tokenizer
+
+
+@PROPERTY
+@given(text=ANY_TEXT)
+def test_a_continuation_keeps_what_a_whole_text_has_rewritten(rewriting: Tokenizer, text: str) -> None:
+    assert rewriting.decode(rewriting.encode("\ufb01  x ")) == "fi x"
+    assert rewriting.bytes_of(rewriting.encode_continuation(text)) == text.encode()
 
 
 def test_sentencepiece_adds_what_its_configuration_says(make: Make, pieces: bytes) -> None:
