@@ -1,7 +1,9 @@
 """The Python API as a caller meets it: results, streams, handles, open generations, and every bad input."""
 
+import gc
 import math
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -282,6 +284,16 @@ def test_closing_ends_everything_once(tiny_pair: dict[str, Path]) -> None:
     generation.close()
     with pytest.raises(EngineClosed, match="closed"):
         llm.generate(PROMPT)
+
+
+def test_closing_frees_weights_and_caches(tiny_pair: dict[str, Path]) -> None:
+    with LLM(**tiny_pair, kv_cache_memory="1MiB") as llm:
+        one(llm)
+        runner = llm._engine.runners["base"]
+        held = [weakref.ref(runner.cache.k), weakref.ref(runner.decoder.weights.embed)]
+        del runner
+    gc.collect()
+    assert [ref() for ref in held] == [None, None]
 
 
 def test_two_engines_live_in_one_process(tiny_pair: dict[str, Path]) -> None:
