@@ -39,7 +39,8 @@ def softmax_stats(logits: Tensor) -> SoftmaxStats:
 def _softmax_stats_cpu(logits: Tensor, isa: _C.Isa = BEST) -> SoftmaxStats:
     rows, vocab = sizes("softmax_stats", "logits", logits, 2)
     logits = logits.contiguous()
-    top, lse, entropy = logits.new_empty((3, rows), dtype=torch.float32).unbind()
+    top = logits.new_empty(rows, dtype=torch.float32)
+    lse, entropy = torch.empty_like(top), torch.empty_like(top)
     argmax = logits.new_empty(rows, dtype=torch.int32)
     _C.softmax_stats(
         isa,
