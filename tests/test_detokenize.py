@@ -82,12 +82,15 @@ def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-STOPS = st.lists(st.text("ab\u00e9", min_size=1, max_size=5), max_size=3)
+# Two letters only, so that stop strings overlap themselves, each other and what looked like their beginning.
+STOPS = st.lists(st.text("ab", min_size=1, max_size=6), max_size=3)
 
 
 @PROPERTY
-@given(pieces=st.lists(st.text("ab\u00e9", max_size=6), max_size=8), stops=STOPS)
+@given(pieces=st.lists(st.text("ab", max_size=6), max_size=8), stops=STOPS)
 @example(pieces=["aab"], stops=["ab", "aabb"])
+@example(pieces=["aa", "ab"], stops=["aab"])
+@example(pieces=["aabaa", "abaab"], stops=["aabaab"])
 @example(pieces=["a", "abc", "d"], stops=["bc", "aabcd"])
 def test_the_cut_depends_on_the_text_alone(pieces: list[str], stops: list[str]) -> None:
     checker = StopChecker(stops)
@@ -101,7 +104,7 @@ def test_the_cut_depends_on_the_text_alone(pieces: list[str], stops: list[str]) 
 
 
 @PROPERTY
-@given(text=st.text("ab\u00e9", max_size=20), stops=STOPS)
+@given(text=st.text("ab", max_size=20), stops=STOPS)
 def test_only_the_possible_beginning_of_a_stop_string_is_held_back(text: str, stops: list[str]) -> None:
     emitted, stopped = StopChecker(stops).push(text)
     if not stopped:

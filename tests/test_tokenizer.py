@@ -120,7 +120,9 @@ def test_special_tokens_are_recognised_and_have_no_text(make: Make, byte_level: 
     assert tokenizer.decode(ids) == "cat"
     assert tokenizer.is_special(eos)
     assert tokenizer.token_bytes(eos) == b""
-    assert tokenizer.bytes_of(tokenizer.encode_continuation("cat<|eos|>")) == b"cat<|eos|>"
+    without = make(tokenizer=changed(byte_level, added_tokens=[], post_processor=None))
+    text = "<|eos|> " + SENTENCES[-1]
+    assert tokenizer.encode_continuation(text) == without.encode(text)
 
 
 def test_a_token_is_special_where_only_the_configuration_says_so(
@@ -250,6 +252,7 @@ def test_one_vocabulary_is_one_tokenizer_however_spaces_are_written(
 ) -> None:
     first, *others = (make(tokenizer=byte_fallback | kind) for kind in KINDS.values())
     assert all(first.same_as(other) for other in others)
+    assert len({tuple(each.encode_continuation(SENTENCES[-1])) for each in (first, *others)}) == 1
 
 
 def test_a_character_without_tokens_is_refused_in_a_continuation(
