@@ -155,7 +155,7 @@ class Engine:
         if last > request.max_sequence(role):
             request.fail(
                 BadRequest(
-                    f"the text takes {last} tokens of {role!r} and {request.max_sequence(role)} were reserved; "
+                    f"the text takes {last} tokens of {role!r}, {request.max_sequence(role)} were reserved; "
                     "raise max_tokens"
                 )
             )
