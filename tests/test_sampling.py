@@ -105,6 +105,13 @@ def test_ties_at_the_boundary_keep_the_lowest_ids(top_k: int, top_p: float) -> N
     assert kept.tolist() == [False, True, True, False, False, False]
 
 
+def test_many_ties_keep_the_lowest_ids_too() -> None:
+    logits = random_logits(1, 4099, seed=8, scale=1.0).round()
+    expected = sorted(range(4099), key=lambda token: (-logits[0, token].item(), token))[:1500]
+    kept = warp(logits, 1.0, 1500, 1.0, 0.0)[0] > -math.inf
+    assert kept.nonzero().flatten().tolist() == sorted(expected)
+
+
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(1, 1.0, 0.0), (0, 1e-9, 0.0), (0, 1.0, 1.0)])
 def test_the_likeliest_token_always_stays(top_k: int, top_p: float, min_p: float) -> None:
     logits = random_logits(3, 100, seed=9)
