@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nudging.batch import Batch, KVCache
 from nudging.errors import BadRequest
+from nudging.kernels.op import FORCED
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
@@ -331,11 +332,9 @@ def test_one_prefill_gives_the_logits_of_transformers(pair: Pair) -> None:
     assert (logits - expected).abs().max() <= TOLERANCE
 
 
-def test_ragged_chunks_over_a_poisoned_cache_give_the_logits_of_transformers(pair: Pair) -> None:
-    vocab_size = pair.hf.config.vocab_size
-    lengths = (NUM_POSITIONS, 41, 57)
-    texts = [random_ids(vocab_size, n, seed=10 + n) for n in lengths]
-    ragged = Ragged(pair.decoder, len(texts), seed=5)
+def in_ragged_chunks(decoder: Decoder, texts: list[list[int]]) -> list[Tensor]:
+    """The logits [n, vocab] of each text, all in one batch, some random tokens of each per step."""
+    ragged = Ragged(decoder, len(texts), seed=5)
     sizes = iter(random_ids(14, 1000, seed=6))
     got: list[list[Tensor]] = [[] for _ in texts]
     while any(ragged.lengths[s] < len(text) for s, text in enumerate(texts)):
@@ -343,8 +342,20 @@ def test_ragged_chunks_over_a_poisoned_cache_give_the_logits_of_transformers(pai
         if any(chunks):
             for s, rows in enumerate(ragged.step(chunks)):
                 got[s].append(rows)
-    for text, rows in zip(texts, got, strict=True):
-        assert (torch.cat(rows) - hf_logits(pair.hf, text)).abs().max() <= TOLERANCE
+    return [torch.cat(rows) for rows in got]
+
+
+def test_ragged_chunks_over_a_poisoned_cache_give_the_logits_of_transformers(pair: Pair) -> None:
+    texts = [random_ids(pair.hf.config.vocab_size, n, seed=n) for n in (NUM_POSITIONS, 41, 57)]
+    for text, logits in zip(texts, in_ragged_chunks(pair.decoder, texts), strict=True):
+        assert (logits - hf_logits(pair.hf, text)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.skipif(FORCED == "reference", reason="the references do not promise it")
+def test_a_row_has_the_same_bits_whatever_is_computed_with_it(pair: Pair) -> None:
+    texts = [random_ids(pair.hf.config.vocab_size, n, seed=n) for n in (NUM_POSITIONS, 41, 57)]
+    for text, logits in zip(texts, in_ragged_chunks(pair.decoder, texts), strict=True):
+        assert torch.equal(logits, pair.decoder.logits(text))
 
 
 def test_greedy_continuations_are_those_of_transformers_except_at_ties(pair: Pair) -> None:
