@@ -266,6 +266,18 @@ def test_nan_logits_end_only_their_own_request(tiny_pair: dict[str, Path]) -> No
         assert_pools_are_whole(llm)
 
 
+def test_nan_behind_a_refused_draft_is_nobodys_error(tiny_pair: dict[str, Path]) -> None:
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
+        clean = written(llm.generate([70, 71], params, Nudging(0, "token"), 0)[0].outputs[0])
+        guide = written(llm.generate([70, 71], params, Guide())[0].outputs[0])
+        refused = next(t for t in guide.token_ids if t not in clean.token_ids)
+        llm._engine.runners["base"].decoder.weights.embed[refused] = float("nan")
+        drafted = llm.generate([70, 71], params, Nudging(0, "token"), 8)[0].outputs[0]
+        assert drafted.stats.drafted > 0
+        assert written(drafted) == clean
+
+
 def test_more_requests_than_memory_wait_their_turn(tiny_pair: dict[str, Path]) -> None:
     with LLM(**tiny_pair, kv_cache_memory="128KiB") as llm:
         params = SamplingParams(max_tokens=20, ignore_eos=True)
