@@ -385,7 +385,8 @@ def test_torch_and_our_ops_share_one_openmp_runtime() -> None:
     if not Path("/proc/self/maps").exists():
         pytest.skip("no /proc on this system")
     script = (
-        "import torch; from nudging.kernels.linear import linear; linear(torch.zeros(1, 8), torch.zeros(4, 8));"
+        "import torch; from nudging.kernels.linear import linear;"
+        "linear(torch.zeros(1, 8), torch.zeros(4, 8));"
         "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
