@@ -1,14 +1,15 @@
 """How many tokens to draft: never dearer than drafting nothing, and as fast as the agreement allows.
 
 Lazy nudging (no drafts) pays for exactly the rows that the policy asks for.  A ledger keeps that sum beside
-what was really paid.  A draft of k tokens may waste at most its guide passes and the longer pass of the base;
-it is made only where the ledger stays within 2 % of lazy even if all of it is wasted.  So the guarantee holds
-for every text, and what good drafts save pays for the next ones.
+what was really paid.  A draft of k tokens may waste at most what drafting it costs (passes of the guide; a
+looked-up draft is free) and the longer pass of the model that reads it; it is made only where the ledger
+stays within 2 % of lazy even if all of it is wasted.  So the guarantee holds for every text, and what good
+drafts save pays for the next ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,21 +65,19 @@ class Ledger:
         return (1 + ALLOWANCE) * self.lazy - self.paid
 
 
-def draft_length(ledger: Ledger, base_rows: int, guide_rows: int, limit: int) -> int:
+def draft_length(ledger: Ledger, reader: str, rows: int, drafting: Callable[[int], float], limit: int) -> int:
     """The draft length, 0 to `limit`, with the most tokens per second of those the ledger can afford.
 
-    `base_rows` and `guide_rows` are not computed yet before the first drafted token: 1 and 1 where both
-    models are at the end of the text, more for one that lags.  0 is lazy.
+    The role `reader` has `rows` tokens to compute before the first drafted one: 1 at the end of the text,
+    more where it lags.  `drafting(n)` is the cost of drafting n tokens.  0 is lazy.
     """
-    base, guide = ledger.costs["base"], ledger.costs["guide"]
-    lazy_pass = base.of(base_rows)
-    best, best_rate = 0, 1 / lazy_pass
+    model = ledger.costs[reader]
+    best, best_rate = 0, 1 / model.of(rows)
     for length in range(1, min(limit, MAX_ADAPTIVE_DRAFT) + 1):
-        drafting = guide.of(guide_rows) + (length - 1) * guide.of(1)
-        verifying = base.of(base_rows + length)
-        if drafting + verifying > ledger.budget:
+        cost = drafting(length) + model.of(rows + length)
+        if cost > ledger.budget:
             break
-        rate = expected_tokens(length, ledger.agreement) / (drafting + verifying)
+        rate = expected_tokens(length, ledger.agreement) / cost
         if rate > best_rate:
             best, best_rate = length, rate
     return best

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nudging.drafters import DRAFTERS
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
@@ -37,11 +38,13 @@ class LLM:
 
     `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`;
     equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.
-    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens the guide drafts for every pass
-    of the base; "auto" drafts as many as pay, "off" none.  It changes speed, never a token.  `max_len`: the
-    longest prompt + text in tokens, where a checkpoint's own context is longer.  `max_batch_tokens`: the
-    most tokens of one pass, longer prompts are read in parts.  Use as a context manager or call `close()`:
-    then every request has ended and all memory is free.  Raises BadRequest and CheckpointError.
+    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens are drafted for every pass of the
+    base; "auto" drafts as many as pay, "off" none.  `drafter`: "guide" drafts with the guide where the policy
+    has one, "ngram" looks up what followed the text's last tokens before (also for one model alone), "none"
+    never drafts.  Both change speed, never a token.  `max_len`: the longest prompt + text in tokens, where a
+    checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
+    read in parts.  Use as a context manager or call `close()`: then every request has ended and all memory is
+    free.  Raises BadRequest and CheckpointError.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class LLM:
         dtype: str | torch.dtype = "auto",
         kv_cache_memory: int | str = "1GiB",
         speculate: Speculate = "auto",
+        drafter: str = "guide",
         max_batch_tokens: int = 2048,
         block_size: int = 16,
         max_len: int | None = None,
@@ -67,6 +71,7 @@ class LLM:
             check_sizes(max_len=max_len)
         memory = read_bytes(kv_cache_memory)
         self._draft_len = read_speculate(speculate)
+        self._drafter = read_drafter(drafter)
         checkpoints = name_roles(base, guide, models or {})
         self.roles, decoders = load_roles(
             checkpoints, read_dtype(dtype), read_device(device), progress, max_len
@@ -226,7 +231,16 @@ class LLM:
         seed = random.getrandbits(64) if params.seed is None else params.seed
         job_id = f"request-{next(self._ids)}"
         requests = [
-            Request(f"{job_id}-{i}", policy, params, (seed + i) % 2**64, prompts, self.roles, draft_len)
+            Request(
+                f"{job_id}-{i}",
+                policy,
+                params,
+                (seed + i) % 2**64,
+                prompts,
+                self.roles,
+                draft_len,
+                drafter=self._drafter,
+            )
             for i in range(params.n)
         ]
         for request in requests:
@@ -247,6 +261,7 @@ OPTIONS = (
     "dtype",
     "kv_cache_memory",
     "speculate",
+    "drafter",
     "max_batch_tokens",
     "block_size",
     "max_len",
@@ -282,6 +297,13 @@ def read_speculate(value: Speculate) -> int | None:
             f"speculate is {value!r}; it must be 'auto', 'off' or a whole number from 0 to {MAX_DRAFT}"
         )
     return int(value)
+
+
+def read_drafter(value: Any) -> str:
+    """The name of a drafter.  Raises BadRequest."""
+    if not isinstance(value, str) or value not in DRAFTERS:
+        raise BadRequest(f"drafter is {value!r}; it must be one of {', '.join(DRAFTERS)}")
+    return value
 
 
 def is_one_prompt(prompts: Any) -> bool:

@@ -1,17 +1,16 @@
 """Drafting ahead: computing rows before the policy asks for them.  It makes steps succeed earlier,
 nothing else.
 
-The guide's own continuation is the draft.  Where the base's row is missing, the base reads the draft in the
-same pass and answers after each of its tokens; the policy then runs on for as long as the text follows it.
+Where the row of the model that reads drafts is missing, it reads a draft in the same pass and answers after
+each of its tokens; the policy then runs on for as long as the text follows it.
 """
 
 from __future__ import annotations
 
 from nudging.adaptive import Ledger, draft_length
+from nudging.drafters import DRAFTERS, Drafter
 from nudging.request import Draft, Need, Request
 from nudging.view import MissingRow, RequestView
-
-DRAFTER = "guide"
 
 
 def draft_ahead(request: Request, view: RequestView, ledger: Ledger, need: Need) -> Need:
@@ -21,22 +20,22 @@ def draft_ahead(request: Request, view: RequestView, ledger: Ledger, need: Need)
             sequence.forget_rows_before(len(request.prompts[role].ids) + len(request.output))
     if request.known_ahead:
         return _read_known(request, need)
-    if need.role != "base" or DRAFTER not in request.policy.roles or not request.policy.shares_ids:
+    drafter = DRAFTERS[request.drafter]
+    if not _is_draftable(request, drafter, need):
         return need
-    if request.draft is None or request.draft.start != len(request.output) or request.draft.tokens:
+    draft = request.draft
+    if draft is None or draft.start != len(request.output):
         settle_draft(request, ledger)
-        request.draft = Draft(len(request.output), _length(request, view, ledger, need))
-    if request.draft.length == 0:
-        return need
-    try:
-        rows = view.draft(DRAFTER, request.draft.length)
-    except MissingRow as missing:
-        return missing.need
-    tokens = [row.token for row in rows if not view.is_eos(DRAFTER, row.token)]
-    request.sequences["base"].set_context(need.first, tokens)
-    request.draft.tokens = tokens
-    request.counters.drafted += len(tokens)
-    return Need("base", need.first, min(need.first + len(tokens), request.roles["base"].max_len))
+        draft = request.draft = Draft(len(request.output), _length(request, view, ledger, drafter, need))
+    if draft.length and not draft.tokens:
+        try:
+            draft.tokens = drafter.propose(request, view, need.role, draft.length)
+        except MissingRow as missing:
+            return missing.need
+        request.counters.drafted += len(draft.tokens)
+        request.sequences[need.role].set_context(need.first, draft.tokens)
+    last = min(need.first + len(draft.tokens), request.roles[need.role].max_len)
+    return Need(need.role, need.first, last)
 
 
 def settle_draft(request: Request, ledger: Ledger) -> None:
@@ -48,18 +47,25 @@ def settle_draft(request: Request, ledger: Ledger) -> None:
     pairs = zip(draft.tokens, written, strict=False)
     accepted = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(draft.tokens), len(written)))
     request.counters.accepted += accepted
+    request.counters.cycles[accepted] = request.counters.cycles.get(accepted, 0) + 1
     # What the end of the text cut off was not refused.
     ledger.learn(min(len(draft.tokens), len(written)), accepted)
 
 
-def _length(request: Request, view: RequestView, ledger: Ledger, need: Need) -> int:
+def _is_draftable(request: Request, drafter: Drafter, need: Need) -> bool:
+    """Whether the need is for the row right after the text, and its role reads drafts there."""
+    if not request.policy.shares_ids or not drafter.serves(request.policy, need.role):
+        return False
+    return need.first == len(request.prompts[need.role].ids) + len(request.output)
+
+
+def _length(request: Request, view: RequestView, ledger: Ledger, drafter: Drafter, need: Need) -> int:
     """How many tokens to draft now: what the caller fixed, or what pays."""
     limit = view.max_tokens - 1
     if request.draft_len is not None:
         return min(request.draft_len, limit)
-    base, guide = request.sequences["base"], request.sequences[DRAFTER]
-    end = len(request.prompts[DRAFTER].ids) + len(request.output)
-    return draft_length(ledger, need.first - base.num_computed, max(end - guide.num_computed, 1), limit)
+    rows = need.first - request.sequences[need.role].num_computed
+    return draft_length(ledger, need.role, rows, drafter.cost(request, ledger), limit)
 
 
 def _read_known(request: Request, need: Need) -> Need:

@@ -22,8 +22,9 @@ class Stats:
     """What one output cost.  A pass is one forward of a role's model in which this request had tokens.
 
     `nudged_tokens` counts tokens not written by the base; `drafted` and `accepted` count tokens computed
-    ahead and those of them that became text; `ttft_ms` and `tpot_ms` are milliseconds to the first
-    token, and for each later one on average (None where there was none).
+    ahead and those of them that became text; `accepted_lengths[n]` counts the drafts of which n tokens did;
+    `ttft_ms` and `tpot_ms` are milliseconds to the first token, and for each later one on average (None where
+    there was none).
     """
 
     tokens: int
@@ -35,6 +36,7 @@ class Stats:
     accepted: int
     ttft_ms: float | None
     tpot_ms: float | None
+    accepted_lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,4 +140,7 @@ def stats(request: Request) -> Stats:
         accepted=counters.accepted,
         ttft_ms=ttft,
         tpot_ms=tpot,
+        accepted_lengths=tuple(
+            counters.cycles.get(n, 0) for n in range(max(counters.cycles, default=-1) + 1)
+        ),
     )

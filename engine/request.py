@@ -58,6 +58,8 @@ class Counters:
     passes: dict[str, int] = field(default_factory=dict)
     drafted: int = 0
     accepted: int = 0
+    # How many drafts had so many of their tokens accepted.
+    cycles: dict[int, int] = field(default_factory=dict)
     submitted_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     finished_at: float | None = None
@@ -78,9 +80,10 @@ class Request:
         roles: Mapping[str, Role],
         draft_len: int | None = 0,
         first_position: int = 0,
+        drafter: str = "guide",
     ) -> None:
         """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
-        token, for texts that go on from earlier ones.
+        token, for texts that go on from earlier ones.  `drafter`: who drafts, by its name in DRAFTERS.
         """
         self.id = request_id
         self.policy = policy
@@ -89,6 +92,7 @@ class Request:
         self.prompts = prompts
         self.roles = roles
         self.draft_len = draft_len
+        self.drafter = drafter
         self.first_position = first_position
         self.max_tokens = min(
             params.max_tokens, *(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nudging import Nudging, SamplingParams
 from nudging.adaptive import ALLOWANCE, Ledger, draft_length, expected_tokens
 from nudging.costs import PassCosts
+from nudging.drafters import MAX_NGRAM, MIN_NGRAM, look_up
 from nudging.prompts import RolePrompt
 from nudging.request import Request
 from tests.fake import FixedCosts, fake_engine
@@ -24,7 +25,9 @@ PROMPT = [1, 2, 3]
 Trace = Callable[[int], bool]
 
 
-def scripted(agrees: Trace, sure: Trace) -> dict[str, Callable[[list[int]], Tensor]]:
+def scripted(
+    agrees: Trace, sure: Trace, base_token: Callable[[int], int]
+) -> dict[str, Callable[[list[int]], Tensor]]:
     """A base and a guide that follow traces: whatever was written, the base's word is a function of its
     position.
     """
@@ -36,23 +39,30 @@ def scripted(agrees: Trace, sure: Trace) -> dict[str, Callable[[list[int]], Tens
 
     def base(ids: list[int]) -> Tensor:
         t = len(ids) - len(PROMPT)
-        return row((7 * t + 1) % VOCAB, 0.9 if sure(t) else 0.2)
+        return row(base_token(t), 0.9 if sure(t) else 0.2)
 
     def guide(ids: list[int]) -> Tensor:
         t = len(ids) - len(PROMPT)
-        return row((7 * t + (1 if agrees(t) else 2)) % VOCAB, 0.9)
+        return row((base_token(t) + (0 if agrees(t) else 1)) % VOCAB, 0.9)
 
     return {"base": base, "guide": guide}
 
 
 def run(
-    agrees: Trace, sure: Trace, guide_cost: float, row_cost: float, draft_len: int | None, length: int = 300
+    agrees: Trace,
+    sure: Trace,
+    guide_cost: float,
+    row_cost: float,
+    draft_len: int | None,
+    length: int = 300,
+    drafter: str = "guide",
+    base_token: Callable[[int], int] = lambda t: (7 * t + 1) % VOCAB,
 ) -> tuple[list[int], list[str], Ledger]:
     costs = {"base": FixedCosts(1.0, row_cost), "guide": FixedCosts(guide_cost)}
-    engine, roles = fake_engine(scripted(agrees, sure), costs)
+    engine, roles = fake_engine(scripted(agrees, sure, base_token), costs)
     prompts = {name: RolePrompt(list(PROMPT)) for name in roles}
     policy, params = Nudging(0.4, "token"), SamplingParams(max_tokens=length)
-    request = Request("r", policy, params, 0, prompts, roles, draft_len)
+    request = Request("r", policy, params, 0, prompts, roles, draft_len, drafter=drafter)
     engine.add(request)
     ledger = None
     while engine.has_work:
@@ -98,6 +108,57 @@ def test_adaptive_is_never_dearer_than_lazy_and_writes_the_same(name: str, guide
         assert auto[2].paid <= (1 + ALLOWANCE) * lazy[2].paid + 1e-9
 
 
+REPETITIONS: dict[str, Callable[[int], int]] = {
+    "a cycle": lambda t: t % 12,
+    "no repetition": lambda t: random.Random(t).randrange(VOCAB),
+    "cycles that break off": lambda t: (t % 12 + t // 30) % VOCAB,
+    # The last two tokens always stood before, and something else followed them.
+    "lures": lambda t: (1, 2, t // 3 % VOCAB)[t % 3],
+}
+
+
+@pytest.mark.parametrize("row_cost", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("name", REPETITIONS)
+def test_looked_up_drafts_are_never_dearer_than_lazy_either(name: str, row_cost: float) -> None:
+    """They cost no model's pass: all they can waste are the rows of the longer pass."""
+    for nudge_rate in (0.0, 0.1):
+        texts = (pattern(6, 0.7), pattern(7, 1 - nudge_rate), 0.1, row_cost)
+        lazy = run(*texts, 0, 150, "ngram", REPETITIONS[name])
+        auto = run(*texts, None, 150, "ngram", REPETITIONS[name])
+        assert auto[:2] == lazy[:2], "drafts never change a token or an author"
+        assert auto[2].lazy == pytest.approx(lazy[2].paid)
+        assert auto[2].paid <= (1 + ALLOWANCE) * lazy[2].paid + 1e-9
+        if row_cost == 0:
+            assert auto[2].paid <= lazy[2].paid, "a pass of as many rows at the price of one wastes nothing"
+
+
+def test_a_text_that_repeats_itself_is_read_and_not_written() -> None:
+    output, _, ledger = run(lambda t: True, lambda t: True, 0.1, 0.01, None, 300, "ngram", lambda t: t % 12)
+    assert len(output) / ledger.paid > 4
+
+
+def test_looking_up_takes_the_latest_occurrence_of_the_longest_end() -> None:
+    assert look_up([1, 2, 3, 9, 1, 2, 4, 8, 1, 2], 2) == [4, 8], "the latest of two"
+    assert look_up([5, 1, 2, 3, 6, 1, 2, 4, 8, 5, 1, 2], 3) == [3, 6, 1], "the longer end of two"
+    assert look_up([7, 1, 2, 3, 1, 2, 3, 1], 5) == [2, 3, 1, 2, 3], "a repetition goes on"
+    assert look_up([4, 4, 4], 3) == [4, 4, 4]
+    assert look_up([1, 2, 3, 4, 5, 3], 3) == [], "one token alone foretells nothing"
+    assert look_up([3], 3) == look_up([], 3) == []
+    assert look_up([256, 1, 0, 1, 256, 65536, 0, 1], 1) == [256], "whole tokens are compared"
+    assert look_up([0x0100, 0x0100, 9, 0x00010000, 0x00010000], 2) == []
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 8))
+def test_looking_up_equals_trying_every_place(ids: list[int], length: int) -> None:
+    expected: list[int] = []
+    for n in range(MIN_NGRAM, MAX_NGRAM + 1):
+        places = [i for i in range(len(ids) - n) if ids[i : i + n] == ids[len(ids) - n :]]
+        if places:
+            followed = ids[places[-1] + n :]
+            expected = (followed * length)[:length]
+    assert look_up(ids, length) == expected
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.booleans(), min_size=10, max_size=80),
@@ -127,8 +188,8 @@ def test_the_length_with_the_most_tokens_per_second_is_chosen(
     agreement: float, guide: float, best: int
 ) -> None:
     ledger = Ledger({"base": FixedCosts(1.0), "guide": FixedCosts(guide)}, lazy=1e6, agreement=agreement)
-    assert abs(draft_length(ledger, 1, 1, 100) - best) <= 1
-    assert draft_length(ledger, 1, 1, 1) <= 1, "never beyond the limit"
+    assert abs(draft_length(ledger, "base", 1, lambda n: n * guide, 100) - best) <= 1
+    assert draft_length(ledger, "base", 1, lambda n: n * guide, 1) <= 1, "never beyond the limit"
 
 
 def test_expected_tokens_is_the_geometric_sum() -> None:
