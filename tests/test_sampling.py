@@ -82,7 +82,7 @@ def test_warp_agrees_with_the_warpers_of_transformers(vocab: int) -> None:
             warpers.append(TopPLogitsWarper(top_p))
         if min_p:
             warpers.append(MinPLogitsWarper(min_p))
-        expected = torch.log_softmax(warpers(torch.empty(5, 0), logits), dim=-1)
+        expected = torch.log_softmax(warpers(torch.empty(5, 0, dtype=torch.long), logits), dim=-1)
         # fp32 against fp64 inside: a few ulps of a log-probability of some tens.
         torch.testing.assert_close(
             warp(logits, temperature, top_k, top_p, min_p), expected, rtol=1e-5, atol=2e-5
