@@ -35,11 +35,12 @@ Speculate = str | int
 class LLM:
     """A base model, an optional guide and further roles, on one device, in one engine.
 
-    `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`; equal
-    ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.  `dtype`: "auto"
-    is each checkpoint's own.  `speculate`: how many tokens are drafted ahead for every pass of the base; "off"
-    and "auto" draft none.  It changes speed, never a token.  Use as a context manager or call `close()`: then
-    every request has ended and all memory is free.  Raises BadRequest and CheckpointError.
+    `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`;
+    equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.
+    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens are drafted ahead for every
+    pass of the base; "off" and "auto" draft none.  It changes speed, never a token.  Use as a context
+    manager or call `close()`: then every request has ended and all memory is free.  Raises BadRequest
+    and CheckpointError.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """End every request with "abort", stop the engine's thread and free all memory.  May be called twice."""
+        """End every request with "abort", stop the engine's thread and free all memory.  May be called
+        twice.
+        """
         self._thread.close()
         self._engine.runners.clear()
 
@@ -97,8 +100,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue every prompt; the results are in the prompts' order.
 
-        A prompt is a str, a list of token ids or a dict of either per role.  Parameters and policy are one for
-        all or one for each.  Raises BadRequest before anything runs when any of them cannot be served.
+        A prompt is a str, a list of token ids or a dict of either per role.  Parameters and policy are
+        one for all or one for each.  Raises BadRequest before anything runs when any of them cannot be
+        served.
         """
         listed = [prompts] if is_one_prompt(prompts) else list(prompts)
         return self._run_all([read_prompt] * len(listed), listed, sampling_params, policy, speculate)
@@ -151,7 +155,9 @@ class LLM:
         return self._start(self._job(read_chat, messages, sampling_params, policy, speculate))
 
     def open(self, prompt: Prompt, policy: Policy | None = None) -> Generation:
-        """A text to be extended, forked, rewound and scored, with the cache of every role kept between calls."""
+        """A text to be extended, forked, rewound and scored, with the cache of every role kept between
+        calls.
+        """
         policy = policy or self.default_policy
         check_policy(policy, self.roles)
         prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles])
@@ -227,7 +233,16 @@ class LLM:
 
 
 OPTIONS = (
-    ["base", "guide", "models", "device", "dtype", "kv_cache_memory", "speculate", "max_batch_tokens", "block_size", "progress"]
+    "base",
+    "guide",
+    "models",
+    "device",
+    "dtype",
+    "kv_cache_memory",
+    "speculate",
+    "max_batch_tokens",
+    "block_size",
+    "progress",
 )
 
 
@@ -269,7 +284,9 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
 
 
 def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:
-    """Raise BadRequest for a stop id or a biased id that a model does not have, or stop strings without text."""
+    """Raise BadRequest for a stop id or a biased id that a model does not have, or stop strings without
+    text.
+    """
     size = min(role.vocab_size for role in roles)
     for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
         for token in ids:

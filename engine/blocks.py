@@ -84,7 +84,9 @@ class BlockTable:
         return other
 
     def make_writable(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Own alone every block that holds a token of [first, last): the (source, destination) copies to make."""
+        """Own alone every block that holds a token of [first, last): the (source, destination) copies to
+        make.
+        """
         copies = []
         size = self.pool.block_size
         for index in range(first // size, self.pool.blocks_for(last)):

@@ -17,7 +17,9 @@ from nudging.sequence import Row
 
 @dataclass(frozen=True)
 class Wanted:
-    """How one row of a batch is turned into a `Row`: `position` is the output position its noise is keyed by."""
+    """How one row of a batch is turned into a `Row`: `position` is the output position its noise is
+    keyed by.
+    """
 
     params: SamplingParams
     seed: int
@@ -46,7 +48,9 @@ def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int)
 
 
 def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
-    """One row per row of `logits` [rows, vocab] fp32; a row with NaN becomes an error and touches no other."""
+    """One row per row of `logits` [rows, vocab] fp32; a row with NaN becomes an error and touches no
+    other.
+    """
     rows: list[Row | NumericalError] = [NumericalError("unreached")] * len(wanted)
     for size in {want.vocab_size for want in wanted}:
         chosen = [i for i, want in enumerate(wanted) if want.vocab_size == size]
@@ -70,7 +74,9 @@ def _row(logits: Tensor, want: Wanted, top: int, peak: float, lse: float) -> Row
 
 
 def logprob_of(logits: Tensor, token: int, num_top: int) -> TokenLogprob:
-    """The log-probability of `token` under logits [vocab] fp32, and those of the `num_top` likeliest tokens."""
+    """The log-probability of `token` under logits [vocab] fp32, and those of the `num_top` likeliest
+    tokens.
+    """
     logprobs = torch.log_softmax(logits.double(), dim=-1)
     values, ids = torch.sort(logprobs, descending=True, stable=True)
     top = dict(zip(ids[:num_top].tolist(), values[:num_top].tolist(), strict=True))

@@ -1,7 +1,9 @@
-"""Drafting ahead: computing rows before the policy asks for them.  It can make steps succeed earlier, nothing else.
+"""Drafting ahead: computing rows before the policy asks for them.  It can make steps succeed earlier,
+nothing else.
 
-The guide's own continuation is the draft.  Where the base's row is missing, the base reads the draft in the same pass
-and answers after each of its tokens; the policy then runs on for as long as the text follows the draft.
+The guide's own continuation is the draft.  Where the base's row is missing, the base reads the draft in
+the same pass and answers after each of its tokens; the policy then runs on for as long as the text
+follows the draft.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from nudging.view import MissingRow, RequestView
 
 
 def draft_ahead(request: Request, view: RequestView, need: Need) -> Need:
-    """The need to compute next: `need` itself, or with a draft behind it, or the guide's row a draft waits for."""
+    """The need to compute next: `need` itself, or with a draft behind it, or the guide's row a draft
+    waits for.
+    """
     settle_draft(request)
     written = len(request.output)
     if request.policy.shares_ids:

@@ -1,8 +1,9 @@
 """plan -> execute -> decide -> commit: the only file that knows all parts.
 
-A policy step asks for rows; the first missing one is the request's need.  `step` computes the needs of all running
-requests, one ragged batch for each model, and lets every policy run on until its next need.  Catching up a lagging
-guide, prefill, decode and verifying drafts are the same thing: tokens that are not computed yet.
+A policy step asks for rows; the first missing one is the request's need.  `step` computes the needs of
+all running requests, one ragged batch for each model, and lets every policy run on until its next need.
+Catching up a lagging guide, prefill, decode and verifying drafts are the same thing: tokens that are not
+computed yet.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Engine:
             pool = self.runners[model].pool
             if needed > pool.total:
                 raise BadRequest(
-                    f"the request may need {needed * pool.block_size} tokens of cache in model {model!r}, which has "
-                    f"{pool.total * pool.block_size}; shorten the prompt, lower max_tokens or raise kv_cache_memory"
+                    f"the request may need {needed * pool.block_size} tokens of cache in model {model!r}, "
+                    f"which has {pool.total * pool.block_size}; shorten the prompt, lower max_tokens or "
+                    "raise kv_cache_memory"
                 )
 
     def abort(self, request: Request) -> None:

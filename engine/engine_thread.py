@@ -34,7 +34,9 @@ class EngineThread:
         self.call(lambda: self._add(requests, handle))
 
     def cancel(self, requests: list[Request]) -> None:
-        """End requests with "abort"; finished ones stay as they are, and after close there is nothing to end."""
+        """End requests with "abort"; finished ones stay as they are, and after close there is nothing to
+        end.
+        """
         with self._wake:
             if not self._closing:
                 self._commands.append((lambda: self._abort(requests), Future()))

@@ -15,7 +15,7 @@ from nudging.errors import BadRequest, EngineClosed
 from nudging.handle import Handle
 from nudging.output import CompletionOutput
 from nudging.params import SamplingParams, is_int
-from nudging.policies.forced import Forced
+from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
 from nudging.prompts import RolePrompt
 from nudging.request import Request
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class Generation:
     """Prompt and text of one job, with every role's cache kept between calls.
 
-    Forks share their cache until they differ.  Under memory pressure an idle generation's cache is given up and
-    computed again at its next use; its text never changes.  Not thread-safe; many may be open at once.
+    Forks share their cache until they differ.  Under memory pressure an idle generation's cache is given
+    up and computed again at its next use; its text never changes.  Not thread-safe; many may be open at
+    once.
     """
 
     def __init__(
@@ -107,11 +108,11 @@ class Generation:
     def score(self, continuation: str | Ids[int]) -> list[float]:
         """The log-probability of each token of `continuation` after the text so far, under the policy.
 
-        A token counts under the role that owns its position: the base's distribution where the base speaks, the
-        guide's where it is nudged.  The text itself stays as it is.
+        A token counts under the role that owns its position: the base's distribution where the base
+        speaks, the guide's where it is nudged.  The text itself stays as it is.
         """
         ids = self._ids(continuation)
-        if not hasattr(self.policy, "owner"):
+        if not isinstance(self.policy, Owning):
             raise BadRequest(f"{self.policy!r} cannot score given texts: it has no method `owner`")
         params = SamplingParams(max_tokens=len(ids), logprobs=0, ignore_eos=True)
         output = self._run(params, Forced(self.policy, tuple(ids)), known_ahead=tuple(ids))

@@ -1,10 +1,13 @@
-"""From names to loaded models: checkpoints found, opened once each, and given their share of the cache memory."""
+"""From names to loaded models: checkpoints found, opened once each, and given their share of the cache
+memory.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -21,7 +24,9 @@ HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """The directory of a checkpoint: `pocket:NAME`, a local directory (never touches the network), or a hub id."""
+    """The directory of a checkpoint: `pocket:NAME`, a local directory (never touches the network), or a
+    hub id.
+    """
     text = os.fspath(name)
     if text.startswith("pocket:"):
         from nudging import pocket
@@ -73,9 +78,11 @@ def read_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def read_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
+def read_dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
     """A torch dtype or "auto", the checkpoint's own.  Raises BadRequest."""
-    if dtype == "auto" or dtype in DTYPES.values():
+    if dtype == "auto":
+        return "auto"
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}; it must be 'auto' or one of {', '.join(DTYPES)}")
@@ -84,7 +91,7 @@ def read_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 def load_roles(
     checkpoints: dict[str, str | os.PathLike[str]],
-    dtype: torch.dtype | str,
+    dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     progress: bool,
 ) -> tuple[dict[str, Role], dict[str, Decoder]]:

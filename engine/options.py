@@ -24,7 +24,7 @@ def unknown_option(owner: str, unknown: Iterable[str], known: Iterable[str]) -> 
 
 def strict(cls: C) -> C:
     """A dataclass whose constructor raises BadRequest, not TypeError, for an option it does not have."""
-    original = cls.__init__
+    original = cls.__init__  # type: ignore[misc]
     known = [field.name for field in dataclasses.fields(cls)]
 
     def __init__(self: Any, *values: Any, **options: Any) -> None:
@@ -33,5 +33,5 @@ def strict(cls: C) -> C:
             raise unknown_option(cls.__name__, unknown, known)
         original(self, *values, **options)
 
-    cls.__init__ = __init__
+    cls.__init__ = __init__  # type: ignore[misc]
     return cls

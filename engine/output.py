@@ -21,9 +21,9 @@ class Segment:
 class Stats:
     """What one output cost.  A pass is one forward of a role's model in which this request had tokens.
 
-    `nudged_tokens` counts tokens not written by the base; `drafted` and `accepted` count tokens computed ahead and
-    those of them that became text; `ttft_ms` and `tpot_ms` are milliseconds to the first token, and for each later
-    one on average (None where there was none).
+    `nudged_tokens` counts tokens not written by the base; `drafted` and `accepted` count tokens computed
+    ahead and those of them that became text; `ttft_ms` and `tpot_ms` are milliseconds to the first
+    token, and for each later one on average (None where there was none).
     """
 
     tokens: int
@@ -39,7 +39,8 @@ class Stats:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One continuation.  `authors[i]` is the role that wrote `token_ids[i]`; `text` is None without a tokenizer.
+    """One continuation.  `authors[i]` is the role that wrote `token_ids[i]`; `text` is None without a
+    tokenizer.
 
     `finish_reason` is "stop", "length", "abort" or "error"; in the last case `error` says why.
     """

@@ -36,10 +36,11 @@ def is_number(value: object) -> bool:
 class SamplingParams:
     """How one request samples and stops.
 
-    `temperature` 0 is greedy.  `top_k` 0, `top_p` 1 and `min_p` 0 are off.  The noise of output position t is a
-    function of (`seed`, t) alone; without a seed one is drawn.  `stop` strings and `stop_token_ids` end the text
-    and are not part of it.  `logprobs` asks for the owner's log-probability of each token and of that many
-    likeliest others.  Raises BadRequest for a value out of range.
+    `temperature` 0 is greedy.  `top_k` 0, `top_p` 1 and `min_p` 0 are off.  The noise of output position
+    t is a function of (`seed`, t) alone; without a seed one is drawn.  `stop` strings and
+    `stop_token_ids` end the text and are not part of it.  `logprobs` asks for the owner's
+    log-probability of each token and of that many likeliest others.  Raises BadRequest for a value out
+    of range.
     """
 
     max_tokens: int = 16

@@ -55,8 +55,8 @@ def _read(prompt: str | Sequence[int], role: Role, special: bool = True) -> Role
         result = RolePrompt(_read_ids(prompt, role))
     if len(result.ids) >= role.max_len:
         raise BadRequest(
-            f"the prompt has {len(result.ids)} tokens and the context of {role.name!r} is {role.max_len}, of which "
-            "one must stay free; shorten the prompt"
+            f"the prompt has {len(result.ids)} tokens and the context of {role.name!r} is {role.max_len}, "
+            "of which one must stay free; shorten the prompt"
         )
     return result
 

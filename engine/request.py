@@ -18,7 +18,9 @@ from nudging.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Need:
-    """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's sequence."""
+    """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's
+    sequence.
+    """
 
     role: str
     first: int
@@ -27,7 +29,9 @@ class Need:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one committed token added: itself, its author, the text that became final with it, its log-probability."""
+    """What one committed token added: itself, its author, the text that became final with it, its log-
+    probability.
+    """
 
     token: int
     author: str
@@ -48,7 +52,9 @@ class Counters:
 
 
 class Request:
-    """Everything the engine knows of one job.  `need` is None only when it is finished or waits to be admitted."""
+    """Everything the engine knows of one job.  `need` is None only when it is finished or waits to be
+    admitted.
+    """
 
     def __init__(
         self,
@@ -61,7 +67,9 @@ class Request:
         draft_len: int = 0,
         first_position: int = 0,
     ) -> None:
-        """`first_position`: the output position of the first token, for texts that go on from earlier ones."""
+        """`first_position`: the output position of the first token, for texts that go on from earlier
+        ones.
+        """
         self.id = request_id
         self.policy = policy
         self.params = params
@@ -103,7 +111,8 @@ class Request:
         """The most tokens `role`'s sequence can ever hold: what admission reserves."""
         ahead = self.policy.lookahead + self.draft_len
         if not self.policy.shares_ids:
-            # Another tokenizer may need up to one token for each byte of the text; blocks of 16 may overshoot.
+            # Another tokenizer may need up to one token for each byte of the text; blocks of 16 may
+            # overshoot.
             ahead += self.max_tokens + 2 * self.policy.lookahead
         return min(len(self.prompts[role].ids) + self.max_tokens + ahead, self.roles[role].max_len)
 
@@ -148,7 +157,9 @@ class Request:
         self.finish_reason = "error"
 
     def write_texts(self, texts: tuple[tuple[str, str], ...], base: Tokenizer) -> None:
-        """Whole texts by their authors, as tokens of the base's tokenizer; a token belongs to who wrote its start."""
+        """Whole texts by their authors, as tokens of the base's tokenizer; a token belongs to who wrote
+        its start.
+        """
         whole = "".join(text for _, text in texts)
         owners = [author for author, text in texts for _ in text.encode()]
         at = 0

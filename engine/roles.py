@@ -1,4 +1,6 @@
-"""Who may speak: a role is a name for a model, its tokenizer, its chat template and its end-of-sequence ids."""
+"""Who may speak: a role is a name for a model, its tokenizer, its chat template and its end-of-sequence
+ids.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ def _check_one_vocabulary(policy: Policy, first: Role, other: Role) -> None:
         same = first.vocab_size == other.vocab_size
     if not same:
         raise BadRequest(
-            f"{policy!r} passes token ids between {first.name!r} and {other.name!r}, whose vocabularies differ "
-            f"({first.vocab_size} and {other.vocab_size} ids); use granularity='reference', which passes text, or a "
-            "pair with one tokenizer"
+            f"{policy!r} passes token ids between {first.name!r} and {other.name!r}, whose vocabularies "
+            f"differ ({first.vocab_size} and {other.vocab_size} ids); use granularity='reference', which "
+            "passes text, or a pair with one tokenizer"
         )

@@ -16,7 +16,9 @@ DECODE_TOKENS = 32
 
 @dataclass(frozen=True)
 class Work:
-    """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in first_row..end."""
+    """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
+    first_row..end.
+    """
 
     request: Request
     role: str

@@ -13,9 +13,9 @@ from nudging.blocks import BlockPool, BlockTable
 class Row:
     """What a model says after a prefix: the token it would write, and how sure it is.
 
-    `token` is the pick under the request's sampling parameters and the noise of its output position; `top_token`
-    and `top_prob` are the likeliest token and its probability at temperature 1, before any filter.  `logits`,
-    [vocab] fp32, is there when the policy or the request asked for it.
+    `token` is the pick under the request's sampling parameters and the noise of its output position;
+    `top_token` and `top_prob` are the likeliest token and its probability at temperature 1, before any
+    filter.  `logits`, [vocab] fp32, is there when the policy or the request asked for it.
     """
 
     token: int
@@ -27,8 +27,9 @@ class Row:
 class Sequence:
     """Tokens with their cache.  Invariant I1: 0 <= num_computed <= len(tokens); all undo is `truncate`.
 
-    `rows[i]` is what the model says after `tokens[:i]`.  It depends on nothing else, so it stays true however the
-    sequence came about: drafting ahead only fills this memo, and `truncate` is the only way an entry becomes stale.
+    `rows[i]` is what the model says after `tokens[:i]`.  It depends on nothing else, so it stays true
+    however the sequence came about: drafting ahead only fills this memo, and `truncate` is the only way
+    an entry becomes stale.
     """
 
     def __init__(self, pool: BlockPool, prompt: Ids[int]) -> None:

@@ -37,10 +37,10 @@ class RequestView:
 
     def rollout(self, role: str, length: int) -> list[Row]:
         sequence, position = self._context(role)
-        return self._continue(role, sequence, position, length)
+        return self._continue(role, sequence, position, length, self._eos(role))
 
     def is_eos(self, role: str, token: int) -> bool:
-        return not self._request.params.ignore_eos and token in self._request.roles[role].eos_ids
+        return token in self._eos(role)
 
     def starts_with_space(self, token: int) -> bool:
         tokenizer = self._request.tokenizer
@@ -54,19 +54,16 @@ class RequestView:
 
     def complete(self, role: str, text: str, length: int) -> Completion:
         sequence, position = self._text_context(role, text)
-        rows = self._continue(role, sequence, position, length)
-        tokenizer = self._tokenizer(role)
-        stopped = self.is_eos(role, rows[-1].token)
-        ids = [row.token for row in rows]
-        said = b"".join(tokenizer.token_bytes(token) for token in (ids[:-1] if stopped else ids))
-        pieces = tuple(
-            "" if self.is_eos(role, token) else tokenizer.token_bytes(token).decode("utf-8", "replace")
-            for token in ids
-        )
+        ends = self._eos(role) | frozenset(self._request.params.stop_token_ids)
+        rows = self._continue(role, sequence, position, length, ends)
+        stopped = rows[-1].token in ends
+        pieces = [self._tokenizer(role).token_bytes(row.token) for row in rows]
+        if stopped:
+            pieces[-1] = b""
         return Completion(
-            pieces,
+            tuple(piece.decode("utf-8", "replace") for piece in pieces),
             tuple(row.top_prob for row in rows),
-            said.decode("utf-8", "replace"),
+            b"".join(pieces).decode("utf-8", "replace"),
             "stop" if stopped else "length",
         )
 
@@ -91,7 +88,9 @@ class RequestView:
         return sequence, sequence.context_len
 
     def _text_context(self, role: str, text: str) -> tuple[Sequence, int]:
-        """The role's sequence, made to begin with prompt + text tokenised together, and the position after it."""
+        """The role's sequence, made to begin with prompt + text tokenised together, and the position
+        after it.
+        """
         sequence = self._request.sequences[role]
         known = self._contexts.get(role)
         if known is not None and known[0] == text:
@@ -113,14 +112,24 @@ class RequestView:
             raise MissingRow(role, position)
         return row
 
-    def _continue(self, role: str, sequence: Sequence, position: int, length: int) -> list[Row]:
-        """`role`'s own path from `position` on, until an end of sequence, `length` rows or its context is full."""
+    def _continue(
+        self, role: str, sequence: Sequence, position: int, length: int, ends: frozenset[int]
+    ) -> list[Row]:
+        """`role`'s own path from `position` on, until an end of sequence, `length` rows or its context
+        is full.
+        """
         rows: list[Row] = []
-        last = min(position + length, self._request.roles[role].max_len + 1)
+        max_len = self._request.roles[role].max_len
+        if position > max_len:
+            raise BadRequest(f"the text fills the context of {role!r} ({max_len} tokens); lower max_tokens")
+        last = min(position + length, max_len + 1)
         for at in range(position, last):
             if rows:
                 sequence.set_context(at - 1, (rows[-1].token,))
             rows.append(self._row(role, sequence, at))
-            if self.is_eos(role, rows[-1].token):
+            if rows[-1].token in ends:
                 break
         return rows
+
+    def _eos(self, role: str) -> frozenset[int]:
+        return frozenset() if self._request.params.ignore_eos else self._request.roles[role].eos_ids

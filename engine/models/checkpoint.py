@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 
 from ..errors import CheckpointError
-from .raw import REMEDY, RawConfig, parse_json, read_json
+from .raw import REMEDY, RawConfig, parse_json, printable, read_json
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
@@ -53,12 +53,14 @@ def list_tensors(directory: Path) -> dict[str, TensorInfo]:
     for file in sorted(set(weight_map.values())):
         for name, info in read_header(directory / file).items():
             if name in found:
-                raise CheckpointError(f"{name} is in {found[name].file} and in {info.file}; {REMEDY}")
+                raise CheckpointError(
+                    f"{printable(name)} is in {found[name].file} and in {info.file}; {REMEDY}"
+                )
             found[name] = info
     for name, file in weight_map.items():
         if name not in found or found[name].file.name != file:
             raise CheckpointError(
-                f"{directory / INDEX} places {name} in {file}, which does not have it; {REMEDY}"
+                f"{directory / INDEX} places {printable(name)} in {file}, which does not have it; {REMEDY}"
             )
     return found
 
@@ -67,8 +69,8 @@ def _no_weights(directory: Path) -> CheckpointError:
     pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
     if pickles:
         return CheckpointError(
-            f"{directory} has {', '.join(pickles[:3])} but no {SINGLE}: only safetensors are read, as other "
-            "formats can run code; convert it where you trust it, with transformers' save_pretrained"
+            f"{directory} has {', '.join(map(printable, pickles[:3]))} but no {SINGLE}: only "
+            "safetensors are read, as other formats can run code; convert it where you trust it, with transformers' save_pretrained"
         )
     return CheckpointError(
         f"{directory} has neither {SINGLE} nor {INDEX}; give a complete checkpoint directory"
@@ -89,7 +91,7 @@ def _read_index(directory: Path) -> dict[str, str]:
     if missing:
         raise CheckpointError(
             f"{directory}: {len(missing)} of {len(set(weight_map.values.values()))} shards are missing: "
-            f"{', '.join(missing[:5])}; fetch the checkpoint again"
+            f"{', '.join(map(printable, missing[:5]))}; fetch the checkpoint again"
         )
     return dict(weight_map.values)
 
@@ -122,7 +124,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     end = 0
     for begin, stop, name in spans:
         if begin != end:
-            raise CheckpointError(f"{path}: {name} begins at byte {begin}, not {end}; {REMEDY}")
+            raise CheckpointError(f"{path}: {printable(name)} begins at byte {begin}, not {end}; {REMEDY}")
         end = stop
     if end != size - 8 - length:
         raise CheckpointError(

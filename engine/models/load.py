@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ from ..errors import BadRequest, CheckpointError
 from .checkpoint import DTYPES, TensorInfo, list_tensors
 from .config import FAMILIES, read_config
 from .decoder import Decoder, Layer, Weights
-from .raw import REMEDY
+from .raw import REMEDY, printable
 from .spec import ModelConfig
 from .standard import Family
 
@@ -152,7 +152,7 @@ def _check_names(
 
 def _some(names: list[str]) -> str:
     more = len(names) - SHOWN_NAMES
-    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_shapes(config: ModelConfig, wanted: list[Slot], tensors: dict[str, TensorInfo]) -> None:
@@ -184,6 +184,10 @@ def _choose_dtype(
     return dtype
 
 
+class _TensorFile(Protocol):
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
 class _Reader:
     """Reads slots onto the device in the wanted dtype."""
 
@@ -199,7 +203,8 @@ class _Reader:
         self.dtype = dtype
         self.device = device
         self.advance = advance
-        self.files = {file: stack.enter_context(_opened(file)) for file in {t.file for t in tensors.values()}}
+        files = {info.file for info in tensors.values()}
+        self.files = {file: _open(file, stack) for file in files}
 
     def __call__(self, slot: Slot) -> Tensor:
         """The slot's tensors joined along dim 0.  Raises CheckpointError when a value is not finite."""
@@ -222,13 +227,12 @@ class _Reader:
         return out
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[safe_open]:
+def _open(file: Path, stack: ExitStack) -> _TensorFile:
     try:
-        with safe_open(file, framework="pt") as handle:
-            yield handle
+        handle: _TensorFile = stack.enter_context(safe_open(file, framework="pt"))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {error}; {REMEDY}") from error
+    return handle
 
 
 def _check_tied(head: Tensor, tensors: dict[str, TensorInfo], read: _Reader) -> None:

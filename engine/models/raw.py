@@ -25,10 +25,10 @@ class RawConfig:
     def wrong(self, key: str, limit: str) -> NoReturn:
         """Raise CheckpointError: the value of `key` is not what `limit` says it must be."""
         if key not in self.values:
-            raise CheckpointError(f"{self.where}: {key} is missing, it must be {limit}; {REMEDY}")
+            raise CheckpointError(f"{self.where}: {printable(key)} is missing, it must be {limit}; {REMEDY}")
         shown = repr(self.values[key])
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise CheckpointError(f"{self.where}: {key} = {shown}, it must be {limit}; {REMEDY}")
+        raise CheckpointError(f"{self.where}: {printable(key)} = {shown}, it must be {limit}; {REMEDY}")
 
     def has(self, key: str) -> bool:
         """Whether `key` is there and not null."""
@@ -86,7 +86,7 @@ class RawConfig:
             value = {}
         if not isinstance(value, dict):
             self.wrong(key, "an object")
-        return RawConfig(value, f"{self.where}: {key}")
+        return RawConfig(value, f"{self.where}: {printable(key)}")
 
     def over(self, defaults: dict[str, Any]) -> RawConfig:
         """The same with `defaults` for the keys that are missing; a null stays a null."""
@@ -94,8 +94,25 @@ class RawConfig:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a JSON value is a finite number (an integer of any length would not fit a float)."""
+    if isinstance(value, bool):
+        return False
+    return (
+        isinstance(value, int) and abs(value) < 1 << 53 or isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def printable(name: str) -> str:
+    """An untrusted name as it may stand in a message: no control characters, not endless."""
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= 120 else name[:117] + "..."
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return values
 
 
 def read_json(path: Path) -> RawConfig:
@@ -114,7 +131,7 @@ def read_json(path: Path) -> RawConfig:
 def parse_json(data: bytes, where: str) -> RawConfig:
     """A JSON object from bytes.  Raises CheckpointError: bad UTF-8, bad JSON, nested too deep, no object."""
     try:
-        values = json.loads(data.decode("utf-8"))
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except RecursionError as error:
         raise CheckpointError(f"{where} is nested too deep for JSON; {REMEDY}") from error
     except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError

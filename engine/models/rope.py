@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from .raw import RawConfig
 from .spec import Rope, RopeKind
 
-MAX_POSITION = 1 << 27
+MAX_POSITION = 1 << 24  # the tables of this many positions already take gigabytes
 
 KINDS: Mapping[str, RopeKind] = {kind: kind for kind in get_args(RopeKind)}
 Aliases = Mapping[str, RopeKind] | None

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .raw import RawConfig
-from .rope import read_rope
+from .rope import MAX_POSITION, read_rope
 from .spec import Activation, ModelConfig
 
 # Far above any model there is: such sizes are damage, and would fail later as a huge allocation.
 MAX_WIDTH = 1 << 20
 MAX_LAYERS = 1 << 12
 MAX_VOCAB = 1 << 24
-MAX_POSITION = 1 << 27
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",

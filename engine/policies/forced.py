@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from nudging.policies.protocol import Policy, Step, View
 
 
+@runtime_checkable
 class Owning(Policy, Protocol):
     """A policy that can say who would write at a position of a text it did not write itself."""
 

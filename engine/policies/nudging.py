@@ -19,10 +19,11 @@ GRANULARITIES = ("word", "token", "reference")
 class Nudging:
     """Where the base's top-1 probability is below `threshold`, the guide writes.
 
-    `granularity`: "token" lets the guide write one token, "word" (the paper) its next whole word, "reference"
-    follows the authors' released client, at the level of text.  `comparator` "<" or "<=": how the probability
-    must compare with the threshold for the guide to write.  A threshold of 0 is the base alone, one above 1 the
-    guide alone (not for "reference", where the guide always begins).  Raises BadRequest.
+    `granularity`: "token" lets the guide write one token, "word" (the paper) its next whole word,
+    "reference" follows the authors' released client, at the level of text.  `comparator` "<" or "<=":
+    how the probability must compare with the threshold for the guide to write.  A threshold of 0 is the
+    base alone, one above 1 the guide alone (not for "reference", where the guide always begins).  Raises
+    BadRequest.
     """
 
     threshold: float = 0.4
@@ -75,7 +76,9 @@ class Nudging:
         return self._word(view)
 
     def owner(self, view: View, state: Any, token: int) -> tuple[str, Any]:
-        """Who writes `token`'s position of a given text; the state counts the guide's tokens of the current word."""
+        """Who writes `token`'s position of a given text; the state counts the guide's tokens of the
+        current word.
+        """
         if self.granularity == "reference":
             raise BadRequest(
                 "granularity='reference' works on text and cannot score tokens; use 'word' or 'token'"

@@ -1,13 +1,15 @@
 """What a policy sees and says.
 
-A policy is a pure function of rows and a small state: given what the models say about the text so far, who writes
-what next.  It asks the view for rows as if they were all there.  Where one is missing the view leaves the step, the
-engine computes the row, and the step runs again from the same state: that is the whole mechanism.  Rows that were
-computed ahead (drafts) make the same steps succeed earlier and can change nothing else.
+A policy is a pure function of rows and a small state: given what the models say about the text so far,
+who writes what next.  It asks the view for rows as if they were all there.  Where one is missing the
+view leaves the step, the engine computes the row, and the step runs again from the same state: that is
+the whole mechanism.  Rows that were computed ahead (drafts) make the same steps succeed earlier and can
+change nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +51,7 @@ class View(Protocol):
     def row(self, role: str) -> RowLike:
         """What `role` says after the text so far."""
 
-    def rollout(self, role: str, length: int) -> list[RowLike]:
+    def rollout(self, role: str, length: int) -> Sequence[RowLike]:
         """`role`'s own continuation of the text so far: `length` rows, fewer after an end of sequence."""
 
     def is_eos(self, role: str, token: int) -> bool:
@@ -85,9 +87,9 @@ class Step:
 class Policy(Protocol):
     """A frozen dataclass with a `step`; write one and pass it.
 
-    `roles` are the roles it asks, `lookahead` how many tokens past the text it may ask of one, `shares_ids`
-    whether it needs one token vocabulary for all its roles, `needs_tokenizer` whether it reads text, `needs_logits`
-    whether it reads `row.logits`.
+    `roles` are the roles it asks, `lookahead` how many tokens past the text it may ask of one,
+    `shares_ids` whether it needs one token vocabulary for all its roles, `needs_tokenizer` whether it
+    reads text, `needs_logits` whether it reads `row.logits`.
     """
 
     @property

@@ -1,10 +1,11 @@
 """The authors' released nudging client, at the level of text, kept for parity with its published results.
 
-Every call continues prompt + text, tokenised afresh.  The guide begins, block by block of 16 tokens; the base takes
-over at the first word where it agrees with the guide or is sure; it is heard until it is unsure; then the guide
-begins again.  Only the guide's end of sequence ends the text.  The repetition heuristics are the client's own.
-Lengths are counted with the base's tokenizer (the client uses one of a third model), and `max_tokens` is checked
-where the client checks it: between rounds, so that a text may be longer by up to two blocks.
+Every call continues prompt + text, tokenised afresh.  The guide begins, block by block of 16 tokens; the
+base takes over at the first word where it agrees with the guide or is sure; it is heard until it is
+unsure; then the guide begins again.  Only the guide's end of sequence ends the text.  The repetition
+heuristics are the client's own. Lengths are counted with the base's tokenizer (the client uses one of a
+third model), and `max_tokens` is checked where the client checks it: between rounds, so that a text may
+be longer by up to two blocks.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ Unsure = Callable[[float], bool]
 class State:
     """Where the client stands between two calls.
 
-    `texts` is what was written, with its authors; `words` and `word` are the guide's block and the word that is
-    being checked (None outside a block); `run` is what the base has written since it took over.
+    `texts` is what was written, with its authors; `words` and `word` are the guide's block and the word
+    that is being checked (None outside a block); `run` is what the base has written since it took over.
     """
 
     texts: tuple[tuple[str, str], ...] = ()
@@ -150,11 +151,11 @@ def without_repeated_suffix(text: str) -> str:
 
 
 def _repeated_suffix(text: str) -> int:
-    """The length that the client's binary search finds for a suffix that stands twice in a row; 0 for none."""
-    low, high, found = MIN_REPEAT_CHARS, len(text) // 2, 0
+    """The length of a suffix that stands twice in a row, as the client's binary search finds it, else 0."""
+    low, high, found = 0, len(text), 0
     while low <= high:
         size = (low + high) // 2
-        if text[:-size].endswith(text[-size:]):
+        if size >= MIN_REPEAT_CHARS and text[:-size].endswith(text[-size:]):
             found, low = size, size + 1
         else:
             high = size - 1
