@@ -30,8 +30,9 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, requests: list[Request], handle: Handle) -> None:
-        """Queue requests that report to `handle`.  Raises BadRequest if one can never fit, EngineClosed."""
-        self.call(lambda: self._add(requests, handle))
+        """Queue requests that fit and report to `handle`, without waiting for a step.  Raises EngineClosed."""
+        added = self._post(lambda: self._add(requests, handle))
+        added.add_done_callback(lambda _: refuse(requests, handle, added.exception()))
 
     def cancel(self, requests: list[Request]) -> None:
         """End requests with "abort"; finished ones stay as they are, and after close there is nothing to
@@ -46,13 +47,17 @@ class EngineThread:
         """Run `function` on the engine's thread, between two steps, and return or raise what it does."""
         if threading.current_thread() is self._thread:
             return function()
+        return self._post(function).result()
+
+    def _post(self, function: Callable[[], T]) -> Future[T]:
+        """Queue `function` for the engine's thread.  Raises EngineClosed."""
         future: Future[T] = Future()
         with self._wake:
             if self._closing:
                 raise self._closed_error()
             self._commands.append((function, future))
             self._wake.notify()
-        return future.result()
+        return future
 
     def close(self) -> None:
         """End every request with "abort", stop the thread and wait for it.  A second call does nothing."""
@@ -125,3 +130,12 @@ def obey(function: Callable[[], Any], future: Future[Any]) -> None:
         future.set_result(function())
     except BaseException as error:  # noqa: BLE001 - the caller's to handle, not the engine's
         future.set_exception(error)
+
+
+def refuse(requests: list[Request], handle: Handle, error: BaseException | None) -> None:
+    """Tell whoever waits that requests could not be added; nothing to do where there is no error."""
+    if error is None:
+        return
+    for request in requests:
+        request.fail(error)
+        handle.notify(request)
