@@ -187,6 +187,7 @@ class LLM:
 
     def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What `role` says after each prefix of `token_ids`: float32 [len(token_ids), vocab]."""
+        self._thread.check_open()
         if role not in self.roles:
             raise BadRequest(f"there is no role {role!r}; open are {', '.join(self.roles)}")
         ids = read_prompt(token_ids, [self.roles[role]])[role].ids
@@ -224,6 +225,7 @@ class LLM:
         speculate: Speculate | None,
     ) -> list[Request]:
         """The n requests of one prompt, all checked."""
+        self._thread.check_open()
         params, policy = params or SamplingParams(), policy or self.default_policy
         if not isinstance(params, SamplingParams):
             raise BadRequest(f"sampling_params is a {type(params).__name__}; give SamplingParams(...)")

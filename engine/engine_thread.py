@@ -30,7 +30,7 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, requests: list[Request], handle: Handle) -> None:
-        """Queue requests that fit and report to `handle`, without waiting for a step.  Raises EngineClosed."""
+        """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""
         added = self._post(lambda: self._add(requests, handle))
         added.add_done_callback(lambda _: refuse(requests, handle, added.exception()))
 
@@ -53,11 +53,15 @@ class EngineThread:
         """Queue `function` for the engine's thread.  Raises EngineClosed."""
         future: Future[T] = Future()
         with self._wake:
-            if self._closing:
-                raise self._closed_error()
+            self.check_open()
             self._commands.append((function, future))
             self._wake.notify()
         return future
+
+    def check_open(self) -> None:
+        """Raise EngineClosed once the engine is closed or has stopped."""
+        if self._closing:
+            raise self._closed_error()
 
     def close(self) -> None:
         """End every request with "abort", stop the thread and wait for it.  A second call does nothing."""

@@ -75,8 +75,8 @@ class RequestOutput:
 class Delta:
     """What was added to one continuation since the last delta; `finish_reason` is set on its last one.
 
-    `segments` is the same text by author.  Text can become final after its token (half a character): a segment
-    may be text without a token.
+    `segments` is the same text by author.  Text can become final after its token (half a character), so a
+    segment may be text without a token.
     """
 
     index: int
