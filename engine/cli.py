@@ -1,0 +1,80 @@
+"""The command line.  Commands import what they need when they run: `nudging --help` loads no torch."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import click
+
+from nudging.cli_chat import chat
+from nudging.cli_generate import generate
+from nudging.cli_info import info
+from nudging.demo import demo
+from nudging.errors import BadRequest, CheckpointError, NudgingError
+
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """A message on stderr and an exit status: 2 for what was asked wrongly, 1 for what went wrong."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Commands(click.Group):
+    """Commands, listed as they were added, that may raise the package's errors and be interrupted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BadRequest, CheckpointError) as error:
+            raise Failure(str(error), exit_code=2) from error
+        except NudgingError as error:
+            raise Failure(str(error)) from error
+        except OSError as error:
+            # A reader that went away is no failure of ours: click ends quietly.
+            if error.errno == errno.EPIPE:
+                raise
+            raise Failure(str(error)) from error
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"auto_envvar_prefix": "NUDGING", "show_default": True})
+@click.version_option(package_name="nudging", allow_from_autoenv=False)
+def main() -> None:
+    """Several language models write one text together: a large base model and a small aligned guide.
+
+    Every flag of a command can also be given in the environment: --base of generate is NUDGING_GENERATE_BASE.
+    """
+
+
+def promised(name: str, purpose: str) -> click.Command:
+    """A command that is part of the interface and not built yet: it says so, whatever it is given."""
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+    @click.command(
+        name, help=purpose, short_help=f"{purpose[:-1]} (not built yet).", context_settings=anything
+    )
+    def command() -> None:
+        raise Failure(f"`nudging {name}` is not built yet")
+
+    return command
+
+
+for command in (
+    demo,
+    generate,
+    chat,
+    promised("serve", "Answer requests over HTTP."),
+    promised("bench", "Measure speed."),
+    promised("inspect", "Look into a text, token by token."),
+    info,
+):
+    main.add_command(command)
