@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -91,18 +92,16 @@ class Talk:
 
     def _try(self, message: str) -> None:
         """Answer; an interrupted answer stays as far as it came, one that cannot be given is not asked."""
+        began = time.perf_counter()
         try:
             result = self.say(message)
         except BadRequest as error:
             self._console.print(f"{error} (or /reset)", style="red", markup=False, highlight=False)
             return
         stats = result.outputs[0].stats
-        speed = f", {1e3 / stats.tpot_ms:.0f} tokens/s" if stats.tpot_ms else ""
-        self._console.print(
-            f"({stats.tokens} tokens{speed}, {stats.nudge_rate:.0%} by the guide)",
-            style="dim",
-            highlight=False,
-        )
+        speed = stats.tokens / (time.perf_counter() - began)
+        figures = f"({stats.tokens} tokens, {speed:.0f} tokens/s, {stats.nudge_rate:.0%} by the guide)"
+        self._console.print(figures, style="dim", highlight=False)
 
     def say(self, message: str) -> RequestOutput:
         """Print the answer to `message` while it is written; Ctrl-C ends it with "abort".

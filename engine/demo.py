@@ -56,6 +56,7 @@ def demo(questions: int, threshold: float, **flags: Any) -> None:
             ask_in_batches(console, arms, asked)
         else:
             ask_one_by_one(console, arms, asked)
+    console.print()
     console.print(score_table(arms))
     if ask_all:
         console.print(kind_table(arms))
@@ -148,7 +149,6 @@ def answer_line(console: Console, arm: Arm, output: CompletionOutput, is_right: 
     ink = Ink(console)
     one_line = [replace(part, text=part.text.replace("\n", " / ")) for part in output.segments]
     answer = ink.write(one_line).append(ink.end())
-    answer = answer[len(answer.plain) - len(answer.plain.lstrip()) :]
     answer.truncate(SHOWN_LINES * max(console.width - 24, 20), overflow="ellipsis")
     line = Table.grid(padding=(0, 2), expand=True)
     line.add_column(width=13)
@@ -168,12 +168,19 @@ def ask_in_batches(console: Console, arms: list[Arm], questions: Sequence[Questi
             arm.ask(batch)
 
 
-def score_table(arms: list[Arm]) -> Table:
-    """The arms and their figures."""
+def new_table(title: str) -> Table:
+    """A table whose rows have names."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"{len(arms[0].questions)} questions", title_justify="left")
-    table.add_column("")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def score_table(arms: list[Arm]) -> Table:
+    """The arms and their figures."""
+    table = new_table(f"{len(arms[0].questions)} questions")
     for column in ("accuracy", "nudge rate", "tokens", "tokens/s", "base passes", "guide passes"):
         table.add_column(column, justify="right")
     for arm in arms:
@@ -194,12 +201,9 @@ def figures(arm: Arm) -> Iterator[str]:
 
 def kind_table(arms: list[Arm]) -> Table:
     """Accuracy by kind of question."""
-    from rich.table import Table
-
     from nudging.pocket.grade import accuracy
 
-    table = Table(title="accuracy by kind", title_justify="left")
-    table.add_column("")
+    table = new_table("accuracy by kind")
     for arm in arms:
         table.add_column(arm.name, justify="right")
     by_arm = [accuracy(arm.questions, [output.text or "" for output in arm.outputs]) for arm in arms]

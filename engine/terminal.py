@@ -25,14 +25,17 @@ class Ink:
     def __init__(self, console: Console) -> None:
         self._has_styles = console.color_system is not None
         self._in_brackets = False
+        self._has_begun = False
 
     def write(self, segments: Iterable[Segment]) -> Text:
-        """The segments' text, ready to print."""
+        """The segments' text, ready to print; blanks before the first word are left out."""
         text = Text()
         for segment in segments:
             words = segment.text.translate(CONTROLS)
+            words = words if self._has_begun else words.lstrip()
             if not words:
                 continue
+            self._has_begun = True
             is_base = segment.author == "base"
             if self._has_styles:
                 text.append(words, style=None if is_base else GUIDE_STYLE)
