@@ -180,6 +180,7 @@ class LLM:
         """A text to be extended, forked, rewound and scored, with the cache of every role kept between
         calls.
         """
+        self._thread.check_open()
         policy = policy or self.default_policy
         check_policy(policy, self.roles)
         prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles])

@@ -80,10 +80,9 @@ class ChatTemplate:
     ) -> str:
         """The prompt of a chat; with `add_generation_prompt` it ends where the assistant's next turn begins.
 
-        A message has a `role` (see ROLES) and `content`: text or a list of {"type": "text", "text":
-        ...}. `variables` are plain JSON values that the template may use (`tools`, `enable_thinking`
-        ...). BadRequest: messages that are malformed or that the template refuses, work or output beyond
-        its limits.
+        A message has a `role` (see ROLES) and `content`: text or a list of {"type": "text", "text": ...}.
+        `variables` are plain JSON values that the template may use (`tools`, `enable_thinking` ...).
+        BadRequest: messages that are malformed or that the template refuses, or a runaway template.
         """
         given = self._special_tokens | {"tools": None, "documents": None} | plain(variables, "variables")
         given |= {"messages": check_messages(messages), "add_generation_prompt": add_generation_prompt}

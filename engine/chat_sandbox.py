@@ -22,7 +22,7 @@ from jinja2.runtime import str_join as join_as_text
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 WORK_LIMIT = 2**26  # characters built; one block of template code entered counts as BLOCK_COST of them
-BLOCK_COST = 2**6
+BLOCK_COST = 2**7
 OUTPUT_LIMIT = 2**22  # characters of one rendered chat
 POWER_LIMIT = 2**12  # bits of an integer that ** makes
 _METER = "nudging meter"  # not an identifier, so that no template can name or shadow it

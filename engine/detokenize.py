@@ -61,9 +61,7 @@ class StopChecker:
         seen = self._held + text
         for end, char in enumerate(text, start=len(self._held) + 1):
             self._advance(char)
-            complete = [stop for stop, n in zip(self._stops, self._matched, strict=True) if n == len(stop)]
-            if complete:
-                self.found = max(complete, key=len)
+            if self.found is not None:
                 self._held = ""
                 return seen[: end - len(self.found)], True
         final = len(seen) - max(self._matched, default=0)
@@ -82,7 +80,9 @@ class StopChecker:
             n = self._matched[i]
             while n and stop[n] != char:
                 n = borders[n]
-            self._matched[i] = n + (stop[n] == char)
+            self._matched[i] = n = n + (stop[n] == char)
+            if n == len(stop) > len(self.found or ""):
+                self.found = stop
 
 
 def _borders(stop: str) -> list[int]:

@@ -142,10 +142,23 @@ class Engine:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
             request.need = draft_ahead(request, view, missing.need)
+            self._check_need(request)
         except NudgingError as error:
             request.fail(error)
         except Exception as error:  # noqa: BLE001 - a caller's own policy may raise anything; only its request ends
             request.fail(error)
+
+    def _check_need(self, request: Request) -> None:
+        """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
+        assert request.need is not None
+        role, last = request.need.role, request.need.last
+        if last > request.max_sequence(role):
+            request.fail(
+                BadRequest(
+                    f"the text takes {last} tokens of {role!r}, {request.max_sequence(role)} were reserved; "
+                    "raise max_tokens"
+                )
+            )
 
     def _commit(self, request: Request, step: Step) -> None:
         """Write what a step decided; after its last token the step's own end counts."""

@@ -63,6 +63,11 @@ class EngineThread:
         if self._closing:
             raise self._closed_error()
 
+    def check_open(self) -> None:
+        """Raise EngineClosed once the engine is closed."""
+        if self._closing:
+            raise self._closed_error()
+
     def close(self) -> None:
         """End every request with "abort", stop the thread and wait for it.  A second call does nothing."""
         with self._wake:

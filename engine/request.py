@@ -107,14 +107,15 @@ class Request:
         """The text so far, as far as it is final."""
         return "".join(piece.text for piece in self.pieces) + self.tail
 
-    def seen_tokens(self, role: str) -> int:
-        """The most tokens `role`'s sequence can ever hold: what admission reserves."""
-        ahead = self.policy.lookahead + self.draft_len
+    def max_sequence(self, role: str) -> int:
+        """The most tokens that `role`'s sequence may hold: what admission reserves and the engine
+        enforces.
+        """
+        written = self.max_tokens + self.policy.lookahead + self.draft_len
         if not self.policy.shares_ids:
-            # Another tokenizer may need up to one token for each byte of the text; blocks of 16 may
-            # overshoot.
-            ahead += self.max_tokens + 2 * self.policy.lookahead
-        return min(len(self.prompts[role].ids) + self.max_tokens + ahead, self.roles[role].max_len)
+            # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
+            written = 2 * (written + 2 * self.policy.lookahead)
+        return min(len(self.prompts[role].ids) + written, self.roles[role].max_len)
 
     def commit(self, token: int, author: str, logprob: Any = None) -> None:
         """Append one token; an end by stop id, stop string or length sets `finish_reason`."""

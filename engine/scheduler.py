@@ -55,7 +55,7 @@ class Scheduler:
         needed = dict.fromkeys(self.pools, 0)
         for role in request.policy.roles:
             model = self.models_of[role]
-            needed[model] += self.pools[model].blocks_for(request.seen_tokens(role)) + 1
+            needed[model] += self.pools[model].blocks_for(request.max_sequence(role)) + 1
         return needed
 
     def admit(self) -> list[Request]:

@@ -34,6 +34,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 _BYTE_OF = _byte_alphabet()
+_ALPHABET = frozenset(map(chr, _BYTE_OF))
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class _Spelling:
     def bytes_of(self, token: str, added: bool) -> bytes:
         if self.byte_level:
             # An added token is text as it stands, even where its letters look like the byte alphabet's.
-            if added or any(ord(char) not in _BYTE_OF for char in token):
+            if added or not _ALPHABET.issuperset(token):
                 return token.encode("utf-8")
             return token.translate(_BYTE_OF).encode("latin-1")
         if self.byte_pieces and not added and (match := _BYTE_PIECE.fullmatch(token)):

@@ -11,7 +11,7 @@ from nudging import _C
 DTYPES = {torch.float32: _C.DType.f32, torch.bfloat16: _C.DType.bf16, torch.float16: _C.DType.f16}
 
 
-def _choose_isa(wanted: str) -> _C.Isa:
+def choose_isa(wanted: str) -> _C.Isa:
     isas = {isa.name: isa for isa in _C.available_isas()}
     if wanted and wanted not in isas:
         raise ValueError(f"NUDGING_ISA is {wanted!r}; this processor and build have {', '.join(isas)}")
@@ -19,12 +19,20 @@ def _choose_isa(wanted: str) -> _C.Isa:
 
 
 # Debugging only: NUDGING_ISA = portable, avx2 or avx512 takes another instruction set than the best.
-BEST = _choose_isa(os.environ.get("NUDGING_ISA", ""))
+BEST = choose_isa(os.environ.get("NUDGING_ISA", ""))
 
 
 def on_cpu(x: Tensor) -> bool:
     """Whether the C++ kernels take `x`: a CPU tensor of fp32, bf16 or fp16."""
     return x.is_cpu and x.dtype in DTYPES
+
+
+def sizes(op: str, name: str, tensor: Tensor, dims: int) -> torch.Size:
+    """`tensor.shape`; ValueError unless it has just so many dimensions."""
+    shape = tensor.shape
+    if len(shape) != dims:
+        raise ValueError(f"{op}: {name} is {tuple(shape)}, it must have {dims} dimensions")
+    return shape
 
 
 def require(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu
+from .cpu import BEST, DTYPES, on_cpu, sizes
 from .op import Op
 
 
@@ -33,7 +33,7 @@ _ACTIVATIONS = {
 
 @gated_act.impl("cpu", runs_on=lambda gate_up, activation: on_cpu(gate_up))
 def _gated_act_cpu(gate_up: Tensor, activation: str, isa: _C.Isa = BEST) -> Tensor:
-    rows, both = gate_up.shape
+    rows, both = sizes("gated_act", "gate_up", gate_up, 2)
     if both % 2 != 0:
         raise ValueError(f"gated_act: {both} columns do not halve into gate and up")
     if activation not in _ACTIVATIONS:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import on_cpu, require
+from .cpu import on_cpu, require, sizes
 from .op import Op
 
 
@@ -22,8 +22,8 @@ def kv_append(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappi
 
 @kv_append.impl("cpu", runs_on=lambda k, v, k_cache, v_cache, slot_mapping: on_cpu(k))
 def _kv_append_cpu(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    rows, kv_heads, head_dim = k.shape
-    blocks, block_size = k_cache.shape[:2]
+    rows, kv_heads, head_dim = sizes("kv_append", "k", k, 3)
+    blocks, block_size = sizes("kv_append", "k_cache", k_cache, 4)[:2]
     cache_shape = (blocks, block_size, kv_heads, head_dim)
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if require("kv_append", name, cache, cache_shape, k.dtype) is not cache:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu
+from .cpu import BEST, DTYPES, on_cpu, sizes
 from .op import Op
 
 
@@ -19,7 +19,7 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 
 @layer_norm.impl("cpu", runs_on=lambda x, eps: on_cpu(x))
 def _layer_norm_cpu(x: Tensor, eps: float, isa: _C.Isa = BEST) -> Tensor:
-    rows, dim = x.shape
+    rows, dim = sizes("layer_norm", "x", x, 2)
     x = x.contiguous()
     out = torch.empty_like(x)
     threads = torch.get_num_threads()

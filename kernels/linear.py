@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require
+from .cpu import BEST, DTYPES, on_cpu, require, sizes
 from .op import Op
 
 
@@ -32,8 +32,8 @@ def _linear_cpu(
     out_dtype: torch.dtype | None = None,
     isa: _C.Isa = BEST,
 ) -> Tensor:
-    rows, features = x.shape
-    cols = weight.shape[0]
+    rows, features = sizes("linear", "x", x, 2)
+    cols = sizes("linear", "weight", weight, 2)[0]
     x = x.contiguous()
     weight = require("linear", "weight", weight, (cols, features), x.dtype)
     if bias is not None:

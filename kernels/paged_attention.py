@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require
+from .cpu import BEST, DTYPES, on_cpu, require, sizes
 from .op import Op
 
 
@@ -80,11 +80,12 @@ def _paged_attention_cpu(
     soft_cap: float = 0.0,
     isa: _C.Isa = BEST,
 ) -> Tensor:
-    rows, heads, head_dim = q.shape
-    blocks, block_size, kv_heads, _ = k_cache.shape
-    seqs, max_blocks = block_tables.shape
+    op = "paged_attention"
+    rows, heads, head_dim = sizes(op, "q", q, 3)
+    blocks, block_size, kv_heads, _ = sizes(op, "k_cache", k_cache, 4)
+    seqs, max_blocks = sizes(op, "block_tables", block_tables, 2)
     q = q.contiguous()
-    op, cache_shape = "paged_attention", (blocks, block_size, kv_heads, head_dim)
+    cache_shape = (blocks, block_size, kv_heads, head_dim)
     k_cache = require(op, "k_cache", k_cache, cache_shape, q.dtype)
     v_cache = require(op, "v_cache", v_cache, cache_shape, q.dtype)
     block_tables = require(op, "block_tables", block_tables, (seqs, max_blocks), torch.int32)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require
+from .cpu import BEST, DTYPES, on_cpu, require, sizes
 from .op import Op
 
 
@@ -25,8 +25,8 @@ def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @rope.impl("cpu", runs_on=lambda x, positions, cos, sin: on_cpu(x))
 def _rope_cpu(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, isa: _C.Isa = BEST) -> Tensor:
-    rows, heads, head_dim = x.shape
-    max_position, half = cos.shape
+    rows, heads, head_dim = sizes("rope", "x", x, 3)
+    max_position, half = sizes("rope", "cos", cos, 2)
     x = x.contiguous()
     positions = require("rope", "positions", positions, (rows,), torch.int64)
     cos = require("rope", "cos", cos, (max_position, half), torch.float32)

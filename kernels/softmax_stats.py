@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu
+from .cpu import BEST, DTYPES, on_cpu, sizes
 from .op import Op
 
 
@@ -37,9 +37,10 @@ def softmax_stats(logits: Tensor) -> SoftmaxStats:
 
 @softmax_stats.impl("cpu", runs_on=lambda logits: on_cpu(logits))
 def _softmax_stats_cpu(logits: Tensor, isa: _C.Isa = BEST) -> SoftmaxStats:
-    rows, vocab = logits.shape
+    rows, vocab = sizes("softmax_stats", "logits", logits, 2)
     logits = logits.contiguous()
-    top, lse, entropy = (logits.new_empty(rows, dtype=torch.float32) for _ in range(3))
+    top = logits.new_empty(rows, dtype=torch.float32)
+    lse, entropy = torch.empty_like(top), torch.empty_like(top)
     argmax = logits.new_empty(rows, dtype=torch.int32)
     _C.softmax_stats(
         isa,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nudging.batch import Batch, KVCache
 from nudging.errors import BadRequest
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
+from nudging.models.rope import rope_tables
 
 NUM_POSITIONS = 64
 TOLERANCE = 1e-4  # fp32 logits of standard deviation about 2 after sums in another order
@@ -391,6 +394,50 @@ def test_configurations_of_transformers_4_and_5_mean_the_same(pair: Pair, tmp_pa
     values = json.loads((pair.directory / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(as_transformers_4(values)))
     assert read_config(tmp_path) == read_config(pair.directory)
+
+
+SIZES = {
+    "vocab_size": 60_000,
+    "hidden_size": 128,
+    "intermediate_size": 88,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3"]
+)
+def test_keys_that_are_left_out_mean_what_transformers_takes_them_for(family: str, tmp_path: Path) -> None:
+    given = {} if family == "gemma3_text" else SIZES
+    transformers.AutoConfig.for_model(family, **given).save_pretrained(tmp_path)
+    full = read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **given}))
+    assert read_config(tmp_path) == replace(full, eos_token_ids=(), bos_token_id=None, dtype=None)
+
+
+REAL_ROPES = {
+    "llama-3.1": (128, {**LLAMA3, "rope_theta": 5e5, "original_max_position_embeddings": 8192}),
+    "qwen2.5-yarn": (128, {**YARN, "rope_theta": 1e6, "original_max_position_embeddings": 16384}),
+    "yarn-beta": (64, {**YARN, "original_max_position_embeddings": 8192, "beta_fast": 20, "beta_slow": 2}),
+    "linear": (80, LINEAR),
+    "default": (96, {"rope_type": "default", "rope_theta": 1e6}),
+}
+
+
+@pytest.mark.parametrize("name", list(REAL_ROPES))
+def test_far_positions_of_real_models_turn_by_the_angles_of_transformers(name: str, tmp_path: Path) -> None:
+    head_dim, rope = REAL_ROPES[name]
+    shape = {**SHAPE, "vocab_size": 97, "head_dim": head_dim, "max_position_embeddings": 32768}
+    config = transformers.LlamaConfig(**shape, rope_parameters=dict(rope))
+    config.save_pretrained(tmp_path)
+    at = torch.tensor([0, 1, 17, 4095, 8192, 32767])
+    expected = LlamaRotaryEmbedding(config)(torch.zeros(1), at[None])
+    tables = rope_tables(read_config(tmp_path).ropes[0], 32768, torch.device("cpu"))
+    for table, values in zip(tables, expected, strict=True):
+        # YaRN's blend rounds once elsewhere: an ulp of a slow frequency, times the position.
+        assert (table[at] - values[0, :, : head_dim // 2]).abs().max() <= 2e-5
 
 
 @pytest.fixture(scope="module")

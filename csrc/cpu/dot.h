@@ -10,7 +10,7 @@ namespace nudging::cpu {
 constexpr int kTileCols = kLinearPanel;
 
 // out[r][c] = x[r] . y[c].  Lane l of an element's register adds the terms l, l + kLanes, ... in
-// this order, then the lanes are folded in one fixed tree: the tile's shape decides what is kept in
+// this order, then one fixed tree adds the lanes: the tile's shape decides what is kept in
 // registers and nothing else.
 template <class V, int kRows, class X, class Y>
 void dot_tile(const X* const (&x)[kRows], const Y* const (&y)[kTileCols], std::int64_t size,
@@ -39,12 +39,8 @@ void dot_tile(const X* const (&x)[kRows], const Y* const (&y)[kTileCols], std::i
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    float four[kTileCols][4];
 #pragma GCC unroll 4
-    for (int c = 0; c < kTileCols; ++c) V::fold(total[r][c], four[c]);
-#pragma GCC unroll 4
-    for (int c = 0; c < kTileCols; ++c)
-      out[r][c] = (four[c][0] + four[c][2]) + (four[c][1] + four[c][3]);
+    for (int c = 0; c < kTileCols; ++c) out[r][c] = V::sum(total[r][c]);
   }
 }
 

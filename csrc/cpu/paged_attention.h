@@ -2,8 +2,8 @@
 
 #include "dot.h"
 #include "dtype.h"
-#include "elementwise.h"
 #include "math.h"
+#include "soft_cap.h"
 
 namespace nudging::cpu {
 

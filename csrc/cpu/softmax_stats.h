@@ -42,6 +42,28 @@ Top find_top(const T* logits, std::int64_t vocab) {
   return top;
 }
 
+// The sums of p and of p * (x - max) over some logits, where p = e^(x - max).
+template <class V>
+struct Sums {
+  typename V::F p{}, weighted{};
+};
+
+// Long sums are sums of sums of this many logits, which keeps rounding errors small.
+constexpr std::int64_t kStretch = 1024;
+
+template <class V, class T>
+Sums<V> sum_stretch(const T* logits, std::int64_t size, float max) {
+  Sums<V> sums;
+  for (std::int64_t i = 0; i < size; i += V::kLanes) {
+    const auto below = V::load(logits + i, size - i) - max;
+    const auto p = V::select(V::first(size - i), exp<V>(below), typename V::F{});
+    sums.p = sums.p + p;
+    // Where p is 0, `below` may be -inf.
+    sums.weighted = V::fma(p, V::select(p > typename V::F{}, below, p), sums.weighted);
+  }
+  return sums;
+}
+
 template <class V, class T>
 void softmax_stats_row(const SoftmaxStats& a, const T* logits, std::int64_t row) {
   const Top top = find_top<V>(logits, a.vocab);
@@ -50,17 +72,16 @@ void softmax_stats_row(const SoftmaxStats& a, const T* logits, std::int64_t row)
   // A row whose maximum is infinite or NaN has no softmax.
   a.lse[row] = a.entropy[row] = top.max;
   if (top.max - top.max != 0.0f) return;
-  typename V::F total{}, weighted{};
-  for (std::int64_t i = 0; i < a.vocab; i += V::kLanes) {
-    const auto below = V::load(logits + i, a.vocab - i) - top.max;
-    const auto p = V::select(V::first(a.vocab - i), exp<V>(below), typename V::F{});
-    total = total + p;
-    // Where p is 0, `below` may be -inf.
-    weighted = V::fma(p, V::select(p > typename V::F{}, below, p), weighted);
+  Sums<V> total;
+  for (std::int64_t i = 0; i < a.vocab; i += kStretch) {
+    const std::int64_t size = a.vocab - i < kStretch ? a.vocab - i : kStretch;
+    const Sums<V> part = sum_stretch<V>(logits + i, size, top.max);
+    total.p = total.p + part.p;
+    total.weighted = total.weighted + part.weighted;
   }
-  const float sum = V::sum(total), log_sum = ::logf(sum);
+  const float sum = V::sum(total.p), log_sum = ::logf(sum);
   a.lse[row] = top.max + log_sum;
-  a.entropy[row] = log_sum - V::sum(weighted) / sum;
+  a.entropy[row] = log_sum - V::sum(total.weighted) / sum;
 }
 
 // Rows [begin, end).

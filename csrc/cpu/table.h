@@ -1,11 +1,14 @@
 // What every instruction set's file instantiates.
 #pragma once
 
-#include "elementwise.h"
+#include "gated_act.h"
 #include "kernels.h"
+#include "layer_norm.h"
 #include "linear.h"
-#include "norms.h"
 #include "paged_attention.h"
+#include "rms_norm.h"
+#include "rope.h"
+#include "soft_cap.h"
 #include "softmax_stats.h"
 
 namespace nudging::cpu {

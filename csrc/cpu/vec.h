@@ -143,20 +143,15 @@ struct Lanes {
     for (std::int64_t i = 0; i < left; ++i) to[i] = padded[i];
   }
 
-  // The lanes folded to four, always in the same tree.
-  static void fold(F x, float (&four)[4]) {
-    float lanes[kLanes];
-    store_full(lanes, x);
-    for (int width = kLanes / 2; width >= 4; width /= 2) {
-      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    }
-    std::memcpy(four, lanes, sizeof four);
-  }
-
+  // Always the same tree: halves onto halves.
   static float sum(F x) {
-    float four[4];
-    fold(x, four);
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    if constexpr (kLanes == 4) {
+      return (x[0] + x[2]) + (x[1] + x[3]);
+    } else {
+      typename Register<kLanes / 2>::F halves[2];
+      std::memcpy(halves, &x, sizeof halves);
+      return Lanes<Arch, kLanes / 2>::sum(halves[0] + halves[1]);
+    }
   }
 
   static float max(F x) {

@@ -70,7 +70,8 @@ def _no_weights(directory: Path) -> CheckpointError:
     if pickles:
         return CheckpointError(
             f"{directory} has {', '.join(map(printable, pickles[:3]))} but no {SINGLE}: only "
-            "safetensors are read, as other formats can run code; convert it where you trust it, with transformers' save_pretrained"
+            "safetensors are read, as other formats can run code; convert it where you trust it, with "
+            "transformers' save_pretrained"
         )
     return CheckpointError(
         f"{directory} has neither {SINGLE} nor {INDEX}; give a complete checkpoint directory"

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from .raw import RawConfig
+from .rope import read_rope
 from .spec import ModelConfig
-from .standard import POST_NORM_TENSORS, TENSORS, Family, layer_windows, sliding_layers, window_of
+from .standard import POST_NORM_TENSORS, TENSORS, Family, RopeReader, layer_windows, sliding_layers, window_of
 from .standard import describe as describe_standard
 
 # What transformers takes for keys that a configuration leaves out.
@@ -21,11 +22,11 @@ DEFAULTS = {
 }
 
 
-def describe_gemma(raw: RawConfig) -> ModelConfig:
+def describe_gemma(raw: RawConfig, rope_reader: RopeReader = read_rope) -> ModelConfig:
     """What Gemma 2 and 3 have in common.  Raises CheckpointError."""
     if raw.flag("use_bidirectional_attention", False):
         raw.wrong("use_bidirectional_attention", "false: this engine generates text from left to right")
-    config = describe_standard(raw, activation_key="hidden_activation")
+    config = describe_standard(raw, activation_key="hidden_activation", rope_reader=rope_reader)
     return replace(
         config,
         unit_offset=True,

@@ -26,34 +26,38 @@ DEFAULTS = {
 }
 
 
-def _ropes(raw: RawConfig, head_dim: int, max_position: int) -> tuple[Rope, Rope]:
-    """The rotary embeddings of full and of sliding layers."""
-    params = raw.part("rope_parameters")
-    full, local = params.part("full_attention"), params.part("sliding_attention")
-    if not raw.has("rope_parameters"):
-        full = raw.part("rope_scaling")
-    full = full.over({"rope_theta": raw.values.get("rope_theta", 1_000_000.0)})
-    local = local.over({"rope_theta": raw.values.get("rope_local_base_freq", 10_000.0)})
-    return build_rope(raw, full, head_dim, max_position)[0], build_rope(raw, local, head_dim, max_position)[0]
+def _read_full(raw: RawConfig, head_dim: int, max_position: int) -> tuple[Rope, int]:
+    """The rotary embedding of the full layers, and the positions it allows."""
+    if raw.has("rope_parameters"):
+        params = raw.part("rope_parameters").part("full_attention")
+    else:
+        params = raw.part("rope_scaling")
+    params = params.over({"rope_theta": raw.values.get("rope_theta", 1_000_000.0)})
+    return build_rope(raw, params, head_dim, max_position)
+
+
+def _read_sliding(raw: RawConfig, head_dim: int, max_position: int) -> Rope:
+    """The rotary embedding of the sliding layers."""
+    params = raw.part("rope_parameters").part("sliding_attention")
+    params = params.over({"rope_theta": raw.values.get("rope_local_base_freq", 10_000.0)})
+    return build_rope(raw, params, head_dim, max_position)[0]
 
 
 def describe(raw: RawConfig) -> ModelConfig:
     """The description of a Gemma 3 checkpoint, text only or multimodal.  Raises CheckpointError."""
     text = raw.part("text_config") if raw.text("model_type") == "gemma3" else raw
-    text = text.over(DEFAULTS)
+    text = text.over({**DEFAULTS, "model_type": "gemma3_text"})
     if text.has("attn_logit_softcapping"):
         text.wrong("attn_logit_softcapping", "null in Gemma 3")
-    # The common description knows one rotary embedding; both of Gemma 3 are put in below.
-    plain = {k: v for k, v in text.values.items() if k not in ("rope_parameters", "rope_scaling")}
-    config = describe_gemma(RawConfig(plain, text.where))
+    config = describe_gemma(text, rope_reader=_read_full)
     period = text.integer("sliding_window_pattern", MAX_LAYERS, default=6)
     sliding = sliding_layers(text, config.num_layers, lambda i: (i + 1) % period != 0)
-    full, local = _ropes(text, config.head_dim, config.max_position)
+    local = _read_sliding(text, config.head_dim, config.max_position)
     return replace(
         config,
         qk_norm="head",
         windows=layer_windows(text, sliding, window_of(text)),
-        ropes=tuple(local if slides else full for slides in sliding),
+        ropes=tuple(local if slides else config.ropes[0] for slides in sliding),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from .raw import RawConfig
 from .rope import read_rope
-from .spec import ModelConfig, RopeKind
+from .spec import ModelConfig, Rope, RopeKind
 from .standard import TENSORS, Family, window_of
 from .standard import describe as describe_standard
 
@@ -15,22 +15,18 @@ DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max
 LONGROPE: Mapping[str, RopeKind] = {"su": "longrope", "yarn": "longrope"}
 
 
+def _read_rope(raw: RawConfig, head_dim: int, max_position: int) -> tuple[Rope, int]:
+    return read_rope(raw, head_dim, max_position, partial=True, aliases=LONGROPE)
+
+
 def describe(raw: RawConfig) -> ModelConfig:
     """The description of a Phi-3 checkpoint.  Raises CheckpointError."""
     raw = raw.over(DEFAULTS)
     for key in ("lm_head_bias", "attention_bias", "mlp_bias"):
         if raw.flag(key, False):
             raw.wrong(key, "false in this family")
-    plain = ("rope_parameters", "rope_scaling", "partial_rotary_factor")
-    config = describe_standard(RawConfig({k: v for k, v in raw.values.items() if k not in plain}, raw.where))
-    rope, position = read_rope(raw, config.head_dim, config.max_position, partial=True, aliases=LONGROPE)
-    return replace(
-        config,
-        ropes=(rope,) * config.num_layers,
-        max_len=rope.original_max_len if rope.kind == "longrope" else position,
-        max_position=position,
-        windows=(window_of(raw),) * config.num_layers,
-    )
+    config = describe_standard(raw, rope_reader=_read_rope)
+    return replace(config, windows=(window_of(raw),) * config.num_layers)
 
 
 FAMILY = Family(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .raw import RawConfig
 from .rope import MAX_POSITION, read_rope
-from .spec import Activation, ModelConfig
+from .spec import Activation, ModelConfig, Rope
 
 # Far above any model there is: such sizes are damage, and would fail later as a huge allocation.
 MAX_WIDTH = 1 << 20
@@ -64,8 +64,17 @@ POST_NORM_TENSORS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def describe(raw: RawConfig, activation_key: str = "hidden_act") -> ModelConfig:
-    """The description of a checkpoint that does nothing unlike Llama.  Raises CheckpointError."""
+RopeReader = Callable[[RawConfig, int, int], tuple[Rope, int]]
+
+
+def describe(
+    raw: RawConfig, activation_key: str = "hidden_act", rope_reader: RopeReader = read_rope
+) -> ModelConfig:
+    """The description of a checkpoint that does nothing unlike Llama but what the arguments say.
+
+    rope_reader: as `rope.read_rope`, from the configuration, head_dim and max_position_embeddings.  Raises
+    CheckpointError.
+    """
     hidden = raw.integer("hidden_size", MAX_WIDTH)
     heads = raw.integer("num_attention_heads", MAX_WIDTH)
     kv_heads = raw.integer("num_key_value_heads", heads, default=heads)
@@ -79,7 +88,7 @@ def describe(raw: RawConfig, activation_key: str = "hidden_act") -> ModelConfig:
     act = raw.text(activation_key, default="silu")
     if act not in ACTIVATIONS:
         raw.wrong(activation_key, f"one of {', '.join(ACTIVATIONS)}")
-    rope, position = read_rope(raw, head_dim, position)
+    rope, position = rope_reader(raw, head_dim, position)
     bias = raw.flag("attention_bias", False)
     return ModelConfig(
         family=raw.text("model_type"),
@@ -88,7 +97,7 @@ def describe(raw: RawConfig, activation_key: str = "hidden_act") -> ModelConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=raw.integer("intermediate_size", MAX_WIDTH * 16),
+        intermediate_size=raw.integer("intermediate_size", MAX_WIDTH),
         vocab_size=raw.integer("vocab_size", MAX_VOCAB),
         max_len=rope.original_max_len if rope.kind == "longrope" else position,
         max_position=position,
