@@ -32,7 +32,7 @@ class EngineThread:
     def submit(self, requests: list[Request], handle: Handle) -> None:
         """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""
         added = self._post(lambda: self._add(requests, handle))
-        added.add_done_callback(lambda _: refuse(requests, handle, added.exception()))
+        added.add_done_callback(lambda _: self._refuse(requests, handle, added.exception()))
 
     def cancel(self, requests: list[Request]) -> None:
         """End requests with "abort"; finished ones stay as they are, and after close there is nothing to
@@ -57,11 +57,6 @@ class EngineThread:
             self._commands.append((function, future))
             self._wake.notify()
         return future
-
-    def check_open(self) -> None:
-        """Raise EngineClosed once the engine is closed or has stopped."""
-        if self._closing:
-            raise self._closed_error()
 
     def check_open(self) -> None:
         """Raise EngineClosed once the engine is closed."""
@@ -95,6 +90,17 @@ class EngineThread:
             if request.id in self._handles:
                 self._engine.abort(request)
                 self._report(request)
+
+    def _refuse(self, requests: list[Request], handle: Handle, error: BaseException | None) -> None:
+        """End requests that could not be added; one that a close overtook ends as if it had run."""
+        if error is None:
+            return
+        for request in requests:
+            if isinstance(error, EngineClosed) and self._failure is None:
+                request.finish("abort")
+            else:
+                request.fail(error)
+            handle.notify(request)
 
     def _report(self, request: Request) -> None:
         handle = self._handles[request.id]
@@ -139,12 +145,3 @@ def obey(function: Callable[[], Any], future: Future[Any]) -> None:
         future.set_result(function())
     except BaseException as error:  # noqa: BLE001 - the caller's to handle, not the engine's
         future.set_exception(error)
-
-
-def refuse(requests: list[Request], handle: Handle, error: BaseException | None) -> None:
-    """Tell whoever waits that requests could not be added; nothing to do where there is no error."""
-    if error is None:
-        return
-    for request in requests:
-        request.fail(error)
-        handle.notify(request)
