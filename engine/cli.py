@@ -17,11 +17,15 @@ INTERRUPTED = 130
 
 
 class Failure(click.ClickException):
-    """A message on stderr and an exit status: 2 for what was asked wrongly, 1 for what went wrong."""
+    """Something went wrong: the message on standard error, exit status 1."""
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 1
+
+
+class Mistake(click.ClickException):
+    """Something was asked wrongly: the message on standard error, exit status 2."""
+
+    exit_code = 2
 
 
 class Commands(click.Group):
@@ -34,7 +38,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (BadRequest, CheckpointError) as error:
-            raise Failure(str(error), exit_code=2) from error
+            raise Mistake(str(error)) from error
         except NudgingError as error:
             raise Failure(str(error)) from error
         except OSError as error:

@@ -66,7 +66,9 @@ ROLES = ("base", "guide")
     help="Bars on standard error.",
 )
 @click.pass_context
-def generate(ctx: click.Context, base: str, guide: str | None, progress: bool | None, **flags: Any) -> None:
+def generate(
+    ctx: click.Context, /, base: str, guide: str | None, progress: bool | None, **flags: Any
+) -> None:
     """Write a text for every prompt of a file.
 
     A line that cannot be served gives {"index", "error"}, the others go on, and the exit status is 1.
@@ -92,7 +94,7 @@ def read_lines(path: str | None, prompt: str | None) -> list[bytes]:
         raise BadRequest(f"{given} of --input and --prompt is given; give one (--input - is standard input)")
     if path is None:
         return [json.dumps({"prompt": prompt}).encode()]
-    data = click.get_binary_stream("stdin").read() if path == "-" else Path(path).read_bytes()
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     lines = data.split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -166,7 +168,7 @@ def check_request(llm: LLM, params: SamplingParams, policy: Policy) -> None:
 def open_output(path: str, stack: ExitStack) -> BinaryIO:
     """Unbuffered: who follows the file sees each line when it is written."""
     if path == "-":
-        return click.get_binary_stream("stdout")
+        return sys.stdout.buffer
     return stack.enter_context(open(path, "wb", buffering=0))  # type: ignore[return-value]
 
 
@@ -211,7 +213,7 @@ def output_record(output: CompletionOutput) -> dict[str, Any]:
     if output.error is not None:
         return {"error": {"type": type(output.error).__name__, "message": str(output.error)}}
     has_text = output.text is not None
-    record = {
+    record: dict[str, Any] = {
         "text": output.text,
         "token_ids": output.token_ids,
         "authors": output.authors,

@@ -124,7 +124,8 @@ def read_policy(flags: Flags, has_guide: bool) -> Policy:
     name = flags["policy"] or ("nudging" if has_guide else "base")
     if name != "base" and not has_guide:
         raise BadRequest(f"--policy {name} needs a guide; add --guide, or use --policy base")
-    return {"base": Base(), "guide": Guide(), "nudging": nudging}[name]
+    policies: dict[str, Policy] = {"base": Base(), "guide": Guide(), "nudging": nudging}
+    return policies[name]
 
 
 def read_speculate(value: str) -> str | int:
