@@ -275,9 +275,11 @@ def name_roles(
     return {"base": base, **({} if guide is None else {"guide": guide}), **models}
 
 
-def read_speculate(value: Speculate) -> int:
-    """The number of drafted tokens a pass.  Raises BadRequest."""
-    if value in ("auto", "off"):
+def read_speculate(value: Speculate) -> int | None:
+    """The number of drafted tokens a pass; None for as many as pay.  Raises BadRequest."""
+    if value == "auto":
+        return None
+    if value == "off":
         return 0
     if not is_int(value) or not 0 <= int(value) <= MAX_DRAFT:
         raise BadRequest(

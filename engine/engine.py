@@ -9,7 +9,10 @@ computed yet.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
+from nudging.adaptive import Ledger
+from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, NudgingError, NumericalError, OutOfBlocks
@@ -25,13 +28,20 @@ class Engine:
     """Models, their pools, and the requests that share them.  Not thread-safe: one thread steps it."""
 
     def __init__(
-        self, runners: dict[str, ModelRunner], models_of: dict[str, str], max_batch_tokens: int = 2048
+        self,
+        runners: dict[str, ModelRunner],
+        models_of: dict[str, str],
+        max_batch_tokens: int = 2048,
+        costs: Mapping[str, PassCosts] | None = None,
     ) -> None:
+        """`costs`: what passes of each model cost; None learns them from the passes that are made."""
         self.runners = runners
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
         self.scheduler = Scheduler(pools, models_of, max_batch_tokens)
+        self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
         self._views: dict[str, RequestView] = {}
+        self._ledgers: dict[str, Ledger] = {}
 
     @property
     def has_work(self) -> bool:
@@ -91,7 +101,9 @@ class Engine:
             if role not in request.sequences:
                 pool = self.runners[self.models_of[role]].pool
                 request.sequences[role] = Sequence(pool, request.prompts[role].ids)
-        self._views[request.id] = RequestView(request)
+        costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
+        ledger = self._ledgers[request.id] = Ledger(costs)
+        self._views[request.id] = RequestView(request, ledger)
 
     def _prepared(self, model: str, work: Work) -> bool:
         """Whether the work's blocks are there; where the pool is short, that request alone ends."""
@@ -106,8 +118,11 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
+        began = time.perf_counter()
         rows = iter(runner.execute(works, wanted))
+        self.costs[model].record(sum(work.end - work.start for work in works), time.perf_counter() - began)
         for work in works:
+            self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]
             sequence.num_computed = work.end
             passes = work.request.counters.passes
@@ -141,7 +156,7 @@ class Engine:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            request.need = draft_ahead(request, view, missing.need)
+            request.need = draft_ahead(request, view, self._ledgers[request.id], missing.need)
             self._check_need(request)
         except NudgingError as error:
             request.fail(error)
@@ -198,7 +213,8 @@ class Engine:
             self._retire(request)
 
     def _retire(self, request: Request) -> None:
-        settle_draft(request)
+        if request.id in self._ledgers:
+            settle_draft(request, self._ledgers.pop(request.id))
         request.counters.finished_at = time.monotonic()
         self.scheduler.retire(request)
         self._views.pop(request.id, None)

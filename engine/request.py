@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.detokenize import Detokenizer, StopChecker
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
@@ -25,6 +26,17 @@ class Need:
     role: str
     first: int
     last: int
+
+
+@dataclass
+class Draft:
+    """Tokens written ahead from output position `start`: how many are wanted, and those there once
+    complete.
+    """
+
+    start: int
+    length: int
+    tokens: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,11 @@ class Request:
         seed: int,
         prompts: Mapping[str, RolePrompt],
         roles: Mapping[str, Role],
-        draft_len: int = 0,
+        draft_len: int | None = 0,
         first_position: int = 0,
     ) -> None:
-        """`first_position`: the output position of the first token, for texts that go on from earlier
-        ones.
+        """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
+        token, for texts that go on from earlier ones.
         """
         self.id = request_id
         self.policy = policy
@@ -88,7 +100,7 @@ class Request:
         self.pieces: list[Piece] = []
         self.tail = ""
         self.need: Need | None = None
-        self.draft: tuple[int, list[int]] = (0, [])
+        self.draft: Draft | None = None
         # Tokens known to come (a text being scored): every role reads them all in one pass.
         self.known_ahead: tuple[int, ...] = ()
         self.finish_reason: str | None = None
@@ -111,7 +123,8 @@ class Request:
         """The most tokens that `role`'s sequence may hold: what admission reserves and the engine
         enforces.
         """
-        written = self.max_tokens + self.policy.lookahead + self.draft_len
+        written = self.max_tokens + self.policy.lookahead
+        written += MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len
         if not self.policy.shares_ids:
             # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
             written = 2 * (written + 2 * self.policy.lookahead)

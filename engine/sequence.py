@@ -59,15 +59,20 @@ class Sequence:
         self.num_computed = min(self.num_computed, length)
         self.block_table.shrink(self.num_computed)
 
-    def set_context(self, start: int, ids: Ids[int]) -> None:
-        """Make `tokens[start:]` begin with `ids`: what already agrees is kept, what differs is truncated."""
+    def set_context(self, start: int, ids: Ids[int]) -> int | None:
+        """Make `tokens[start:]` begin with `ids`: what already agrees is kept, what differs is truncated.
+
+        Returns the position of the first token that had to be replaced, None where none had to.
+        """
         for offset, token in enumerate(ids):
             position = start + offset
             if position < len(self.tokens) and self.tokens[position] == token:
                 continue
+            replaced = position < len(self.tokens)
             self.truncate(position)
             self.tokens.extend(ids[offset:])
-            return
+            return position if replaced else None
+        return None
 
     def want_row(self, position: int) -> Row | None:
         """The row after `tokens[:position]`, or None: then the token before it will be computed (again)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nudging.adaptive import Ledger
 from nudging.decide import pick_token
 from nudging.errors import BadRequest
 from nudging.policies.protocol import Completion
@@ -23,9 +24,11 @@ class MissingRow(Exception):
 class RequestView:
     """The view of one request; see `nudging.policies.protocol.View`."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, ledger: Ledger) -> None:
         self._request = request
+        self._ledger = ledger
         self._contexts: dict[str, tuple[str, int]] = {}
+        self._drafting = False
 
     @property
     def max_tokens(self) -> int:
@@ -38,6 +41,14 @@ class RequestView:
     def rollout(self, role: str, length: int) -> list[Row]:
         sequence, position = self._context(role)
         return self._continue(role, sequence, position, length, self._eos(role))
+
+    def draft(self, role: str, length: int) -> list[Row]:
+        """Like `rollout`, on the engine's own account: rows that no policy has asked for."""
+        self._drafting = True
+        try:
+            return self.rollout(role, length)
+        finally:
+            self._drafting = False
 
     def is_eos(self, role: str, token: int) -> bool:
         return token in self._eos(role)
@@ -83,7 +94,7 @@ class RequestView:
         sequence = self._request.sequences[role]
         output = self._request.output
         written = sequence.context_len - sequence.prompt_len
-        sequence.set_context(sequence.context_len, output[written:])
+        self._ledger.rewind(role, sequence.set_context(sequence.context_len, output[written:]))
         sequence.context_len = sequence.prompt_len + len(output)
         return sequence, sequence.context_len
 
@@ -107,6 +118,8 @@ class RequestView:
         return sequence, len(ids)
 
     def _row(self, role: str, sequence: Sequence, position: int) -> Row:
+        if not self._drafting:
+            self._ledger.ask(role, position)
         row = sequence.want_row(position)
         if row is None:
             raise MissingRow(role, position)
@@ -125,7 +138,7 @@ class RequestView:
         last = min(position + length, max_len + 1)
         for at in range(position, last):
             if rows:
-                sequence.set_context(at - 1, (rows[-1].token,))
+                self._ledger.rewind(role, sequence.set_context(at - 1, (rows[-1].token,)))
             rows.append(self._row(role, sequence, at))
             if rows[-1].token in ends:
                 break

@@ -12,6 +12,7 @@ DTYPES = {torch.float32: _C.DType.f32, torch.bfloat16: _C.DType.bf16, torch.floa
 
 
 def choose_isa(wanted: str) -> _C.Isa:
+    """The instruction set of that name, the best one for ""; ValueError if this machine lacks it."""
     isas = {isa.name: isa for isa in _C.available_isas()}
     if wanted and wanted not in isas:
         raise ValueError(f"NUDGING_ISA is {wanted!r}; this processor and build have {', '.join(isas)}")

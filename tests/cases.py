@@ -94,7 +94,7 @@ def _strided_linear(seed: int, dtype: torch.dtype) -> Args:
 
 def _sum_of_sizes(args: Args, want: Tensor) -> Tensor:
     x, weight, bias, _ = args
-    sizes = x.double().abs() @ weight.double().abs().T
+    sizes: Tensor = x.double().abs() @ weight.double().abs().T
     return sizes if bias is None else sizes + bias.double().abs()
 
 
@@ -278,7 +278,8 @@ class Attention:
 
 
 def _largest_value(args: Args, want: Tensor) -> Tensor:
-    return args[2].double().nan_to_num(0.0).abs().max().expand_as(want)
+    values: Tensor = args[2].double().nan_to_num(0.0)
+    return values.abs().max().expand_as(want)
 
 
 def _attention(name: str, make: Attention) -> Case:

@@ -300,8 +300,9 @@ def _base_run(
     """What the base writes behind `written`: the first token unasked, then as long as it is sure."""
     run = takeover.tokens[0]
     budget = max_tokens - count_tokens(written)
+    # Their client never looks whether this first completion stopped: it would ask once more.
     chunk: Completion | None = Completion(
-        "".join(takeover.tokens[1:]), takeover.tokens[1:], takeover.probs[1:], takeover.finish
+        "".join(takeover.tokens[1:]), takeover.tokens[1:], takeover.probs[1:], "length"
     )
     while count_tokens(run) < budget:
         chunk = chunk or base(prompt + written + run, LOOKAHEAD)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nudging import _C
-from nudging.kernels.cpu import choose_isa
+from nudging.kernels.cpu import DTYPES, choose_isa
 from tests.cases import (
     CASES,
     FLOATS,
@@ -161,6 +161,46 @@ def test_bits_of_a_row_do_not_depend_on_its_neighbours(
     poisoned[torch.arange(40) != 21] = float("nan")
     alone = [one[21:22] for one in outputs(op, cpu(op, isa), (poisoned, *args[1:]))]
     assert_same_bits(alone, whole, slice(21, 22))
+
+
+@per_isa
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    rows=st.integers(1, 70),
+    features=st.integers(0, 80),
+    cols=st.integers(1, 20),
+    data=st.data(),
+)
+def test_a_linear_row_alone_has_the_bits_of_that_row_in_any_shape(
+    seed: int, rows: int, features: int, cols: int, data: st.DataObject, isa: _C.Isa
+) -> None:
+    x, weight, bias, _ = linear_args(rows, features, cols, bias=True)(seed, torch.float32)
+    row, col = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
+    whole = cpu("linear", isa)(x, weight, bias)
+    assert_same_bits([cpu("linear", isa)(x[row : row + 1], weight, bias)], [whole], slice(row, row + 1))
+    one = cpu("linear", isa)(x, weight[col : col + 1], bias[col : col + 1])
+    assert_same_bits([one], [whole[:, col : col + 1]])
+
+
+@per_isa
+@per_dtype
+@pytest.mark.parametrize("size", [1, 7, 33, 65])
+def test_nothing_is_written_past_the_output(size: int, dtype: torch.dtype, isa: _C.Isa) -> None:
+    x, kind = noise(size)(2 * size, dtype=dtype), DTYPES[dtype]
+    source = x.data_ptr()
+    writers: list[Callable[[int], None]] = [
+        lambda out: _C.linear(isa, 1, kind, kind, source, source, 0, out, 1, 1, size),
+        lambda out: _C.rms_norm(isa, 1, kind, source, source, out, 1, size, 1e-6, False),
+        lambda out: _C.layer_norm(isa, 1, kind, source, out, 1, size, 1e-6),
+        lambda out: _C.gated_act(isa, 1, kind, _C.Activation.silu, source, out, 1, size),
+        lambda out: _C.soft_cap(isa, 1, kind, source, out, size, 30.0),
+    ]
+    for write in writers:
+        guarded = torch.full((size + 64,), 77.0, dtype=dtype)
+        write(guarded.data_ptr())
+        assert bool((guarded[size:] == 77.0).all())
+        assert bool((guarded[:size] != 77.0).all())
 
 
 LARGE: list[tuple[str, Make]] = [

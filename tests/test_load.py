@@ -14,59 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor
 
 from nudging.errors import BadRequest, CheckpointError
 from nudging.models.checkpoint import read_header
-from nudging.models.config import read_config
 from nudging.models.load import load_model
-
-VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER = 19, 12, 3, 1, 4, 10
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": INNER,
-    "num_hidden_layers": 2,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "head_dim": HEAD_DIM,
-    "max_position_embeddings": 32,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "torch_dtype": "float32",
-    "eos_token_id": 2,
-}
-
-
-def make_tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The tensors of CONFIG, as a checkpoint names them."""
-    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
-    shapes["lm_head.weight"] = (VOCAB, HIDDEN)
-    for i in range(2):
-        layer = {
-            "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
-            "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-            "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-            "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
-            "mlp.gate_proj": (INNER, HIDDEN),
-            "mlp.up_proj": (INNER, HIDDEN),
-            "mlp.down_proj": (HIDDEN, INNER),
-            "input_layernorm": (HIDDEN,),
-            "post_attention_layernorm": (HIDDEN,),
-        }
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
-
-
-def write(
-    directory: Path, changes: dict[str, Any] | None = None, tensors: dict[str, Tensor] | None = None
-) -> Path:
-    """A checkpoint of CONFIG with `changes`, and of `tensors`."""
-    (directory / "config.json").write_text(json.dumps({**CONFIG, **(changes or {})}))
-    save_file(make_tensors() if tensors is None else tensors, directory / "model.safetensors")
-    return directory
+from tests.checkpoints import HIDDEN, VOCAB, make_tensors, write
 
 
 def write_shards(directory: Path) -> dict[str, str]:
@@ -116,138 +68,9 @@ def test_a_sound_checkpoint_loads_with_a_bar_on_stderr_only(
     assert capsys.readouterr() == ("", "")
 
 
-# ------------------------------------------------------------------------------------------ configuration
-
-WRONG_VALUES = [
-    ("hidden_size", -1),
-    ("hidden_size", 0),
-    ("hidden_size", "48"),
-    ("hidden_size", True),
-    ("hidden_size", 48.0),
-    ("hidden_size", 2**70),
-    ("vocab_size", 2**40),
-    ("num_hidden_layers", 10**9),
-    ("num_attention_heads", None),
-    ("num_key_value_heads", 2),
-    ("num_key_value_heads", 5),
-    ("intermediate_size", []),
-    ("max_position_embeddings", 0),
-    ("rms_norm_eps", float("nan")),
-    ("rms_norm_eps", -1e-6),
-    ("rms_norm_eps", 10**400),
-    ("rope_theta", float("inf")),
-    ("rope_theta", 0),
-    ("rope_scaling", 3),
-    ("hidden_act", "relu"),
-    ("hidden_act", 1),
-    ("tie_word_embeddings", "yes"),
-    ("attention_bias", 1),
-    ("eos_token_id", VOCAB),
-    ("eos_token_id", [2, -1]),
-    ("eos_token_id", "</s>"),
-    ("torch_dtype", 16),
-    ("text_config", []),
-]
-
-
-@pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
-def test_a_wrong_value_is_refused_by_file_key_and_value(tmp_path: Path, key: str, value: object) -> None:
-    message = refusal(write(tmp_path, {key: value}))
-    assert message.startswith(str(tmp_path / "config.json"))
-    assert f"{key} = {value!r}"[:60] in message
-    assert "correct the file" in message
-
-
-WRONG_ROPES = [
-    ({"type": "spiral", "factor": 2.0}, "'spiral' is not supported; supported: default, linear"),
-    ({"type": "linear"}, "factor is missing"),
-    ({"type": "linear", "factor": -2}, "factor = -2"),
-    ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor is missing"),
-    (
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
-        "high_freq_factor = 4.0, it must be above low_freq_factor = 4",
-    ),
-    ({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": -8}, "-8"),
-    ({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 1.0]}, "a list of 2 numbers"),
-    ({"type": "longrope", "short_factor": [1.0, 0], "long_factor": [1.0, 1.0]}, "positive"),
-    ({"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
-]
-
-
-@pytest.mark.parametrize(("scaling", "fragment"), WRONG_ROPES)
-def test_a_wrong_rope_scaling_is_refused(tmp_path: Path, scaling: dict[str, Any], fragment: str) -> None:
-    assert fragment in refusal(write(tmp_path, {"rope_scaling": scaling}))
-
-
-def test_an_odd_head_dim_is_refused(tmp_path: Path) -> None:
-    assert "head_dim 5 gives 5 rotary channels" in refusal(write(tmp_path, {"head_dim": 5}))
-
-
-def test_an_unknown_family_is_refused_with_the_list_of_known_ones(tmp_path: Path) -> None:
-    message = refusal(write(tmp_path, {"model_type": "mamba"}))
-    assert "model_type 'mamba'" in message
-    assert "llama, mistral, qwen2, qwen3, gemma2, gemma3, gemma3_text, olmo, olmo2, phi3" in message
-
-
-def test_quantised_weights_are_refused(tmp_path: Path) -> None:
-    assert "quantised" in refusal(write(tmp_path, {"quantization_config": {"bits": 4}}))
-
-
-def test_layers_that_slide_need_a_window(tmp_path: Path) -> None:
-    changes = {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}
-    assert "sliding_window = 4096, it must be" in refusal(write(tmp_path, changes))
-    changes["layer_types"] = ["full_attention"]
-    assert "a list of 2 times one of" in refusal(write(tmp_path, changes))
-
-
-BAD_FILES = {
-    "not JSON": b"{hidden_size: 12}",
-    "not UTF-8": b'{"model_type": "\xff"}',
-    "not an object": b"[1, 2]",
-    "nested too deep": b"[" * 100_000,
-    "a key twice": b'{"hidden_size": 1, "hidden_size": 2}',
-    "too large": b" " * (17 << 20),
-    "empty": b"",
-}
-
-
-@pytest.mark.parametrize("kind", list(BAD_FILES))
-def test_a_damaged_configuration_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    write(tmp_path)
-    (tmp_path / "config.json").write_bytes(BAD_FILES[kind])
-    assert str(tmp_path / "config.json") in refusal(tmp_path)
-
-
-def test_a_missing_directory_or_configuration_is_refused_by_name(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'none'} is not a directory" in refusal(tmp_path / "none")
-    assert f"cannot read {tmp_path / 'config.json'}" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("generation", "config", "expected"),
-    [(None, 2, (2,)), (None, [2, 5], (2, 5)), (7, 2, (7,)), ([7, 8], 2, (7, 8)), (None, None, ())],
-)
-def test_eos_ids_are_those_of_the_generation_config_before_those_of_the_config(
-    tmp_path: Path, generation: object, config: object, expected: tuple[int, ...]
-) -> None:
-    write(tmp_path, {"eos_token_id": config})
-    if generation is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
-    assert read_config(tmp_path).eos_token_ids == expected
-
-
-@pytest.mark.parametrize("max_len", [0, 33, True, 2.0])
-def test_a_context_the_checkpoint_cannot_serve_is_refused(tmp_path: Path, max_len: Any) -> None:
-    with pytest.raises(BadRequest, match="is not from 1 to 32"):
-        load_model(write(tmp_path), max_len=max_len)
-
-
 def test_a_dtype_that_cannot_be_computed_in_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=r"torch\.int8.*float32, bfloat16, float16"):
         load_model(write(tmp_path), dtype=torch.int8)
-
-
-# ------------------------------------------------------------------------------------------------ weights
 
 
 def test_missing_tensors_are_counted_and_named(tmp_path: Path) -> None:
@@ -511,19 +334,3 @@ def test_arbitrary_header_entries_give_a_typed_error(
     (directory / "model.safetensors").write_bytes(data)
     edit_header(directory, lambda header: header.update({name: entry, extra: entry}))
     loads_or_is_refused(directory, (directory / "model.safetensors").read_bytes())
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(family=st.sampled_from(["llama", "qwen2", "gemma2", "gemma3", "phi3", "olmo"]), changes=st.data())
-def test_arbitrary_configuration_values_give_a_description_or_a_typed_error(
-    tmp_path_factory: pytest.TempPathFactory, family: str, changes: st.DataObject
-) -> None:
-    keys = [*CONFIG, "rope_scaling", "rope_parameters", "sliding_window", "layer_types", "text_config"]
-    values = {key: changes.draw(JSON) for key in changes.draw(st.lists(st.sampled_from(keys), max_size=3))}
-    directory = tmp_path_factory.getbasetemp()
-    (directory / "config.json").write_text(json.dumps({**CONFIG, **values, "model_type": family}))
-    try:
-        config = read_config(directory)
-    except CheckpointError:
-        return
-    assert len(config.windows) == len(config.ropes) == config.num_layers

@@ -209,10 +209,28 @@ def test_more_than_five_words_that_stand_in_the_text_already_are_dropped(line: s
     assert written.text == f"1:{line} 2:" + line * (times - 1)
 
 
-def test_no_round_begins_at_max_tokens_and_a_base_run_ends_there() -> None:
+def test_words_of_an_earlier_run_are_dropped_too() -> None:
+    first = "1: a b c d e!"
+    written = play(
+        {"": proposes("1: x"), first: proposes(" 2: x"), first + " 2: so": proposes("", "stop")},
+        {
+            "1:": says((" a", 0.9), (" b c d e!", 0.9), (" f", 0.1)),
+            first + " 2:": says((" so", 0.9), (" a b c d e", 0.9), (" f", 0.1)),
+        },
+    )
+    assert written.text == first + " 2: so"
+
+
+@pytest.mark.parametrize(("max_tokens", "text"), [(10, "So it goes"), (11, "So it goes on so")])
+def test_at_max_tokens_no_round_begins_and_no_run_goes_on(max_tokens: int, text: str) -> None:
     answers = {"So": says((" it", 0.9), (" goes", 0.9)), "So it goes": says((" on", 0.9), (" so", 0.9))}
-    written = play({"": proposes("So it is")}, answers, max_tokens=12)
-    assert written == WrittenText("So it goes on so", [("guide", "So"), ("base", " it goes on so")], "length")
+    if max_tokens == 10:
+        del answers["So it goes"]
+    written = play({"": proposes("So it is")}, answers, max_tokens)
+    assert written == WrittenText(text, [("guide", "So"), ("base", text[2:])], "length")
+
+
+def test_without_tokens_to_write_nobody_is_asked() -> None:
     assert play({}, {}, max_tokens=0) == WrittenText("", [], "length")
 
 

@@ -40,11 +40,13 @@ def test_philox_gives_the_known_answers(counter: str, key: str, answer: str) -> 
 
 def test_noise_is_the_gumbel_transform_of_the_keyed_bits() -> None:
     seed, position = 0xFFFF_FFFF_0000_0007, 12345
-    noise = gumbel_noise(seed, position, 11)
-    for token in range(11):
+    noise = gumbel_noise(seed, position, 131072)
+    # The extremes show the half that is added to the bits.
+    for token in [*range(11), int(noise.argmax()), int(noise.argmin())]:
         counter = np.array([[token // 4], [position], [0], [0]], dtype=np.uint64)
         bits = int(philox4x32(counter, seed)[token % 4, 0])
-        assert float(noise[token]) == pytest.approx(-math.log(-math.log((bits + 0.5) / 2**32)), rel=1e-6)
+        exact = -math.log(-math.log((bits + 0.5) / 2**32))
+        assert float(noise[token]) == pytest.approx(exact, rel=1e-7)  # fp32 rounds within 6e-8
 
 
 @pytest.mark.parametrize("vocab", [1, 4, 5, 1023, 4099])
@@ -103,6 +105,13 @@ def test_ties_at_the_boundary_keep_the_lowest_ids(top_k: int, top_p: float) -> N
     logits = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 1.0]])
     kept = warp(logits, 1.0, top_k, top_p, 0.0)[0] > -math.inf
     assert kept.tolist() == [False, True, True, False, False, False]
+
+
+def test_many_ties_keep_the_lowest_ids_too() -> None:
+    logits = random_logits(1, 4099, seed=8, scale=1.0).round()
+    expected = sorted(range(4099), key=lambda token: (-logits[0, token].item(), token))[:1500]
+    kept = warp(logits, 1.0, 1500, 1.0, 0.0)[0] > -math.inf
+    assert kept.nonzero().flatten().tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(1, 1.0, 0.0), (0, 1e-9, 0.0), (0, 1.0, 1.0)])

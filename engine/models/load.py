@@ -68,7 +68,7 @@ def load_model(
     return Decoder(config, Weights(embed, built, norm, head))
 
 
-def _layer_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """For each weight of a layer: the rows of the tensors joined in it, and the dimensions after the rows."""
     hidden, q, kv, inner = config.hidden_size, config.q_size, config.kv_size, config.intermediate_size
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -107,7 +107,7 @@ def _slots(
     layers = []
     for i in range(config.num_layers):
         slots = {}
-        for field, (rows, rest) in _layer_shapes(config).items():
+        for field, (rows, rest) in layer_shapes(config).items():
             names = tuple(f"{prefix}layers.{i}.{name}" for name in family.tensors[field])
             rows = rows if len(names) == len(rows) else (sum(rows),)  # a checkpoint may come with them joined
             slots[field] = Slot(names, tuple((r, *rest) for r in rows))

@@ -110,7 +110,8 @@ def _base_run(view: View, state: State, unsure: Unsure, first: Completion | None
     if view.count_tokens(state.run) >= view.max_tokens - view.count_tokens(state.out):
         return _close_run(state)
     if first is not None:
-        finish, pieces, probs = first.finish, first.pieces[1:], first.top_probs[1:]
+        # The client does not look whether this completion ended: it asks once more.
+        finish, pieces, probs = "length", first.pieces[1:], first.top_probs[1:]
     else:
         more = view.complete("base", state.out + state.run, BLOCK)
         finish, pieces, probs = more.finish, more.pieces, more.top_probs
