@@ -71,11 +71,9 @@ def cpu_isas() -> str:
 
 def pocket_facts() -> Facts:
     """The shipped checkpoints that are there."""
-    from nudging import pocket
+    from nudging.pocket import CARDS, path
 
-    return [
-        (f"pocket:{name}", summary(pocket.path(name))) for name in pocket.CARDS if pocket.path(name).is_dir()
-    ]
+    return [(f"pocket:{name}", summary(path(name))) for name in CARDS if path(name).is_dir()]
 
 
 def summary(path: Path) -> str:
