@@ -53,7 +53,7 @@ def demo(questions: int, threshold: float, **flags: Any) -> None:
     ):
         arms = make_arms(pair, aligned, policy)
         if ask_all:
-            ask_in_batches(console, arms, asked)
+            ask_in_batches(arms, asked)
         else:
             ask_one_by_one(console, arms, asked)
     console.print()
@@ -158,9 +158,12 @@ def answer_line(console: Console, arm: Arm, output: CompletionOutput, is_right: 
     return line
 
 
-def ask_in_batches(console: Console, arms: list[Arm], questions: Sequence[Question]) -> None:
-    """Every question to every arm, many at once, behind a bar."""
+def ask_in_batches(arms: list[Arm], questions: Sequence[Question]) -> None:
+    """Every question to every arm, many at once, behind a bar on standard error."""
+    from rich.console import Console
     from rich.progress import track
+
+    console = Console(stderr=True)
 
     batches = [questions[i : i + AT_ONCE] for i in range(0, len(questions), AT_ONCE)]
     for arm in arms:
