@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 72
 AT_ONCE = 64
 SHOWN_LINES = 3
+GROUPS = ("answerable", "refusals", "all")
 
 
 @click.command()
@@ -210,6 +211,7 @@ def kind_table(arms: list[Arm]) -> Table:
     for arm in arms:
         table.add_column(arm.name, justify="right")
     by_arm = [accuracy(arm.questions, [output.text or "" for output in arm.outputs]) for arm in arms]
-    for kind in by_arm[0]:
+    kinds = [kind for kind in by_arm[0] if kind not in GROUPS]
+    for kind in (*sorted(kinds), *(group for group in GROUPS if group in by_arm[0])):
         table.add_row(kind, *(f"{rates[kind]:.0%}" for rates in by_arm))
     return table
