@@ -109,6 +109,24 @@ def test_no_thread_is_started_for_a_request(tiny_pair: Pair) -> None:
     run(tiny_pair, use)
 
 
+def test_submitting_does_not_wait_for_a_step(tiny_pair: Pair) -> None:
+    """A step of a large model may take long; the event loop must not stand still for it."""
+
+    async def use(llm: AsyncLLM) -> None:
+        assert llm._llm is not None
+        step_ends = threading.Event()
+        step = asyncio.create_task(asyncio.to_thread(llm._llm._thread.call, lambda: step_ends.wait(30)))
+        await asyncio.sleep(0.01)
+        handle = llm.submit("Hello", SamplingParams(max_tokens=2))
+        assert not step.done()
+        assert not handle.is_finished
+        step_ends.set()
+        assert len((await handle.result()).outputs[0].token_ids) <= 2
+        await step
+
+    run(tiny_pair, use)
+
+
 @pytest.mark.parametrize("kind", ["generate", "result", "stream"])
 def test_a_cancelled_task_cancels_its_request(tiny_pair: Pair, kind: str) -> None:
     async def read(llm: AsyncLLM) -> None:
