@@ -47,6 +47,8 @@ class Commands(click.Group):
                 raise
             raise Failure(str(error)) from error
         except KeyboardInterrupt:
+            # Whatever comes next on the terminal begins on a line of its own.
+            click.echo(err=True)
             ctx.exit(INTERRUPTED)
 
 

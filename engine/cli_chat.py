@@ -76,12 +76,12 @@ class Talk:
 
     def run(self) -> None:
         """Read and answer until the end of the input."""
-        from nudging.terminal import Ink, show
+        from nudging.terminal import Ink
 
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - importing it gives input() line editing
         prompt = "> " if sys.stdin.isatty() else ""
-        show(self._console, Ink(self._console).legend().append(f"; {HELP}"), end="\n")
+        self._console.print(Ink(self._console).legend().append(f"; {HELP}"), highlight=False)
         while (line := read_message(prompt)) != "/quit":
             if line == "/reset":
                 self._messages.clear()
