@@ -37,10 +37,11 @@ class LLM:
 
     `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`;
     equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.
-    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens are drafted ahead for every
-    pass of the base; "off" and "auto" draft none.  It changes speed, never a token.  Use as a context
-    manager or call `close()`: then every request has ended and all memory is free.  Raises BadRequest
-    and CheckpointError.
+    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens the guide drafts for every pass
+    of the base; "auto" drafts as many as pay, "off" none.  It changes speed, never a token.  `max_len`: the
+    longest prompt + text in tokens, where a checkpoint's own context is longer.  `max_batch_tokens`: the
+    most tokens of one pass, longer prompts are read in parts.  Use as a context manager or call `close()`:
+    then every request has ended and all memory is free.  Raises BadRequest and CheckpointError.
     """
 
     def __init__(
@@ -55,18 +56,21 @@ class LLM:
         speculate: Speculate = "auto",
         max_batch_tokens: int = 2048,
         block_size: int = 16,
+        max_len: int | None = None,
         progress: bool = False,
         **unknown: Any,
     ) -> None:
         if unknown:
             raise unknown_option("LLM", unknown, OPTIONS)
-        for name, value in (("max_batch_tokens", max_batch_tokens), ("block_size", block_size)):
-            if not is_int(value) or not 1 <= value <= 1 << 20:
-                raise BadRequest(f"{name} is {value!r}; it must be a whole number from 1 to {1 << 20}")
+        check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size)
+        if max_len is not None:
+            check_sizes(max_len=max_len)
         memory = read_bytes(kv_cache_memory)
         self._draft_len = read_speculate(speculate)
         checkpoints = name_roles(base, guide, models or {})
-        self.roles, decoders = load_roles(checkpoints, read_dtype(dtype), read_device(device), progress)
+        self.roles, decoders = load_roles(
+            checkpoints, read_dtype(dtype), read_device(device), progress, max_len
+        )
         runners = make_runners(decoders, self.roles, memory, block_size)
         self._engine = Engine(runners, {r.name: r.model for r in self.roles.values()}, max_batch_tokens)
         self._thread = EngineThread(self._engine)
@@ -261,8 +265,16 @@ OPTIONS = (
     "speculate",
     "max_batch_tokens",
     "block_size",
+    "max_len",
     "progress",
 )
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise BadRequest for a size that is no whole number in range."""
+    for name, value in sizes.items():
+        if not is_int(value) or not 1 <= value <= 1 << 20:
+            raise BadRequest(f"{name} is {value!r}; it must be a whole number from 1 to {1 << 20}")
 
 
 def name_roles(

@@ -49,10 +49,11 @@ class KVCache:
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.block_size = block_size
+        self._layers = tuple(zip(self.k, self.v, strict=True))
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """The keys and values of one layer: two views of [blocks, block_size, kv_heads, head_dim]."""
-        return self.k[index], self.v[index]
+        return self._layers[index]
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination) each, in every layer: the copy of copy-on-write."""

@@ -15,12 +15,12 @@ from nudging.adaptive import Ledger
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
-from nudging.errors import BadRequest, NudgingError, NumericalError, OutOfBlocks
+from nudging.errors import BadRequest, OutOfBlocks
 from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler, Work
-from nudging.sequence import Sequence
+from nudging.sequence import Row, Sequence
 from nudging.view import MissingRow, RequestView
 
 
@@ -129,10 +129,11 @@ class Engine:
             passes[work.role] = passes.get(work.role, 0) + 1
             for position in range(work.first_row, work.end + 1):
                 row = next(rows)
-                if isinstance(row, NumericalError):
-                    work.request.fail(row)
-                else:
+                if isinstance(row, Row):
                     sequence.rows[position] = row
+                elif position == work.request.need_now.first:
+                    work.request.fail(row)
+                # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
 
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
@@ -158,15 +159,13 @@ class Engine:
         except MissingRow as missing:
             request.need = draft_ahead(request, view, self._ledgers[request.id], missing.need)
             self._check_need(request)
-        except NudgingError as error:
-            request.fail(error)
-        except Exception as error:  # noqa: BLE001 - a caller's own policy may raise anything; only its request ends
+        except Exception as error:
+            # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
-        assert request.need is not None
-        role, last = request.need.role, request.need.last
+        role, last = request.need_now.role, request.need_now.last
         if last > request.max_sequence(role):
             request.fail(
                 BadRequest(

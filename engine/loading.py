@@ -13,6 +13,7 @@ import torch
 
 from nudging.chat import plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
+from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
 from nudging.roles import Role, load_text_side
@@ -94,6 +95,7 @@ def load_roles(
     dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     progress: bool,
+    max_len: int | None,
 ) -> tuple[dict[str, Role], dict[str, Decoder]]:
     """Every role, and every model by its name; roles of one checkpoint share one model.
 
@@ -106,7 +108,8 @@ def load_roles(
     for role, path in paths.items():
         name = names.setdefault(path.resolve(), role)
         if name not in decoders:
-            decoders[name] = load_model(path, dtype=dtype, device=device, progress=progress)
+            limit = None if max_len is None else min(max_len, read_config(path).max_position)
+            decoders[name] = load_model(path, dtype, device, progress, limit)
         config = decoders[name].config
         tokenizer, template = load_text_side(path)
         eos = frozenset(config.eos_token_ids)

@@ -115,6 +115,12 @@ class Request:
         return self.finish_reason is not None
 
     @property
+    def need_now(self) -> Need:
+        """The need of a request that runs."""
+        assert self.need is not None, f"{self.id} runs without a need"
+        return self.need
+
+    @property
     def text(self) -> str:
         """The text so far, as far as it is final."""
         return "".join(piece.text for piece in self.pieces) + self.tail

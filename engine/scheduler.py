@@ -106,8 +106,7 @@ class Scheduler:
         works: dict[str, list[Work]] = {}
         left = dict.fromkeys(self.pools, self.max_batch_tokens)
         for request in self._short_ones_first():
-            need = request.need
-            assert need is not None, f"{request.id} runs without a need"
+            need = request.need_now
             model = self.models_of[need.role]
             start = request.sequences[need.role].num_computed
             end = min(need.last, start + left[model])
@@ -119,8 +118,8 @@ class Scheduler:
 
     def _short_ones_first(self) -> Iterable[Request]:
         def is_long(request: Request) -> bool:
-            assert request.need is not None
-            pending = request.need.last - request.sequences[request.need.role].num_computed
+            need = request.need_now
+            pending = need.last - request.sequences[need.role].num_computed
             return pending > DECODE_TOKENS
 
         return sorted(self.running, key=is_long)

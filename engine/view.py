@@ -13,8 +13,11 @@ from nudging.sequence import Row, Sequence
 from nudging.tokenizer import Tokenizer
 
 
-class MissingRow(Exception):
-    """A policy asked for a row that is not computed yet; the engine computes it and runs the step again."""
+class MissingRow(BaseException):
+    """A policy asked for a row that is not computed yet; the engine computes it and runs the step again.
+
+    Like GeneratorExit it is no error: a policy that handles its own exceptions must not catch it.
+    """
 
     def __init__(self, role: str, position: int) -> None:
         super().__init__(f"{role} has not answered at {position} yet")

@@ -3,11 +3,11 @@
 The engine must write what is written here, token for token and author for author.  Roles are plain callables.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from nudging.kernels.sample import pick
@@ -76,7 +76,7 @@ def choose(row: Tensor, params: Params, position: int) -> int:
 def top_prob(row: Tensor) -> float:
     """The top-1 probability at temperature 1, before any bias or filter: m."""
     stats = softmax_stats(row[None])
-    return float(torch.exp(stats.max - stats.lse))
+    return math.exp(float(stats.max) - float(stats.lse))
 
 
 @dataclass(frozen=True)

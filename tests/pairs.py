@@ -1,6 +1,7 @@
 """Engines and oracles over the same models: what the exactness tests compare."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -8,6 +9,8 @@ from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
 from tests import oracle
+
+PROMPT = "How many apples are left?"
 
 
 class Twin:
@@ -68,6 +71,11 @@ class Twin:
             lambda text: len(base_tokenizer.encode_continuation(text)),
             params.max_tokens,
         )
+
+
+def one(llm: LLM, prompt: Any = PROMPT, policy: Policy | None = None, **params: Any) -> CompletionOutput:
+    """The only output of one prompt."""
+    return llm.generate(prompt, SamplingParams(**params), policy)[0].outputs[0]
 
 
 def as_oracle_params(params: SamplingParams) -> oracle.Params:

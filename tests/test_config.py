@@ -165,22 +165,23 @@ def test_layers_that_slide_need_a_window(tmp_path: Path) -> None:
     assert "a list of 2 times one of" in refusal(write(tmp_path, changes))
 
 
-BAD_FILES = {
-    "not JSON": b"{hidden_size: 12}",
-    "not UTF-8": b'{"model_type": "\xff"}',
-    "not an object": b"[1, 2]",
-    "nested too deep": b"[" * 100_000,
-    "a key twice": b'{"hidden_size": 1, "hidden_size": 2}',
-    "too large": b" " * (17 << 20),
-    "empty": b"",
-}
+BAD_FILES = [
+    (b"{hidden_size: 12}", "is not JSON"),
+    (b'{"model_type": "\xff"}', "is not JSON: 'utf-8' codec"),
+    (b"[1, 2]", "holds a JSON list"),
+    (b"[" * 100_000, "nested too deep"),
+    (b'{"model_type": "llama", "model_type": "qwen2"}', "a key occurs twice"),
+    (b" " * (17 << 20), "has 17825792 bytes, the limit is 16777216"),
+    (b"", "is not JSON"),
+]
 
 
-@pytest.mark.parametrize("kind", list(BAD_FILES))
-def test_a_damaged_configuration_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    write(tmp_path)
-    (tmp_path / "config.json").write_bytes(BAD_FILES[kind])
-    assert str(tmp_path / "config.json") in refusal(tmp_path)
+@pytest.mark.parametrize(("content", "fragment"), BAD_FILES, ids=[fragment for _, fragment in BAD_FILES])
+def test_a_damaged_configuration_is_refused_by_name(tmp_path: Path, content: bytes, fragment: str) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    message = refusal(tmp_path)
+    assert str(tmp_path / "config.json") in message
+    assert fragment in message
 
 
 def test_a_missing_directory_or_configuration_is_refused_by_name(tmp_path: Path) -> None:

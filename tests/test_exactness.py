@@ -52,7 +52,7 @@ def test_engine_equals_oracle_alone(tiny_llm: LLM, policy: Policy, temperature: 
     assert_pools_are_whole(tiny_llm)
 
 
-@pytest.mark.parametrize("speculate", ["off", 1, 3, 8])
+@pytest.mark.parametrize("speculate", ["off", "auto", 1, 3, 8])
 def test_engine_equals_oracle_in_a_random_batch_drafting_or_not(tiny_llm: LLM, speculate: str | int) -> None:
     """All policies, greedy and sampled, prompts of unlike lengths: one batch."""
     twin = Twin(tiny_llm)

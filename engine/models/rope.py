@@ -172,9 +172,9 @@ def _yarn(rope: Rope, exponent: Tensor) -> Tensor:
     low, high = max(low, 0), min(high, rope.dim - 1)
     if low == high:
         high += 0.001
-    stretched = ((torch.arange(rope.dim // 2).float() - low) / (high - low)).clamp(0.0, 1.0)
+    kept = 1 - ((torch.arange(rope.dim // 2).float() - low) / (high - low)).clamp(0.0, 1.0)
     wave = rope.theta**exponent
-    return stretched / (rope.factor * wave) + (1 - stretched) / wave
+    return 1.0 / (rope.factor * wave) * (1 - kept) + 1.0 / wave * kept
 
 
 def rope_tables(rope: Rope, max_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
