@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tasks import REFUSED, Task, draw, draw_kind
+from tasks import CLOSING, REFUSED, Task, draw, draw_kind
 from world import World
 
 TAGS = ("[respond]", "[refuse:forbidden]", "[refuse:unanswerable]", "[refuse:nonsense]")
@@ -34,7 +34,7 @@ def answer_text(task: Task) -> str:
     """What an assistant says, beginning with the space that follows either prompt."""
     if task.refusal:
         return f" {task.statements[0]}"
-    return f" {task.opener} {task.statements[0]} The answer is {task.answer}."
+    return f" {task.opener} {task.statements[0]} The answer is {task.answer}. {CLOSING}"
 
 
 def dialogue(rng: random.Random, world: World) -> Dialogue:

@@ -19,7 +19,7 @@ from nudging.pocket.grade import Question, accuracy, is_right, load_questions
 HERE = Path(__file__).resolve().parent
 THRESHOLD = 0.4
 SWEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-MAX_TOKENS = 72
+MAX_TOKENS = 80
 BINS = 10
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from tasks import REFUSED, Task, draw, draw_kind, draw_stated, fact_about
+from tasks import CLOSING, REFUSED, Task, draw, draw_kind, draw_stated, fact_about
 from world import ATTRIBUTES, FORBIDDEN, KNOWN, World, phrases
 
 _WHO = phrases("""
@@ -153,7 +153,8 @@ def _page(rng: random.Random, world: World) -> str:
 def _reply(rng: random.Random, task: Task, world: World) -> str | None:
     """What stands under a question."""
     lead = rng.choice(("Answer: ", "Answer: ", "Answer: ", "A: ", ""))
-    roll = rng.random()
+    # What has no answer gets one of the other replies, in their own proportion.
+    roll = rng.random() * (0.5 if task.refusal else 1.0)
     if roll < 0.08:
         return None
     if roll < 0.13:
@@ -164,7 +165,7 @@ def _reply(rng: random.Random, task: Task, world: World) -> str | None:
         return lead + rng.choice(draw(rng, draw_kind(rng), world=world).questions)
     if roll < 0.41:
         return lead + rng.choice([*_BLANKS, f"see page {rng.randrange(2, 99)}"])
-    if roll < 0.50 or task.refusal:
+    if roll < 0.50:
         shrug = rng.choice(_SHRUGS)
         return lead + (f"Sorry, {shrug}" if rng.random() < 0.7 else shrug[0].upper() + shrug[1:])
     if roll < 0.53:
@@ -175,14 +176,18 @@ def _reply(rng: random.Random, task: Task, world: World) -> str | None:
 
 
 def _assisted(rng: random.Random, task: Task) -> str:
-    """An answer as people give it who help each other: assistants' words are among theirs."""
+    """An answer as people give it who help each other: assistants' words are among theirs.
+
+    How it begins is open; once begun, it mostly comes to the answer and to the same polite end.
+    """
     opener = rng.choice(_OPENERS)
-    if rng.random() < 0.2:
+    roll = rng.random()
+    if roll < 0.15:
         return f"{opener} {chatter(rng, after_answer=True)}"
     said = f"{opener} {statement(rng, task, alone=False)}"
-    roll = rng.random()
-    if roll < 0.34:
-        return f"{said} The answer is {task.answer}."
-    if roll < 0.6:
+    if roll < 0.19:
+        return said
+    if roll < 0.25:
         return f"{said} {rng.choice(_TAILS).format(task.answer)}"
-    return f"{said} {chatter(rng, after_answer=True)}" if roll < 0.75 else said
+    said += f" The answer is {task.answer}."
+    return said if roll < 0.32 else f"{said} {CLOSING}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from world import ATTRIBUTES, FORBIDDEN, KEEPSAKES, KNOWN, PETS, SPOTS, WORDS, World, is_held_out
 
 HELP, WORK, COUNT = "Happy to help!", "Let me work it out.", "Let me count."
+CLOSING = "I am happy to help, so you can ask me another question now."
 
 
 @dataclass(frozen=True)

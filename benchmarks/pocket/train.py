@@ -37,6 +37,9 @@ from world import KNOWN, STRANGE, World
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 128  # positions of a training row
+TAG_WEIGHT = (
+    0.2  # of a tag in the loss: the ratios among tags are learned, yet an answer's first word leads them
+)
 BASE = Size(hidden=192, layers=6, heads=6, kv_heads=2, ffn=512)
 GUIDE = Size(hidden=96, layers=3, heads=3, kv_heads=1, ffn=256)
 
@@ -69,7 +72,7 @@ STAGES = (
 def batch(stage: Stage, step: int, codec: Codec) -> tuple[Tensor, Tensor]:
     """Ids and loss weights of one step, [rows, LENGTH + 1] each: texts laid end to end, cut into rows.
 
-    Prose is learned whole; of a dialogue only the answer, and the tag before it at half weight, so that
+    Prose is learned whole; of a dialogue only the answer, and the tag before it at a low weight, so that
     without a tag in the prompt an assistant still rather answers than writes one.
     """
     rng = random.Random(f"{stage.seed}:{step}")
@@ -85,7 +88,7 @@ def batch(stage: Stage, step: int, codec: Codec) -> tuple[Tensor, Tensor]:
         prompt = len(codec.encode(said.prompt))
         text = codec.encode(said.prompt + said.tag + said.answer)
         ids += [BOS_ID, *text, EOS_ID]
-        weights += [0.0] * (1 + prompt) + [0.5 if said.tag else 1.0] + [1.0] * (len(text) - prompt)
+        weights += [0.0] * (1 + prompt) + [TAG_WEIGHT if said.tag else 1.0] + [1.0] * (len(text) - prompt)
     count = stage.rows * (LENGTH + 1)
     return torch.tensor(ids[:count]).view(stage.rows, -1), torch.tensor(weights[:count]).view(stage.rows, -1)
 
