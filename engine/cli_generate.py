@@ -246,7 +246,13 @@ def write_line(out: BinaryIO, record: dict[str, Any]) -> None:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block; a second one does not."""
+    """Ctrl-C waits for the end of the block; a second one does not.
+
+    Only where it would raise KeyboardInterrupt: a job that ignores it goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
     held = False
 
     def hold(*_: object) -> None:
@@ -255,10 +261,10 @@ def interrupts_held() -> Iterator[None]:
             raise KeyboardInterrupt
         held = True
 
-    before = signal.signal(signal.SIGINT, hold)
+    signal.signal(signal.SIGINT, hold)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if held:
         raise KeyboardInterrupt

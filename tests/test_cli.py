@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.cli import main
+from nudging.cli_generate import interrupts_held
 from nudging.policies import Policy
 
 Pair = dict[str, Path]
@@ -384,6 +385,31 @@ def test_an_interrupt_leaves_whole_lines_and_status_130(
     indices = [json.loads(line)["index"] for line in written.splitlines()]
     assert indices == list(range(len(indices)))
     assert 0 < len(indices) < 3000
+
+
+def test_an_interrupt_waits_for_the_end_of_a_line_and_a_second_one_does_not() -> None:
+    reached = []
+
+    def write(interrupts: int) -> None:
+        with interrupts_held():
+            for _ in range(interrupts):
+                signal.raise_signal(signal.SIGINT)
+            reached.append(interrupts)
+
+    for interrupts in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            write(interrupts)
+    assert reached == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_module_and_a_pipe_work_as_the_console_script(tiny_pair: Pair) -> None:
