@@ -113,8 +113,8 @@ class LLM:
         one for all or one for each.  Raises BadRequest before anything runs when any of them cannot be
         served.
         """
-        listed = [prompts] if is_one_prompt(prompts) else list(prompts)
-        return self._run_all([read_prompt] * len(listed), listed, sampling_params, policy, speculate)
+        handles = self.submit_all(prompts, sampling_params, policy, speculate)
+        return [handle.result() for handle in handles]
 
     def chat(
         self,
@@ -124,9 +124,8 @@ class LLM:
         speculate: Speculate | None = None,
     ) -> list[RequestOutput]:
         """Answer conversations ({"role", "content"} dicts), each written in every role's own template."""
-        single = len(messages) > 0 and isinstance(messages[0], Mapping)
-        listed = [messages] if single else list(messages)
-        return self._run_all([read_chat] * len(listed), listed, sampling_params, policy, speculate)
+        handles = self.submit_chats(messages, sampling_params, policy, speculate)
+        return [handle.result() for handle in handles]
 
     def stream(
         self,
@@ -163,6 +162,29 @@ class LLM:
         """Like `submit`, for a conversation."""
         return self._start(self._job(read_chat, messages, sampling_params, policy, speculate))
 
+    def submit_all(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[Handle]:
+        """`generate` without the waiting: all prompts are checked, then all are started."""
+        listed = [prompts] if is_one_prompt(prompts) else list(prompts)
+        return self._start_all(read_prompt, listed, sampling_params, policy, speculate)
+
+    def submit_chats(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[Handle]:
+        """`chat` without the waiting: all conversations are checked, then all are started."""
+        single = len(messages) > 0 and isinstance(messages[0], Mapping)
+        listed = [messages] if single else list(messages)
+        return self._start_all(read_chat, listed, sampling_params, policy, speculate)
+
     def open(self, prompt: Prompt, policy: Policy | None = None) -> Generation:
         """A text to be extended, forked, rewound and scored, with the cache of every role kept between
         calls.
@@ -195,20 +217,14 @@ class LLM:
         """`Nudging()` where there is a guide, else `Base()`."""
         return Nudging() if "guide" in self.roles else Base()
 
-    def _run_all(
-        self, readers: list[Any], listed: Sequence[Any], params: Any, policy: Any, speculate: Speculate | None
-    ) -> list[RequestOutput]:
-        count = len(listed)
-        each = zip(
-            readers,
-            listed,
-            spread("sampling_params", params, count),
-            spread("policy", policy, count),
-            strict=True,
-        )
-        jobs = [self._job(reader, prompt, p, q, speculate) for reader, prompt, p, q in each]
-        handles = [self._start(job) for job in jobs]
-        return [handle.result() for handle in handles]
+    def _start_all(
+        self, reader: Any, listed: Sequence[Any], params: Any, policy: Any, speculate: Speculate | None
+    ) -> list[Handle]:
+        all_params = spread("sampling_params", params, len(listed))
+        policies = spread("policy", policy, len(listed))
+        each = zip(listed, all_params, policies, strict=True)
+        jobs = [self._job(reader, prompt, p, q, speculate) for prompt, p, q in each]
+        return [self._start(job) for job in jobs]
 
     def _job(
         self,

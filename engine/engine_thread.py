@@ -30,8 +30,9 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, requests: list[Request], handle: Handle) -> None:
-        """Queue requests that report to `handle`.  Raises BadRequest if one can never fit, EngineClosed."""
-        self.call(lambda: self._add(requests, handle))
+        """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""
+        added = self._post(lambda: self._add(requests, handle))
+        added.add_done_callback(lambda _: self._refuse(requests, handle, added.exception()))
 
     def cancel(self, requests: list[Request]) -> None:
         """End requests with "abort"; finished ones stay as they are, and after close there is nothing to
@@ -46,13 +47,16 @@ class EngineThread:
         """Run `function` on the engine's thread, between two steps, and return or raise what it does."""
         if threading.current_thread() is self._thread:
             return function()
+        return self._post(function).result()
+
+    def _post(self, function: Callable[[], T]) -> Future[T]:
+        """Queue `function` for the engine's thread.  Raises EngineClosed."""
         future: Future[T] = Future()
         with self._wake:
-            if self._closing:
-                raise self._closed_error()
+            self.check_open()
             self._commands.append((function, future))
             self._wake.notify()
-        return future.result()
+        return future
 
     def check_open(self) -> None:
         """Raise EngineClosed once the engine is closed."""
@@ -86,6 +90,17 @@ class EngineThread:
             if request.id in self._handles:
                 self._engine.abort(request)
                 self._report(request)
+
+    def _refuse(self, requests: list[Request], handle: Handle, error: BaseException | None) -> None:
+        """End requests that could not be added; one that a close overtook ends as if it had run."""
+        if error is None:
+            return
+        for request in requests:
+            if isinstance(error, EngineClosed) and self._failure is None:
+                request.finish("abort")
+            else:
+                request.fail(error)
+            handle.notify(request)
 
     def _report(self, request: Request) -> None:
         handle = self._handles[request.id]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from nudging.errors import EngineClosed
-from nudging.output import Delta, RequestOutput, completion_output
+from nudging.output import Delta, RequestOutput, completion_output, segments
 from nudging.request import Request
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ class Handle:
         pieces = request.pieces[seen:]
         if not pieces and not ended:
             return None
-        text = "".join(piece.text for piece in pieces) + (request.tail if ended else "")
+        author = request.pieces[seen - 1].author if seen else "base"
+        parts = segments(pieces, request.tail if ended else "", author)
+        text = "".join(part.text for part in parts)
         tokens, authors = tuple(p.token for p in pieces), tuple(p.author for p in pieces)
-        return Delta(index, text, tokens, authors, request.finish_reason if ended else None)
+        return Delta(index, text, tokens, authors, request.finish_reason if ended else None, parts)
 
     @property
     def num_outputs(self) -> int:

@@ -30,9 +30,9 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(name)
     if text.startswith("pocket:"):
-        from nudging import pocket
+        from nudging.pocket import path as pocket_path
 
-        return pocket.path(text.removeprefix("pocket:"))
+        return pocket_path(text.removeprefix("pocket:"))
     path = Path(text).expanduser()
     if path.is_dir():
         return path

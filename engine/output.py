@@ -75,13 +75,18 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class Delta:
-    """What was added to one continuation since the last delta; `finish_reason` is set on its last one."""
+    """What was added to one continuation since the last delta; `finish_reason` is set on its last one.
+
+    `segments` is the same text by author.  Text can become final after its token (half a character), so a
+    segment may be text without a token.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     authors: tuple[str, ...]
     finish_reason: str | None = None
+    segments: tuple[Segment, ...] = ()
 
 
 def completion_output(request: Request, index: int) -> CompletionOutput:
@@ -104,13 +109,15 @@ def completion_output(request: Request, index: int) -> CompletionOutput:
     )
 
 
-def segments(pieces: list[Piece], tail: str) -> tuple[Segment, ...]:
+def segments(pieces: list[Piece], tail: str, author_before: str = "base") -> tuple[Segment, ...]:
     """The pieces joined by author; what became final at the very end belongs to the last author."""
     runs: list[tuple[str, list[Piece]]] = []
     for piece in pieces:
         if not runs or runs[-1][0] != piece.author:
             runs.append((piece.author, []))
         runs[-1][1].append(piece)
+    if tail and not runs:
+        runs.append((author_before, []))
     texts = ["".join(piece.text for piece in run) for _, run in runs]
     if texts:
         texts[-1] += tail
