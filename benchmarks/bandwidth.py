@@ -1,0 +1,23 @@
+"""How fast this device reads memory: the limit of small batches, measured in the run that is judged by it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+REPEATS = 5
+
+
+def read_bandwidth(device: torch.device, num_bytes: int = 1 << 29) -> float:
+    """Bytes per second at which the sum of a tensor of `num_bytes` reads it; the best of some repeats.
+
+    Choose more bytes than the caches hold, or it is their speed.  Uses torch's own number of threads.
+    """
+    data = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+    best = float("inf")
+    for _ in range(REPEATS + 1):  # the first one also warms up
+        began = time.perf_counter()
+        float(data.sum())
+        best = min(best, time.perf_counter() - began)
+    return data.nbytes / best
