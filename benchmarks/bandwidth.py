@@ -6,10 +6,10 @@ import time
 
 import torch
 
-REPEATS = 5
+REPEATS = 3
 
 
-def read_bandwidth(device: torch.device, num_bytes: int = 1 << 29) -> float:
+def read_bandwidth(device: torch.device, num_bytes: int = 1 << 28) -> float:
     """Bytes per second at which the sum of a tensor of `num_bytes` reads it; the best of some repeats.
 
     Choose more bytes than the caches hold, or it is their speed.  Uses torch's own number of threads.

@@ -34,7 +34,7 @@ from nudging.pocket.grade import load_questions
 from nudging.prompts import read_chat
 
 RESULTS = Path(__file__).parent / "results"
-WIDTH = 130  # of the table in a pipe or a file
+WIDTH = 120  # of the table in a pipe or a file
 RIVALS = ("transformers", "llama_cpp")
 
 
@@ -71,9 +71,10 @@ def measure(
             if progress is not None and task is not None:
                 progress.update(task, advance=1, description=name)
 
-        run = run_rounds(arms, prompts, limits, rounds, seed, advance)
+        run = run_rounds(
+            arms, prompts, limits, rounds, seed, lambda: read_bandwidth(torch.device(device)), advance
+        )
         sizes = {role: pass_bytes(llm, role) for role in ("base", "guide")}
-        bandwidth = read_bandwidth(torch.device(device))
         facts = {
             "policy": repr(policy),
             "dtype": dtype,
@@ -87,11 +88,11 @@ def measure(
             "torch": torch.__version__,
             "parameters": {role: parameters(llm, role) for role in ("base", "guide")},
             "pass_bytes": sizes,
-            "read_bandwidth": bandwidth,
+            "read_bandwidths": run.probes,
             "load_averages": run.load_averages,
             "agreement": agreement(llm, prompts, run.records),
         }
-        return figures(run.records, sizes, bandwidth), facts
+        return figures(run.records, sizes, max(run.probes)), facts
 
 
 def rival_arms(names: Sequence[str], base: Path, guide: Path, device: str) -> list[Arm]:

@@ -113,9 +113,13 @@ def add_up(histograms: Any) -> tuple[int, ...]:
 
 
 def table(listed: Sequence[Figures], title: str) -> Table:
-    """The figures, for a terminal."""
-    heads = ("arm", "tokens/s", "quartiles", "x base", "base/tok", "guide/tok", "bandwidth", "drafts taken",
-             "nudged", "same as base")  # fmt: skip
+    """The figures, for a terminal.
+
+    base/tok, guide/tok: passes per token; of read: weights read per second as a share of what the device can
+    read; taken: drafted tokens that became text; = base: texts equal to the base alone's.
+    """
+    heads = ("arm", "tok/s", "quartiles", "x base", "base/tok", "guide/tok", "of read", "taken", "nudged",
+             "= base")  # fmt: skip
     result = Table(title=title)
     for head in heads:
         result.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
@@ -151,7 +155,7 @@ def show(console: Console, listed: Sequence[Figures], facts: Mapping[str, Any], 
     console.print(table(listed, title))
     console.print(
         f"agreement where the base is sure {facts['agreement']:.0%}; streaming read "
-        f"{facts['read_bandwidth'] / 1e9:.1f} GB/s; weights read per pass: base "
+        f"{max(facts['read_bandwidths']) / 1e9:.1f} GB/s; weights read per pass: base "
         f"{facts['pass_bytes']['base'] / 1e6:.1f} MB, guide {facts['pass_bytes']['guide'] / 1e6:.1f} MB; "
         f"load average {min(facts['load_averages']):.1f}-{max(facts['load_averages']):.1f}",
         highlight=False,

@@ -20,10 +20,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """The records by arm, and the machine's load average before each round."""
+    """The records by arm, and before each round: the machine's load average and what `probe` found."""
 
     records: list[Record]
     load_averages: list[float]
+    probes: list[float]
 
 
 class DifferentText(AssertionError):
@@ -36,19 +37,21 @@ def run_rounds(
     limits: Limits,
     rounds: int,
     seed: int,
+    probe: Callable[[], float] = lambda: 0.0,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Run:
     """Run every arm on every prompt, `rounds` times after one round that does not count.
 
-    A round's order of arms is drawn anew for each prompt, so that what else the machine does hits all alike.
-    Raises DifferentText.
+    The order of the arms is drawn anew for each prompt, so that what else the machine does hits all alike.
+    `advance` is called with the name of the arm that comes next.  Raises DifferentText.
     """
     rng = random.Random(seed)
     records = {arm.name: Record(arm) for arm in arms}
     texts: dict[tuple[str, int], tuple[str, Sample]] = {}
-    loads = []
+    loads, probes = [], []
     for number in range(rounds + 1):
         loads.append(os.getloadavg()[0])
+        probes.append(probe())
         samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms}
         for index, prompt in enumerate(prompts):
             for arm in rng.sample(list(arms), len(arms)):
@@ -59,7 +62,7 @@ def run_rounds(
         if number > 0:
             for name, of_arm in samples.items():
                 records[name].rounds.append(of_arm)
-    return Run(list(records.values()), loads[1:])
+    return Run(list(records.values()), loads[1:], probes[1:])
 
 
 def check_text(

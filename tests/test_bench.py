@@ -1,0 +1,98 @@
+"""The benchmark measures what it says: arms interleaved, texts compared, figures from what was counted."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.arms.arm import Limits, Prompts, Sample
+from benchmarks.bandwidth import read_bandwidth
+from benchmarks.report import add_up, figures, quartiles
+from benchmarks.rounds import DifferentText, run_rounds
+
+LIMITS = Limits(max_tokens=4, ignore_eos=False)
+PROMPTS: list[Prompts] = [{"base": [1], "guide": [1]}, {"base": [2], "guide": [2]}]
+
+
+@dataclass
+class FakeArm:
+    """Writes the same tokens at every call, in the given seconds, and says when it was called."""
+
+    name: str
+    text: str | None
+    tokens: tuple[int, ...] = (1, 2, 3, 4)
+    seconds: float = 1.0
+    calls: list[str] = field(default_factory=list)
+
+    def run(self, prompts: Prompts, limits: Limits) -> Sample:
+        self.calls.append(self.name)
+        return Sample(self.tokens, self.seconds, ("base",) * len(self.tokens), 2, 1, 4, (1, 2))
+
+
+def test_arms_are_interleaved_in_fresh_order_and_the_first_round_does_not_count() -> None:
+    calls: list[str] = []
+    arms = [FakeArm(name, "base", calls=calls) for name in "abcd"]
+    probes = iter(range(10))
+    run = run_rounds(arms, PROMPTS, LIMITS, 3, seed=0, probe=lambda: float(next(probes)))
+    assert [len(record.rounds) for record in run.records] == [3] * 4
+    assert all(len(samples) == len(PROMPTS) for record in run.records for samples in record.rounds)
+    orders = ["".join(calls[i : i + 4]) for i in range(0, len(calls), 4)]
+    assert len(orders) == (3 + 1) * len(PROMPTS), "one warm-up round"
+    assert all(sorted(order) == list("abcd") for order in orders)
+    assert len(set(orders)) > 3, "the order is drawn anew"
+    assert run.probes == [1, 2, 3]
+    assert len(run.load_averages) == 3
+
+
+def test_arms_that_must_write_one_text_and_do_not_stop_the_benchmark() -> None:
+    right, wrong = FakeArm("lazy", "nudged"), FakeArm("adaptive", "nudged", tokens=(1, 2, 9, 4))
+    with pytest.raises(DifferentText, match="must write the same nudged text"):
+        run_rounds([right, wrong], PROMPTS, LIMITS, 1, seed=0)
+    rival, other = FakeArm("rival", None, tokens=(7,)), FakeArm("base alone", "base", tokens=(8,))
+    run_rounds([right, rival, other], PROMPTS, LIMITS, 1, seed=0)
+
+
+def test_figures_are_those_of_the_samples() -> None:
+    arms = [FakeArm("base alone", "base", seconds=2.0), FakeArm("lazy", "nudged", seconds=1.0)]
+    run = run_rounds(arms, PROMPTS, LIMITS, 3, seed=0)
+    alone, lazy = figures(run.records, {"base": 100, "guide": 10}, bandwidth=1000.0)
+    assert (alone.tokens_per_second, lazy.tokens_per_second, lazy.relative) == (2.0, 4.0, 2.0)
+    assert (lazy.base_passes_per_token, lazy.guide_passes_per_token) == (0.5, 0.25)
+    assert lazy.bandwidth == pytest.approx((2 * 100 + 1 * 10) / 1.0 / 1000.0)
+    assert (lazy.drafted, lazy.accepted, lazy.accepted_lengths) == (8, 4, (2, 4))
+    assert lazy.same_text == 1.0
+    assert lazy.nudge_rate == 0.0
+
+
+def test_quartiles_and_histograms() -> None:
+    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert add_up([(1, 2), (), (0, 1, 5)]) == (1, 3, 5)
+
+
+def test_bandwidth_is_of_this_world() -> None:
+    assert 1e8 < read_bandwidth(torch.device("cpu"), 1 << 24) < 1e13
+
+
+def test_the_pocket_pair_is_measured_by_one_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.pair", "--rounds", "1", "--questions", "2"]
+    command += ["--max-tokens", "10", "--out", str(tmp_path), "--name", "short"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, check=True, capture_output=True, text=True
+    )
+    result = json.loads((tmp_path / "short.json").read_text())
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    assert all(name in done.stdout for name in arms)
+    assert {"base alone", "guide alone", "eager", "lazy", "speculative k=4", "adaptive"} <= set(arms)
+    assert "transformers bf16, assisted" in arms
+    assert arms["eager"]["guide_passes_per_token"] >= 1 > arms["lazy"]["guide_passes_per_token"]
+    assert arms["speculative k=8"]["base_passes_per_token"] < 0.7 < arms["lazy"]["base_passes_per_token"]
+    assert arms["speculative k=4"]["drafted"] > 0
+    assert 0 < result["agreement"] <= 1
+    assert len(result["load_averages"]) == len(result["read_bandwidths"]) == 1
