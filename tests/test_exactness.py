@@ -7,6 +7,7 @@ import pytest
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.policies import Policy
+from tests import oracle
 from tests.pairs import Twin, assert_pools_are_whole, assert_same_text, written
 from tests.tiny import write_tiny_checkpoint
 
@@ -131,6 +132,18 @@ def test_extreme_thresholds_are_one_model_alone(tiny_llm: LLM) -> None:
             guide = tiny_llm.generate(prompt, params, Nudging(1.5, "token"), speculate)[0].outputs[0]
             assert [written(base), written(guide)] == alone
             assert guide.stats.base_passes == 0, "beyond 1 the base need not be asked"
+
+
+def test_a_base_exactly_at_the_threshold_speaks_for_itself(tiny_llm: LLM) -> None:
+    """Strict <: only the comparator "<=" gives the tie to the guide."""
+    twin = Twin(tiny_llm)
+    for seed in range(20):
+        prompt = prompt_of(seed)
+        tie = oracle.top_prob(twin.last_row("base")(prompt))
+        for comparator, author in (("<", "base"), ("<=", "guide")):
+            params = SamplingParams(max_tokens=1, ignore_eos=True)
+            output = tiny_llm.generate(prompt, params, Nudging(tie, "token", comparator))[0].outputs[0]
+            assert output.authors == (author,)
 
 
 def test_a_base_that_is_its_own_guide_is_the_base(tiny_pair: dict[str, Path]) -> None:
