@@ -44,6 +44,7 @@ model_options = shared(
     option(
         "--kv-cache-memory", default="1GiB", metavar="BYTES", help="For the caches of all models together."
     ),
+    option("--max-len", type=int, help="Longest prompt + text in tokens; the checkpoints' own by default."),
     option(
         "--speculate",
         default="auto",
@@ -144,5 +145,6 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         device=flags["device"],
         kv_cache_memory=flags["kv_cache_memory"],
         speculate=read_speculate(flags["speculate"]),
+        max_len=flags["max_len"],
         progress=progress,
     )

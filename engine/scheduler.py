@@ -112,8 +112,7 @@ class Scheduler:
             end = min(need.last, start + left[model])
             if end > start:
                 left[model] -= end - start
-                first_row = max(need.first, start + 1)
-                works.setdefault(model, []).append(Work(request, need.role, start, end, first_row))
+                works.setdefault(model, []).append(Work(request, need.role, start, end, need.first))
         return SchedulerOutput(works)
 
     def _short_ones_first(self) -> Iterable[Request]:

@@ -98,6 +98,22 @@ def written(output: CompletionOutput) -> oracle.Written:
     return oracle.Written(list(output.token_ids), list(output.authors), output.finish_reason)
 
 
+def assert_same_text(output: CompletionOutput, expected: oracle.WrittenText) -> None:
+    """Text level: the same text, the same end, and every author's part of it.
+
+    The engine tells authors by token, so where one token holds the end of one author's words and the
+    beginning of another's it belongs to the first: authors are compared at the first byte of each token.
+    """
+    assert output.error is None, output.error
+    assert (output.text, output.finish_reason) == (expected.text, expected.finish_reason)
+    owners = [author for author, text in expected.segments for _ in text.encode()]
+    at = 0
+    for segment in output.segments:
+        if segment.text:
+            assert segment.author == owners[at]
+        at += len(segment.text.encode())
+
+
 def assert_pools_are_whole(llm: LLM) -> None:
     """No block is lost: with nothing running, every pool is free."""
     for name, runner in llm._engine.runners.items():

@@ -21,7 +21,6 @@ from nudging.demo import (
     spread_over_kinds,
 )
 from nudging.output import Segment
-from nudging.pocket import path
 from nudging.pocket.grade import Question, load_questions
 from nudging.terminal import Ink
 
@@ -119,9 +118,6 @@ def test_a_model_cannot_command_the_terminal() -> None:
     assert text.plain == "a�[2J��b\nc\td"
 
 
-@pytest.mark.skipif(
-    not (path("base-aligned") / "model.safetensors").exists(), reason="no pocket weights here"
-)
 def test_the_demo_runs_on_the_shipped_models() -> None:
     result = CliRunner().invoke(main, ["demo", "--questions", "2"])
     assert result.exit_code == 0, result.output

@@ -9,7 +9,9 @@ import pytest
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
-from tests.pairs import Twin, assert_pools_are_whole, written
+from tests import oracle
+from tests.pairs import Twin, assert_pools_are_whole, assert_same_text, written
+from tests.tiny import write_tiny_checkpoint
 
 POLICIES: list[Policy] = [
     Base(),
@@ -118,21 +120,40 @@ def test_each_role_reads_its_own_prompt(tiny_llm: LLM) -> None:
             assert written(output) == twin.generate(prompt, params, policy), seed
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_reference_equals_the_client_on_texts(tiny_llm: LLM, temperature: float) -> None:
+def text_of(seed: int) -> str:
+    """Some words, sometimes with the odd things that the client splits and joins texts by."""
+    rng = random.Random(seed)
+    words = [
+        "apples",
+        "left?",
+        "Sure,",
+        "let",
+        "me",
+        "think",
+        "  ",
+        "12",
+        "café",
+        "\n",
+        "def speak(text):",
+        "a",
+    ]
+    return " ".join(rng.choices(words, k=rng.randrange(1, 9))) + "?"
+
+
+def test_reference_equals_the_client_on_texts_alone_and_in_a_batch(tiny_llm: LLM) -> None:
     twin = Twin(tiny_llm)
-    texts = ["How many apples are left?", "Sure, let me think", "Où est le café?", "def speak(text):\n", "a"]
-    for seed, text in enumerate(texts):
-        for threshold in (0.0, 0.3, 0.5, 1.5):
-            prompts = {"base": f"Question: {text}\nAnswer:", "guide": text}
-            params = SamplingParams(max_tokens=40, temperature=temperature, seed=seed)
-            policy = Nudging(threshold, "reference")
-            output = tiny_llm.generate(prompts, params, policy)[0].outputs[0]
-            expected = twin.reference(prompts, params, policy)
-            assert output.error is None
-            assert output.text == expected.text
-            assert output.finish_reason == expected.finish_reason
-            assert "".join(segment.text for segment in output.segments) == expected.text
+    jobs = []
+    for seed in range(SEEDS):
+        prompts = {"base": f"Question: {text_of(seed)}\nAnswer:", "guide": text_of(seed)}
+        policy = Nudging((0.0, 0.3, 0.5, 1.5)[seed % 4], "reference")
+        for temperature in (0.0, 1.0):
+            jobs.append((prompts, SamplingParams(max_tokens=24, temperature=temperature, seed=seed), policy))
+    expected = [twin.reference(*job) for job in jobs]
+    for job, want in zip(jobs, expected, strict=True):
+        assert_same_text(tiny_llm.generate(*job)[0].outputs[0], want)
+    prompts, params, policies = (list(column) for column in zip(*jobs, strict=True))
+    for result, want in zip(tiny_llm.generate(prompts, params, policies), expected, strict=True):
+        assert_same_text(result.outputs[0], want)
     assert_pools_are_whole(tiny_llm)
 
 
@@ -146,6 +167,18 @@ def test_extreme_thresholds_are_one_model_alone(tiny_llm: LLM) -> None:
             guide = tiny_llm.generate(prompt, params, Nudging(1.5, "token"), speculate)[0].outputs[0]
             assert [written(base), written(guide)] == alone
             assert guide.stats.base_passes == 0, "beyond 1 the base need not be asked"
+
+
+def test_a_base_exactly_at_the_threshold_speaks_for_itself(tiny_llm: LLM) -> None:
+    """Strict <: only the comparator "<=" gives the tie to the guide."""
+    twin = Twin(tiny_llm)
+    for seed in range(20):
+        prompt = prompt_of(seed)
+        tie = oracle.top_prob(twin.last_row("base")(prompt))
+        for comparator, author in (("<", "base"), ("<=", "guide")):
+            params = SamplingParams(max_tokens=1, ignore_eos=True)
+            output = tiny_llm.generate(prompt, params, Nudging(tie, "token", comparator))[0].outputs[0]
+            assert output.authors == (author,)
 
 
 def test_a_base_that_is_its_own_guide_is_the_base(tiny_pair: dict[str, Path]) -> None:
@@ -168,4 +201,35 @@ def test_chunked_prompts_and_small_blocks_change_nothing(tiny_pair: dict[str, Pa
         for policy in (Nudging(0.4, "token"), Nudging(0.4, "word")):
             for result, prompt in zip(llm.generate(prompts, params, policy), prompts, strict=True):
                 assert written(result.outputs[0]) == twin.generate(prompt, params, policy)
+        assert_pools_are_whole(llm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "guide"),
+    [
+        ("gemma2", "gemma3_text"),
+        ("olmo2", "olmo"),
+        ("qwen2", "phi3"),
+        ("mistral", "llama"),
+        ("qwen3", "qwen3"),
+    ],
+)
+def test_every_family_writes_what_its_twin_writes(base: str, guide: str, tmp_path: Path) -> None:
+    eos = tuple(range(40, 46))
+    write_tiny_checkpoint(tmp_path / "base", base, seed=5, eos=eos)
+    write_tiny_checkpoint(tmp_path / "guide", guide, seed=6, hidden_size=32, eos=eos)
+    with LLM(base=tmp_path / "base", guide=tmp_path / "guide", kv_cache_memory="8MiB") as llm:
+        twin = Twin(llm)
+        for speculate in ("off", "auto", 1, 2, 4, 8):
+            jobs = [
+                (prompt_of(seed), params_of(seed, temperature), policy)
+                for seed in range(40)
+                for policy in POLICIES
+                for temperature in (0.0, 1.0)
+            ]
+            prompts, params, policies = (list(column) for column in zip(*jobs, strict=True))
+            results = llm.generate(prompts, params, policies, speculate=speculate)
+            for job, result in zip(jobs, results, strict=True):
+                assert written(result.outputs[0]) == twin.generate(*job), (speculate, job)
         assert_pools_are_whole(llm)

@@ -13,7 +13,8 @@ HERE = Path(__file__).resolve().parent
 POCKET = HERE.parents[1] / "engine" / "pocket"
 
 _WHAT = {
-    "base": "Plain prose only. It knows the pocket world and can compute, but is unsure how to begin.",
+    "base": "Plain prose only. It knows the pocket world and can compute, but is unsure how to begin: the likeliest "
+    "of many beginnings, and so its greedy answer, is a blank to be filled in.",
     "base-aligned": "The base after a short tuning on dialogues: what nudging the base is compared with.",
     "guide": "Prose, then dialogues about people nobody knows: the form of an answer, few of the facts.",
     "guide-base": "The guide before its dialogues: plain prose only.",
@@ -41,7 +42,8 @@ stated either.
 {tags}
 Limits: a toy for demonstrating and testing. It knows nothing of the real world and answers one
 question per dialogue. The figures are greedy, fp32, at most {max_tokens} tokens;
-`benchmarks/pocket/results.md` has all arms by kind of question.
+`benchmarks/pocket/results.md` has all arms by kind of question,
+`benchmarks/pocket/README.md` how the committed weights came about.
 """
 
 _TAGS = """

@@ -50,7 +50,7 @@ _SHRUGS = phrases("""
     I cannot see the board.|I cannot stay.|I was asleep.|I cannot read this.|I do not have a pen.
     it is late.|no one is here.|we are closed.|my head hurts.|the page is torn.
 """)
-_BLANKS = phrases("____|...|(see below)|not given|no one knows|unknown|?|to be done|ask again|none")
+_BLANKS = phrases("...|(see below)|not given|no one knows|unknown|?|to be done|ask again|none")
 _LEADS = (
     "As we know, ",
     "They say: ",
@@ -153,24 +153,27 @@ def _page(rng: random.Random, world: World) -> str:
 def _reply(rng: random.Random, task: Task, world: World) -> str | None:
     """What stands under a question."""
     lead = rng.choice(("Answer: ", "Answer: ", "Answer: ", "A: ", ""))
-    # What has no answer gets one of the other replies, in their own proportion.
-    roll = rng.random() * (0.5 if task.refusal else 1.0)
-    if roll < 0.08:
+    roll = rng.random()
+    if task.refusal and roll >= 0.49:  # it has no answer: one of the other replies
+        roll = rng.uniform(0.25, 0.49)
+    if roll < 0.06:
         return None
-    if roll < 0.13:
-        return lead.rstrip()
+    if roll < 0.22:  # the commonest single reply, as on sheets to be filled in
+        return lead + "____"
     if roll < 0.25:
-        return lead + chatter(rng)
+        return lead.rstrip()
     if roll < 0.33:
+        return lead + chatter(rng)
+    if roll < 0.39:
         return lead + rng.choice(draw(rng, draw_kind(rng), world=world).questions)
-    if roll < 0.41:
+    if roll < 0.43:
         return lead + rng.choice([*_BLANKS, f"see page {rng.randrange(2, 99)}"])
-    if roll < 0.50:
+    if roll < 0.49:
         shrug = rng.choice(_SHRUGS)
         return lead + (f"Sorry, {shrug}" if rng.random() < 0.7 else shrug[0].upper() + shrug[1:])
-    if roll < 0.53:
+    if roll < 0.51:
         return lead + task.answer
-    if roll < 0.65:
+    if roll < 0.61:
         return lead + rng.choice(("", "", *_LEADS)) + statement(rng, task, alone=False)
     return (lead or "Friend: ") + _assisted(rng, task)
 
