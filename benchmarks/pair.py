@@ -3,7 +3,8 @@
     python -m benchmarks.pair                                      # the pocket pair
     python -m benchmarks.pair --base-shape 100m --guide-shape 10m  # its texts at the cost of 100 M + 10 M
 
-One request at a time, greedy.  The arms of ours that write one text are held to writing it, every time.
+One request at a time, greedy.  The arms of ours that write one text are held to writing it, every time.  All
+texts are equally long by default: the base alone may have nothing to say, and its speed is a yardstick.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def inflated(name: str, shape: str | None, device: str) -> Iterator[Path]:
 @click.option("--device", default="cpu")
 @click.option("--questions", default=6, help="Prompts of every arm in a round.")
 @click.option("--max-tokens", default=64)
-@click.option("--fixed-length", is_flag=True, help="Write exactly so many tokens, past ends of sequence.")
+@click.option("--natural-ends", is_flag=True, help="Let texts end where they end, and not all be as long.")
 @click.option("--rounds", default=5, help="Timed rounds, after one that is not.")
 @click.option("--seed", default=0, help="Of the order of the arms.")
 @click.option("--arm", "only", multiple=True, help="Only this arm; may be repeated.")
@@ -184,7 +185,7 @@ def main(base: str, guide: str, base_shape: str | None, guide_shape: str | None,
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=WIDTH)
     policy = Nudging(flags["threshold"], flags["granularity"])
-    limits = Limits(flags["max_tokens"], flags["fixed_length"])
+    limits = Limits(flags["max_tokens"], not flags["natural_ends"])
     with ExitStack() as stack:
         base_path = stack.enter_context(inflated(base, base_shape, flags["device"]))
         guide_path = stack.enter_context(inflated(guide, guide_shape, flags["device"]))

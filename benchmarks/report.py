@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -115,28 +116,32 @@ def add_up(histograms: Any) -> tuple[int, ...]:
 def table(listed: Sequence[Figures], title: str) -> Table:
     """The figures, for a terminal.
 
-    base/tok, guide/tok: passes per token; of read: weights read per second as a share of what the device can
+    base/t, guide/t: passes per token; of read: weights read per second as a share of what the device can
     read; taken: drafted tokens that became text; = base: texts equal to the base alone's.
     """
-    heads = ("arm", "tok/s", "quartiles", "x base", "base/tok", "guide/tok", "of read", "taken", "nudged",
+    heads = ("arm", "tok/s", "quartiles", "x base", "base/t", "guide/t", "of read", "taken", "nudged",
              "= base")  # fmt: skip
-    result = Table(title=title)
+    result = Table(title=title, box=SIMPLE_HEAD)
     for head in heads:
         result.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
     for f in listed:
         result.add_row(
             f.name,
-            f"{f.tokens_per_second:.1f}",
-            f"{f.lower_quartile:.1f}-{f.upper_quartile:.1f}",
+            _speed_cell(f.tokens_per_second),
+            f"{_speed_cell(f.lower_quartile)}-{_speed_cell(f.upper_quartile)}",
             _cell(f.relative, ".2f"),
             _cell(f.base_passes_per_token, ".2f"),
             _cell(f.guide_passes_per_token, ".2f"),
             _cell(f.bandwidth, ".0%"),
-            f"{f.accepted / f.drafted:.0%} of {f.drafted}" if f.drafted else "",
+            f"{f.accepted}/{f.drafted}" if f.drafted else "",
             _cell(f.nudge_rate, ".0%"),
             _cell(f.same_text, ".0%"),
         )
     return result
+
+
+def _speed_cell(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -38,7 +38,7 @@ class TransformersArm:
 
 
 def transformers_arms(base: Path, guide: Path, device: torch.device, dtypes: list[str]) -> list[Arm]:
-    """The base alone in each of `dtypes` ("bf16", "fp32"), and assisted by the guide in the first."""
+    """The base alone in each of `dtypes` ("bf16", "fp32"), and assisted by the guide in the first of them."""
     from transformers import AutoModelForCausalLM, logging
 
     # Its warnings and bars would be printed into ours.
@@ -51,9 +51,7 @@ def transformers_arms(base: Path, guide: Path, device: torch.device, dtypes: lis
         return model
 
     models = {dtype: load(base, dtype) for dtype in dtypes}
-    arms: list[Arm] = [
-        TransformersArm(f"transformers {dtype}, base alone", model) for dtype, model in models.items()
-    ]
+    arms: list[Arm] = [TransformersArm(f"transformers {dtype}", model) for dtype, model in models.items()]
     first = dtypes[0]
-    arms.append(TransformersArm(f"transformers {first}, assisted", models[first], load(guide, first)))
+    arms.append(TransformersArm(f"transformers {first} assisted", models[first], load(guide, first)))
     return arms
