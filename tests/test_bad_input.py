@@ -148,6 +148,7 @@ def test_a_checkpoint_without_a_tokenizer_works_with_ids(tiny_pair: dict[str, Pa
         ({"dtype": "int4"}, "dtype is 'int4'"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"speculate": 99}, "speculate is 99"),
+        ({"drafter": "parrot"}, "drafter is .parrot.; it must be one of guide, ngram, none"),
         ({"block_size": 0}, "block_size is 0"),
         ({"kv_cache_memroy": "1GiB"}, "did you mean 'kv_cache_memory'"),
         ({"models": {"guide": "x"}}, "argument of its own"),

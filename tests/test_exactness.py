@@ -64,8 +64,9 @@ def test_engine_equals_oracle_in_a_random_batch_drafting_or_not(tiny_llm: LLM, s
     assert 0.2 < authors.count("guide") / len(authors) < 0.8, "both sides of the threshold must occur"
 
 
-@pytest.mark.parametrize("speculate", ["auto", 1, 4, 8])
-@pytest.mark.parametrize("drafter", ["ngram", "none"])
+@pytest.mark.parametrize(
+    ("drafter", "speculate"), [("ngram", "auto"), ("ngram", 1), ("ngram", 4), ("ngram", 8), ("none", 4)]
+)
 def test_other_drafters_write_the_same(
     tiny_pair: dict[str, Path], drafter: str, speculate: str | int
 ) -> None:
