@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +40,13 @@ class TransformersArm:
 
 def transformers_arms(base: Path, guide: Path, device: torch.device, dtypes: list[str]) -> list[Arm]:
     """The base alone in each of `dtypes` ("bf16", "fp32"), and assisted by the guide in the first of them."""
-    from transformers import AutoModelForCausalLM, logging
-
+    transformers: Any = importlib.import_module("transformers")
     # Its warnings and bars would be printed into ours.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
     def load(path: Path, dtype: str) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).to(device).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).to(device).eval()
         model.generation_config.pad_token_id = 0
         return model
 
