@@ -41,8 +41,13 @@ bench: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/python -m nudging serve
 
-gpu: $(STAMP)
-	$(BIN)/python -m pytest -q -m gpu
+# On a machine that has everything already (and perhaps no network), its own Python is used as it is.
+gpu:
+	@if $(PYTHON) -c "import torch, triton, pybind11, cmake, pytest, tokenizers, jinja2, click, rich" 2>/dev/null; then \
+	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e . && py=$(PYTHON); \
+	else $(MAKE) $(STAMP) && py=$(BIN)/python; fi; \
+	out=$${OUT:-benchmarks/results}; mkdir -p $$out; \
+	$$py -m pytest -q -m gpu --junitxml=$$out/gpu_tests.xml
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)

@@ -1,4 +1,117 @@
-// The only file that sees pybind11: one m.def per op.
+// The only file that sees pybind11: one m.def per op.  Arrays come as the integers of
+// `tensor.data_ptr()`.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-PYBIND11_MODULE(_C, m) { m.doc() = "Row-invariant CPU kernels of nudging."; }
+#include "nudging/cpu.h"
+
+namespace py = pybind11;
+
+using namespace nudging;
+
+using Address = std::uintptr_t;
+using Size = std::int64_t;
+
+namespace {
+
+template <class T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Row-invariant CPU kernels of nudging.";
+  const py::call_guard<py::gil_scoped_release> unlocked;
+
+  py::enum_<Isa>(m, "Isa")
+      .value("portable", Isa::portable)
+      .value("avx2", Isa::avx2)
+      .value("avx512", Isa::avx512);
+  py::enum_<DType>(m, "DType")
+      .value("f32", DType::f32)
+      .value("bf16", DType::bf16)
+      .value("f16", DType::f16);
+  py::enum_<Activation>(m, "Activation")
+      .value("silu", Activation::silu)
+      .value("gelu", Activation::gelu)
+      .value("gelu_tanh", Activation::gelu_tanh);
+  m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
+  m.def("available_isas", &available_isas);
+
+  m.def(
+      "linear",
+      [](Isa isa, int threads, DType dtype, DType out_dtype, Address x, Address weight,
+         Address bias, Address out, Size rows, Size in, Size cols) {
+        linear({at(x), at(weight), at(bias), at(out), rows, in, cols, dtype, out_dtype}, isa,
+               threads);
+      },
+      unlocked);
+  m.def(
+      "rms_norm",
+      [](Isa isa, int threads, DType dtype, Address x, Address weight, Address out, Size rows,
+         Size dim, float eps, bool unit_offset) {
+        rms_norm({at(x), at(weight), at(out), rows, dim, eps, unit_offset, dtype}, isa, threads);
+      },
+      unlocked);
+  m.def(
+      "layer_norm",
+      [](Isa isa, int threads, DType dtype, Address x, Address out, Size rows, Size dim,
+         float eps) { layer_norm({at(x), at(out), rows, dim, eps, dtype}, isa, threads); },
+      unlocked);
+  m.def(
+      "rope",
+      [](Isa isa, int threads, DType dtype, Address x, Address positions, Address cos, Address sin,
+         Address out, Size rows, Size heads, Size head_dim, Size half, Size max_position) {
+        rope({at(x), at<Size>(positions), at<float>(cos), at<float>(sin), at(out), rows, heads,
+              head_dim, half, max_position, dtype},
+             isa, threads);
+      },
+      unlocked);
+  m.def(
+      "gated_act",
+      [](Isa isa, int threads, DType dtype, Activation activation, Address gate_up, Address out,
+         Size rows, Size dim) {
+        gated_act({at(gate_up), at(out), rows, dim, activation, dtype}, isa, threads);
+      },
+      unlocked);
+  m.def(
+      "soft_cap",
+      [](Isa isa, int threads, DType dtype, Address logits, Address out, Size size, float cap) {
+        soft_cap({at(logits), at(out), size, cap, dtype}, isa, threads);
+      },
+      unlocked);
+  m.def(
+      "kv_append",
+      [](int threads, Address k, Address v, Address k_cache, Address v_cache, Address slot_mapping,
+         Size rows, Size row_bytes, Size slots) {
+        kv_append({at(k), at(v), at(k_cache), at(v_cache), at<Size>(slot_mapping), rows, row_bytes,
+                   slots},
+                  threads);
+      },
+      unlocked);
+  m.def(
+      "paged_attention",
+      [](Isa isa, int threads, DType dtype, Address q, Address k_cache, Address v_cache,
+         Address out, Address block_tables, Address cu_seqlens_q, Address seq_lens, Size rows,
+         Size seqs, Size heads, Size kv_heads, Size head_dim, Size num_blocks, Size block_size,
+         Size max_blocks, float scale, Size window, float soft_cap) {
+        using Int = std::int32_t;
+        paged_attention(
+            {at(q), at(k_cache), at(v_cache), at(out), at<Int>(block_tables), at<Int>(cu_seqlens_q),
+             at<Int>(seq_lens), rows, seqs, heads, kv_heads, head_dim, num_blocks, block_size,
+             max_blocks, scale, window, soft_cap, dtype},
+            isa, threads);
+      },
+      unlocked);
+  m.def(
+      "softmax_stats",
+      [](Isa isa, int threads, DType dtype, Address logits, Address max, Address lse,
+         Address argmax, Address entropy, Size rows, Size vocab) {
+        softmax_stats({at(logits), at<float>(max), at<float>(lse), at<std::int32_t>(argmax),
+                       at<float>(entropy), rows, vocab, dtype},
+                      isa, threads);
+      },
+      unlocked);
+}

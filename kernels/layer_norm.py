@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from nudging import _C
+
+from .cpu import BEST, DTYPES, on_cpu, sizes
 from .op import Op
 
 
@@ -12,3 +15,13 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     y = x.float()
     y = y - y.mean(dim=-1, keepdim=True)
     return (y * torch.rsqrt(y.pow(2).mean(dim=-1, keepdim=True) + eps)).to(x.dtype)
+
+
+@layer_norm.impl("cpu", runs_on=lambda x, eps: on_cpu(x))
+def _layer_norm_cpu(x: Tensor, eps: float, isa: _C.Isa = BEST) -> Tensor:
+    rows, dim = sizes("layer_norm", "x", x, 2)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    threads = torch.get_num_threads()
+    _C.layer_norm(isa, threads, DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), rows, dim, eps)
+    return out

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from nudging import _C
+
+from .cpu import BEST, DTYPES, on_cpu, require, sizes
 from .op import Op
 
 
@@ -19,3 +22,38 @@ def linear(
     if bias is not None:
         out = out + bias.float()
     return out.to(out_dtype or x.dtype)
+
+
+@linear.impl("cpu", runs_on=lambda x, weight, bias=None, out_dtype=None: on_cpu(x))
+def _linear_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    isa: _C.Isa = BEST,
+) -> Tensor:
+    rows, features = sizes("linear", "x", x, 2)
+    cols = sizes("linear", "weight", weight, 2)[0]
+    x = x.contiguous()
+    weight = require("linear", "weight", weight, (cols, features), x.dtype)
+    if bias is not None:
+        bias = require("linear", "bias", bias, (cols,), x.dtype)
+    out = x.new_empty((rows, cols), dtype=out_dtype or x.dtype)
+    if out.dtype not in (x.dtype, torch.float32):
+        raise ValueError(
+            f"linear: out_dtype is {out_dtype}; only x's {x.dtype} and torch.float32 can be asked for"
+        )
+    _C.linear(
+        isa,
+        torch.get_num_threads(),
+        DTYPES[x.dtype],
+        DTYPES[out.dtype],
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        rows,
+        features,
+        cols,
+    )
+    return out

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from nudging import _C
+
+from .cpu import BEST, DTYPES, on_cpu, require, sizes
 from .op import Op
 
 
@@ -47,4 +50,69 @@ def paged_attention(
             hidden |= seen <= at - window
         probs = torch.softmax(logits.masked_fill(hidden, float("-inf")), dim=-1)
         out[first:last] = torch.einsum("hqk,khd->qhd", probs, v).to(q.dtype)
+    return out
+
+
+def _runs_on(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+) -> bool:
+    return on_cpu(q) and q.shape[2] <= _C.MAX_HEAD_DIM
+
+
+@paged_attention.impl("cpu", runs_on=_runs_on)
+def _paged_attention_cpu(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    isa: _C.Isa = BEST,
+) -> Tensor:
+    op = "paged_attention"
+    rows, heads, head_dim = sizes(op, "q", q, 3)
+    blocks, block_size, kv_heads, _ = sizes(op, "k_cache", k_cache, 4)
+    seqs, max_blocks = sizes(op, "block_tables", block_tables, 2)
+    q = q.contiguous()
+    cache_shape = (blocks, block_size, kv_heads, head_dim)
+    k_cache = require(op, "k_cache", k_cache, cache_shape, q.dtype)
+    v_cache = require(op, "v_cache", v_cache, cache_shape, q.dtype)
+    block_tables = require(op, "block_tables", block_tables, (seqs, max_blocks), torch.int32)
+    cu_seqlens_q = require(op, "cu_seqlens_q", cu_seqlens_q, (seqs + 1,), torch.int32)
+    seq_lens = require(op, "seq_lens", seq_lens, (seqs,), torch.int32)
+    out = torch.empty_like(q)
+    _C.paged_attention(
+        isa,
+        torch.get_num_threads(),
+        DTYPES[q.dtype],
+        q.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        out.data_ptr(),
+        block_tables.data_ptr(),
+        cu_seqlens_q.data_ptr(),
+        seq_lens.data_ptr(),
+        rows,
+        seqs,
+        heads,
+        kv_heads,
+        head_dim,
+        blocks,
+        block_size,
+        max_blocks,
+        scale,
+        window,
+        soft_cap,
+    )
     return out

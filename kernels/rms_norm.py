@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from nudging import _C
+
+from .cpu import BEST, DTYPES, on_cpu, require
 from .op import Op
 
 
@@ -16,3 +19,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -
     y = y * torch.rsqrt(y.pow(2).mean(dim=-1, keepdim=True) + eps)
     scale = weight.float() + 1.0 if unit_offset else weight.float()
     return (y * scale).to(x.dtype)
+
+
+@rms_norm.impl("cpu", runs_on=lambda x, weight, eps, unit_offset=False: on_cpu(x))
+def _rms_norm_cpu(
+    x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False, isa: _C.Isa = BEST
+) -> Tensor:
+    dim = x.shape[-1]
+    x = x.contiguous()
+    weight = require("rms_norm", "weight", weight, (dim,), x.dtype)
+    out = torch.empty_like(x)
+    rows = x.numel() // max(dim, 1)
+    threads = torch.get_num_threads()
+    _C.rms_norm(
+        isa,
+        threads,
+        DTYPES[x.dtype],
+        x.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        rows,
+        dim,
+        eps,
+        unit_offset,
+    )
+    return out

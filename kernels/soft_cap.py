@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from nudging import _C
+
+from .cpu import BEST, DTYPES, on_cpu
 from .op import Op
 
 
@@ -10,3 +13,12 @@ from .op import Op
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap), in fp32, returned in the input's dtype and shape.  logits: [rows, vocab]."""
     return (cap * torch.tanh(logits.float() / cap)).to(logits.dtype)
+
+
+@soft_cap.impl("cpu", runs_on=lambda logits, cap: on_cpu(logits))
+def _soft_cap_cpu(logits: Tensor, cap: float, isa: _C.Isa = BEST) -> Tensor:
+    logits = logits.contiguous()
+    out = torch.empty_like(logits)
+    threads = torch.get_num_threads()
+    _C.soft_cap(isa, threads, DTYPES[logits.dtype], logits.data_ptr(), out.data_ptr(), logits.numel(), cap)
+    return out

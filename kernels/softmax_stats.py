@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nudging import _C
+
+from .cpu import BEST, DTYPES, on_cpu, sizes
 from .op import Op
 
 
@@ -30,3 +33,25 @@ def softmax_stats(logits: Tensor) -> SoftmaxStats:
     p = torch.exp(x - lse[:, None])
     expected = torch.where(p > 0, p * x, torch.zeros_like(x)).sum(dim=-1)
     return SoftmaxStats(top, lse, argmax.int(), lse - expected)
+
+
+@softmax_stats.impl("cpu", runs_on=lambda logits: on_cpu(logits))
+def _softmax_stats_cpu(logits: Tensor, isa: _C.Isa = BEST) -> SoftmaxStats:
+    rows, vocab = sizes("softmax_stats", "logits", logits, 2)
+    logits = logits.contiguous()
+    top = logits.new_empty(rows, dtype=torch.float32)
+    lse, entropy = torch.empty_like(top), torch.empty_like(top)
+    argmax = logits.new_empty(rows, dtype=torch.int32)
+    _C.softmax_stats(
+        isa,
+        torch.get_num_threads(),
+        DTYPES[logits.dtype],
+        logits.data_ptr(),
+        top.data_ptr(),
+        lse.data_ptr(),
+        argmax.data_ptr(),
+        entropy.data_ptr(),
+        rows,
+        vocab,
+    )
+    return SoftmaxStats(top, lse, argmax, entropy)

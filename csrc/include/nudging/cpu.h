@@ -1,0 +1,128 @@
+// The row-invariant CPU ops on raw pointers.  Formulas and shapes are those of the references in
+// kernels/.
+//
+// Every element of a result is one reduction in an order that only the instruction set decides:
+// never the number of rows, their neighbours or the threads.  All arrays are dense, the last
+// dimension innermost.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace nudging {
+
+enum class Isa { portable, avx2, avx512 };
+
+enum class DType { f32, bf16, f16 };
+
+enum class Activation { silu, gelu, gelu_tanh };
+
+// The widest query head that attention keeps on its stack.
+constexpr std::int64_t kMaxHeadDim = 512;
+
+// Columns that linear computes together.
+constexpr std::int64_t kLinearPanel = 4;
+
+struct Linear {
+  const void* x;       // [rows, in]
+  const void* weight;  // [cols, in]
+  const void* bias;    // [cols] or null
+  void* out;           // [rows, cols] of out_dtype, which is dtype or f32
+  std::int64_t rows, in, cols;
+  DType dtype, out_dtype;
+};
+
+struct RmsNorm {
+  const void* x;       // [rows, dim]
+  const void* weight;  // [dim]
+  void* out;           // [rows, dim]
+  std::int64_t rows, dim;
+  float eps;
+  bool unit_offset;
+  DType dtype;
+};
+
+struct LayerNorm {
+  const void* x;  // [rows, dim]
+  void* out;      // [rows, dim]
+  std::int64_t rows, dim;
+  float eps;
+  DType dtype;
+};
+
+struct Rope {
+  const void* x;                  // [rows, heads, head_dim]
+  const std::int64_t* positions;  // [rows]
+  const float* cos;               // [max_position, half]
+  const float* sin;               // [max_position, half]
+  void* out;                      // [rows, heads, head_dim]
+  std::int64_t rows, heads, head_dim, half, max_position;
+  DType dtype;
+};
+
+struct GatedAct {
+  const void* gate_up;  // [rows, 2 * dim]
+  void* out;            // [rows, dim]
+  std::int64_t rows, dim;
+  Activation activation;
+  DType dtype;
+};
+
+struct SoftCap {
+  const void* logits;  // [size]
+  void* out;           // [size]
+  std::int64_t size;
+  float cap;
+  DType dtype;
+};
+
+struct KvAppend {
+  const void* k;                     // [rows, row_bytes]
+  const void* v;                     // [rows, row_bytes]
+  void* k_cache;                     // [slots, row_bytes]
+  void* v_cache;                     // [slots, row_bytes]
+  const std::int64_t* slot_mapping;  // [rows]
+  std::int64_t rows, row_bytes, slots;
+};
+
+struct PagedAttention {
+  const void* q;                     // [rows, heads, head_dim]
+  const void* k_cache;               // [num_blocks, block_size, kv_heads, head_dim]
+  const void* v_cache;               // [num_blocks, block_size, kv_heads, head_dim]
+  void* out;                         // [rows, heads, head_dim]
+  const std::int32_t* block_tables;  // [seqs, max_blocks]
+  const std::int32_t* cu_seqlens_q;  // [seqs + 1]
+  const std::int32_t* seq_lens;      // [seqs]
+  std::int64_t rows, seqs, heads, kv_heads, head_dim, num_blocks, block_size, max_blocks;
+  float scale;
+  std::int64_t window;  // 0: all
+  float soft_cap;       // 0: none
+  DType dtype;
+};
+
+struct SoftmaxStats {
+  const void* logits;    // [rows, vocab]
+  float* max;            // [rows]
+  float* lse;            // [rows]
+  std::int32_t* argmax;  // [rows]
+  float* entropy;        // [rows]
+  std::int64_t rows, vocab;
+  DType dtype;
+};
+
+// What this processor can run, best first; the last is always `portable`.
+std::vector<Isa> available_isas();
+
+// All ops throw std::invalid_argument, naming value and limit, before they write anything.
+// `threads` is an upper bound.
+void linear(const Linear& args, Isa isa, int threads);
+void rms_norm(const RmsNorm& args, Isa isa, int threads);
+void layer_norm(const LayerNorm& args, Isa isa, int threads);
+void rope(const Rope& args, Isa isa, int threads);
+void gated_act(const GatedAct& args, Isa isa, int threads);
+void soft_cap(const SoftCap& args, Isa isa, int threads);
+void kv_append(const KvAppend& args, int threads);
+void paged_attention(const PagedAttention& args, Isa isa, int threads);
+void softmax_stats(const SoftmaxStats& args, Isa isa, int threads);
+
+}  // namespace nudging

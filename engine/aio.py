@@ -1,0 +1,215 @@
+"""`AsyncLLM`: the same engine for code that awaits.  It polls nothing and keeps no thread per request."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nudging.api import LLM, Checkpoint, Speculate
+from nudging.errors import EngineClosed
+from nudging.handle import Handle
+from nudging.output import Delta, RequestOutput
+from nudging.params import SamplingParams
+from nudging.policies.protocol import Policy
+from nudging.prompts import Messages, Prompt
+
+
+class AsyncLLM:
+    """`LLM` with `async`: the same options, the same results, for one event loop.
+
+    The constructor takes `LLM`'s arguments and loads nothing.  Entering the context loads the models in a
+    worker thread, and so does `await AsyncLLM.create(...)`; both raise what `LLM(...)` raises, and all other
+    methods raise EngineClosed before that and after `close()`.  Cancelling a task that awaits a result
+    cancels its request.
+    """
+
+    def __init__(self, *checkpoints: Checkpoint, **options: Any) -> None:
+        self._make: Callable[[], LLM] = functools.partial(LLM, *checkpoints, **options)
+        self._llm: LLM | None = None
+
+    @classmethod
+    async def create(cls, *checkpoints: Checkpoint, **options: Any) -> Self:
+        """A loaded engine; `await close()` it, or enter it as a context."""
+        return await cls(*checkpoints, **options).__aenter__()
+
+    @classmethod
+    def pocket(cls, **options: Any) -> Self:
+        """The shipped pair, as `LLM.pocket`; loads nothing yet."""
+        llm = cls()
+        llm._make = functools.partial(LLM.pocket, **options)
+        return llm
+
+    async def __aenter__(self) -> Self:
+        if self._llm is None:
+            loading = asyncio.get_running_loop().run_in_executor(None, self._make)
+            try:
+                # Loading cannot be interrupted: a cancelled caller leaves, and the models go when they come.
+                self._llm = await asyncio.shield(loading)
+            except asyncio.CancelledError:
+                loading.add_done_callback(close_unwanted)
+                raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every request with "abort" and free all memory.  May be called twice."""
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.close)
+
+    async def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[RequestOutput]:
+        """As `LLM.generate`."""
+        return await results(self._opened().submit_all(prompts, sampling_params, policy, speculate))
+
+    async def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[RequestOutput]:
+        """As `LLM.chat`."""
+        return await results(self._opened().submit_chats(messages, sampling_params, policy, speculate))
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+    ) -> AsyncIterator[Delta]:
+        """The text as it is written; leaving the iterator early cancels the request."""
+        handle = self.submit(prompt, sampling_params, policy, speculate)
+        try:
+            async for delta in handle:
+                yield delta
+        finally:
+            handle.cancel()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+    ) -> AsyncHandle:
+        """Start one prompt and return at once.  Raises BadRequest, EngineClosed."""
+        return AsyncHandle(self._opened().submit(prompt, sampling_params, policy, speculate))
+
+    def submit_chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+    ) -> AsyncHandle:
+        """Like `submit`, for a conversation."""
+        return AsyncHandle(self._opened().submit_chat(messages, sampling_params, policy, speculate))
+
+    async def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """As `LLM.logits`."""
+        return await asyncio.to_thread(self._opened().logits, role, token_ids)
+
+    async def score(
+        self, prompt: Prompt, continuation: str | Sequence[int], policy: Policy | None = None
+    ) -> list[float]:
+        """As `LLM.score`."""
+        return await asyncio.to_thread(self._opened().score, prompt, continuation, policy)
+
+    def _opened(self) -> LLM:
+        if self._llm is None:
+            raise EngineClosed(
+                "the models are not loaded yet; use `async with AsyncLLM(...) as llm` or "
+                "`llm = await AsyncLLM.create(...)`"
+            )
+        return self._llm
+
+
+class AsyncHandle:
+    """A submitted prompt, for the event loop it was submitted from."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._loop = asyncio.get_running_loop()
+        self._moved = asyncio.Event()
+        handle.add_listener(self._wake)
+
+    @property
+    def request_id(self) -> str:
+        return self._handle.request_id
+
+    @property
+    def is_finished(self) -> bool:
+        return self._handle.is_finished
+
+    def cancel(self) -> None:
+        """End what is not finished yet, with the finish reason "abort"; what was written stays."""
+        self._handle.cancel()
+
+    async def result(self) -> RequestOutput:
+        """Wait for all continuations.  A task cancelled here cancels the request (else use shield)."""
+        try:
+            while not self._handle.is_finished:
+                await self._change()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self._handle.result(timeout=0)
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """Deltas as they come, of all continuations; each ends with one whose `finish_reason` is set."""
+        seen = [0] * self._handle.num_outputs
+        open_ones = set(range(self._handle.num_outputs))
+        while open_ones:
+            deltas = [self._handle.take(i, seen[i]) for i in sorted(open_ones)]
+            if not any(deltas):
+                await self._change()
+            for delta in filter(None, deltas):
+                seen[delta.index] += len(delta.token_ids)
+                if delta.finish_reason is not None:
+                    open_ones.discard(delta.index)
+                yield delta
+
+    async def _change(self) -> None:
+        """Wait until something moved since the last look; whoever waits looks again afterwards."""
+        await self._moved.wait()
+        self._moved.clear()
+
+    def _wake(self) -> None:
+        """The engine's thread: wake the event loop, unless it is awake or gone."""
+        if self._moved.is_set():
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._moved.set)
+        except RuntimeError:
+            # The loop was closed over a running request: nobody is left to tell.
+            assert self._loop.is_closed(), "the event loop refused a call while it was open"
+
+
+async def results(handles: list[Handle]) -> list[RequestOutput]:
+    """All results in order; a cancelled task cancels all requests."""
+    waiting = [AsyncHandle(handle) for handle in handles]
+    try:
+        return [await handle.result() for handle in waiting]
+    except BaseException:
+        for handle in waiting:
+            handle.cancel()
+        raise
+
+
+def close_unwanted(loading: asyncio.Future[LLM]) -> None:
+    """Close an engine that nobody waits for any more."""
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().close()

@@ -1,0 +1,329 @@
+"""`LLM`: open models, generate, stream, submit, score.  Owns the engine's thread and nothing global."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nudging.engine import Engine
+from nudging.engine_thread import EngineThread
+from nudging.errors import BadRequest
+from nudging.generation import Generation
+from nudging.handle import Handle
+from nudging.loading import load_roles, make_runners, read_bytes, read_device, read_dtype
+from nudging.options import unknown_option
+from nudging.output import Delta, RequestOutput
+from nudging.params import SamplingParams, is_int
+from nudging.policies import Base, Nudging
+from nudging.policies.protocol import Policy
+from nudging.prompts import Messages, Prompt, read_chat, read_prompt
+from nudging.request import Request
+from nudging.roles import Role, check_policy
+
+MAX_DRAFT = 15
+Checkpoint = str | os.PathLike[str]
+Speculate = str | int
+
+
+class LLM:
+    """A base model, an optional guide and further roles, on one device, in one engine.
+
+    `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`;
+    equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.
+    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens the guide drafts for every pass
+    of the base; "auto" drafts as many as pay, "off" none.  It changes speed, never a token.  `max_len`: the
+    longest prompt + text in tokens, where a checkpoint's own context is longer.  `max_batch_tokens`: the
+    most tokens of one pass, longer prompts are read in parts.  Use as a context manager or call `close()`:
+    then every request has ended and all memory is free.  Raises BadRequest and CheckpointError.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        guide: Checkpoint | None = None,
+        *,
+        models: Mapping[str, Checkpoint] | None = None,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        kv_cache_memory: int | str = "1GiB",
+        speculate: Speculate = "auto",
+        max_batch_tokens: int = 2048,
+        block_size: int = 16,
+        max_len: int | None = None,
+        progress: bool = False,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise unknown_option("LLM", unknown, OPTIONS)
+        check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size)
+        if max_len is not None:
+            check_sizes(max_len=max_len)
+        memory = read_bytes(kv_cache_memory)
+        self._draft_len = read_speculate(speculate)
+        checkpoints = name_roles(base, guide, models or {})
+        self.roles, decoders = load_roles(
+            checkpoints, read_dtype(dtype), read_device(device), progress, max_len
+        )
+        runners = make_runners(decoders, self.roles, memory, block_size)
+        self._engine = Engine(runners, {r.name: r.model for r in self.roles.values()}, max_batch_tokens)
+        self._thread = EngineThread(self._engine)
+        self._ids = itertools.count()
+
+    @classmethod
+    def pocket(cls, **options: Any) -> LLM:
+        """The shipped pair: a small base that was never aligned and a smaller guide that was."""
+        options.setdefault("kv_cache_memory", "64MiB")
+        return cls(**{"base": "pocket:base", "guide": "pocket:guide", **options})
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every request with "abort", stop the engine's thread and free all memory.  May be called
+        twice.
+        """
+        self._thread.close()
+        self._engine.runners.clear()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[RequestOutput]:
+        """Continue every prompt; the results are in the prompts' order.
+
+        A prompt is a str, a list of token ids or a dict of either per role.  Parameters and policy are
+        one for all or one for each.  Raises BadRequest before anything runs when any of them cannot be
+        served.
+        """
+        handles = self.submit_all(prompts, sampling_params, policy, speculate)
+        return [handle.result() for handle in handles]
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[RequestOutput]:
+        """Answer conversations ({"role", "content"} dicts), each written in every role's own template."""
+        handles = self.submit_chats(messages, sampling_params, policy, speculate)
+        return [handle.result() for handle in handles]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+    ) -> Iterator[Delta]:
+        """The text as it is written; leaving the iterator early cancels the request."""
+        handle = self.submit(prompt, sampling_params, policy, speculate)
+        try:
+            yield from handle
+        finally:
+            handle.cancel()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+    ) -> Handle:
+        """Start one prompt and return at once; callable from any thread.  Raises BadRequest, EngineClosed."""
+        job = self._job(read_prompt, prompt, sampling_params, policy, speculate)
+        return self._start(job)
+
+    def submit_chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+    ) -> Handle:
+        """Like `submit`, for a conversation."""
+        return self._start(self._job(read_chat, messages, sampling_params, policy, speculate))
+
+    def submit_all(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[Handle]:
+        """`generate` without the waiting: all prompts are checked, then all are started."""
+        listed = [prompts] if is_one_prompt(prompts) else list(prompts)
+        return self._start_all(read_prompt, listed, sampling_params, policy, speculate)
+
+    def submit_chats(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        policy: Policy | Sequence[Policy] | None = None,
+        speculate: Speculate | None = None,
+    ) -> list[Handle]:
+        """`chat` without the waiting: all conversations are checked, then all are started."""
+        single = len(messages) > 0 and isinstance(messages[0], Mapping)
+        listed = [messages] if single else list(messages)
+        return self._start_all(read_chat, listed, sampling_params, policy, speculate)
+
+    def open(self, prompt: Prompt, policy: Policy | None = None) -> Generation:
+        """A text to be extended, forked, rewound and scored, with the cache of every role kept between
+        calls.
+        """
+        self._thread.check_open()
+        policy = policy or self.default_policy
+        check_policy(policy, self.roles)
+        prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles])
+        return Generation(self._engine, self._thread, self.roles, policy, prompts)
+
+    def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """What `role` says after each prefix of `token_ids`: float32 [len(token_ids), vocab]."""
+        self._thread.check_open()
+        if role not in self.roles:
+            raise BadRequest(f"there is no role {role!r}; open are {', '.join(self.roles)}")
+        ids = read_prompt(token_ids, [self.roles[role]])[role].ids
+        runner = self._engine.runners[self.roles[role].model]
+        result: NDArray[np.float32] = self._thread.call(lambda: runner.decoder.logits(ids)).cpu().numpy()
+        return result
+
+    def score(
+        self, prompt: Prompt, continuation: str | Sequence[int], policy: Policy | None = None
+    ) -> list[float]:
+        """The log-probability of each token of `continuation` after `prompt`, under the policy."""
+        with self.open(prompt, policy) as generation:
+            return generation.score(continuation)
+
+    @property
+    def default_policy(self) -> Policy:
+        """`Nudging()` where there is a guide, else `Base()`."""
+        return Nudging() if "guide" in self.roles else Base()
+
+    def _start_all(
+        self, reader: Any, listed: Sequence[Any], params: Any, policy: Any, speculate: Speculate | None
+    ) -> list[Handle]:
+        all_params = spread("sampling_params", params, len(listed))
+        policies = spread("policy", policy, len(listed))
+        each = zip(listed, all_params, policies, strict=True)
+        jobs = [self._job(reader, prompt, p, q, speculate) for prompt, p, q in each]
+        return [self._start(job) for job in jobs]
+
+    def _job(
+        self,
+        reader: Any,
+        prompt: Any,
+        params: SamplingParams | None,
+        policy: Policy | None,
+        speculate: Speculate | None,
+    ) -> list[Request]:
+        """The n requests of one prompt, all checked."""
+        self._thread.check_open()
+        params, policy = params or SamplingParams(), policy or self.default_policy
+        if not isinstance(params, SamplingParams):
+            raise BadRequest(f"sampling_params is a {type(params).__name__}; give SamplingParams(...)")
+        check_policy(policy, self.roles)
+        roles = [self.roles[name] for name in policy.roles]
+        prompts = reader(prompt, roles)
+        check_ids(params, roles)
+        draft_len = self._draft_len if speculate is None else read_speculate(speculate)
+        seed = random.getrandbits(64) if params.seed is None else params.seed
+        job_id = f"request-{next(self._ids)}"
+        requests = [
+            Request(f"{job_id}-{i}", policy, params, (seed + i) % 2**64, prompts, self.roles, draft_len)
+            for i in range(params.n)
+        ]
+        for request in requests:
+            self._engine.check_fits(request)
+        return requests
+
+    def _start(self, requests: list[Request]) -> Handle:
+        handle = Handle(requests[0].id.rpartition("-")[0], requests, self._thread)
+        self._thread.submit(requests, handle)
+        return handle
+
+
+OPTIONS = (
+    "base",
+    "guide",
+    "models",
+    "device",
+    "dtype",
+    "kv_cache_memory",
+    "speculate",
+    "max_batch_tokens",
+    "block_size",
+    "max_len",
+    "progress",
+)
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise BadRequest for a size that is no whole number in range."""
+    for name, value in sizes.items():
+        if not is_int(value) or not 1 <= value <= 1 << 20:
+            raise BadRequest(f"{name} is {value!r}; it must be a whole number from 1 to {1 << 20}")
+
+
+def name_roles(
+    base: Checkpoint, guide: Checkpoint | None, models: Mapping[str, Checkpoint]
+) -> dict[str, Checkpoint]:
+    """The checkpoint of every role.  Raises BadRequest for a role named twice."""
+    twice = [name for name in ("base", "guide") if name in models]
+    if twice:
+        raise BadRequest(f"models= names {twice[0]!r}, which has an argument of its own; use {twice[0]}=...")
+    return {"base": base, **({} if guide is None else {"guide": guide}), **models}
+
+
+def read_speculate(value: Speculate) -> int | None:
+    """The number of drafted tokens a pass; None for as many as pay.  Raises BadRequest."""
+    if value == "auto":
+        return None
+    if value == "off":
+        return 0
+    if not is_int(value) or not 0 <= int(value) <= MAX_DRAFT:
+        raise BadRequest(
+            f"speculate is {value!r}; it must be 'auto', 'off' or a whole number from 0 to {MAX_DRAFT}"
+        )
+    return int(value)
+
+
+def is_one_prompt(prompts: Any) -> bool:
+    """Whether this is one prompt and not a list of prompts."""
+    return isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and is_int(prompts[0]))
+
+
+def spread(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each of `count` prompts.  Raises BadRequest for a list of another length."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise BadRequest(
+            f"{name} has {len(value)} entries and there are {count} prompts; give one, or one for each"
+        )
+    return list(value)
+
+
+def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:
+    """Raise BadRequest for a stop id or a biased id that a model does not have, or stop strings without
+    text.
+    """
+    size = min(role.vocab_size for role in roles)
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+        for token in ids:
+            if token >= size:
+                raise BadRequest(f"{name} names token {token}; ids go from 0 to {size - 1}")
+    if params.stop and any(role.tokenizer is None for role in roles):
+        raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")

@@ -1,0 +1,86 @@
+"""The command line.  Commands import what they need when they run: `nudging --help` loads no torch."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import click
+
+from nudging.cli_chat import chat
+from nudging.cli_generate import generate
+from nudging.cli_info import info
+from nudging.demo import demo
+from nudging.errors import BadRequest, CheckpointError, NudgingError
+
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """Something went wrong: the message on standard error, exit status 1."""
+
+    exit_code = 1
+
+
+class Mistake(click.ClickException):
+    """Something was asked wrongly: the message on standard error, exit status 2."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Commands, listed as they were added, that may raise the package's errors and be interrupted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BadRequest, CheckpointError) as error:
+            raise Mistake(str(error)) from error
+        except NudgingError as error:
+            raise Failure(str(error)) from error
+        except OSError as error:
+            # A reader that went away is no failure of ours: click ends quietly.
+            if error.errno == errno.EPIPE:
+                raise
+            raise Failure(str(error)) from error
+        except KeyboardInterrupt:
+            # Whatever comes next on the terminal begins on a line of its own.
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"auto_envvar_prefix": "NUDGING", "show_default": True})
+@click.version_option(package_name="nudging", allow_from_autoenv=False)
+def main() -> None:
+    """Several language models write one text together: a large base model and a small aligned guide.
+
+    Every flag of a command can also be given in the environment: --base of generate is NUDGING_GENERATE_BASE.
+    """
+
+
+def promised(name: str, purpose: str) -> click.Command:
+    """A command that is part of the interface and not built yet: it says so, whatever it is given."""
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+    @click.command(
+        name, help=purpose, short_help=f"{purpose[:-1]} (not built yet).", context_settings=anything
+    )
+    def command() -> None:
+        raise Failure(f"`nudging {name}` is not built yet")
+
+    return command
+
+
+for command in (
+    demo,
+    generate,
+    chat,
+    promised("serve", "Answer requests over HTTP."),
+    promised("bench", "Measure speed."),
+    promised("inspect", "Look into a text, token by token."),
+    info,
+):
+    main.add_command(command)

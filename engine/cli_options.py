@@ -1,0 +1,148 @@
+"""Flags that several commands share, and what is made of them.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from nudging.errors import BadRequest
+from nudging.params import SamplingParams
+
+if TYPE_CHECKING:
+    from nudging.api import LLM
+    from nudging.policies.protocol import Policy
+
+F = TypeVar("F", bound=Callable[..., Any])
+Flags = Mapping[str, Any]
+
+option = functools.partial(click.option, show_envvar=True)
+
+
+class LinesOfText(click.types.StringParamType):
+    """Text that may hold spaces: where several are given in one environment variable, one a line."""
+
+    envvar_list_splitter = "\n"
+
+
+def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """A decorator that adds options, shown in this order."""
+
+    def add(command: F) -> F:
+        for one in reversed(options):
+            command = one(command)
+        return command
+
+    return add
+
+
+model_options = shared(
+    option("--dtype", default="auto", metavar="auto|float32|bfloat16|float16", help="Of the weights."),
+    option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="Where the models run."),
+    option(
+        "--kv-cache-memory", default="1GiB", metavar="BYTES", help="For the caches of all models together."
+    ),
+    option(
+        "--speculate",
+        default="auto",
+        metavar="auto|off|N",
+        help="Tokens drafted ahead for every pass of the base; never changes a token.",
+    ),
+)
+
+policy_options = shared(
+    option(
+        "--policy",
+        type=click.Choice(["base", "guide", "nudging"]),
+        show_default="nudging with a guide, else base",
+        help="Who writes.",
+    ),
+    option(
+        "--threshold",
+        type=float,
+        default=0.4,
+        help="nudging: below this top-1 probability of the base, the guide writes.",
+    ),
+    option(
+        "--granularity",
+        default="word",
+        metavar="word|token|reference",
+        help="nudging: how much the guide writes at a time.",
+    ),
+    option("--comparator", default="<", metavar="<|<=", help="nudging: how the probability compares."),
+)
+
+sampling_options = shared(
+    option("--temperature", type=float, default=0.0, help="0 is greedy."),
+    option(
+        "--top-p", type=float, default=1.0, help="Sample from the likeliest tokens with this probability."
+    ),
+    option("--top-k", type=int, default=0, help="Sample from this many tokens; 0 is all."),
+    option(
+        "--min-p", type=float, default=0.0, help="Sample from tokens this likely, relative to the top one."
+    ),
+    option("--seed", type=int, help="Of the noise; without it every run differs."),
+)
+
+stop_options = shared(
+    option(
+        "--stop",
+        multiple=True,
+        type=LinesOfText(),
+        help="End before this text; repeatable (in the environment: one a line).",
+    ),
+    option("--stop-token-id", multiple=True, type=int, help="End before this token; repeatable."),
+    option("--ignore-eos", is_flag=True, help="Write on past the end of a text."),
+)
+
+
+def read_params(flags: Flags) -> SamplingParams:
+    """The sampling parameters that the flags name; those a command does not have keep their default."""
+    names = (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "ignore_eos",
+        "logprobs",
+        "n",
+    )
+    given = {name: flags[name] for name in names if name in flags}
+    return SamplingParams(**given, stop_token_ids=flags.get("stop_token_id", ()))
+
+
+def read_policy(flags: Flags, has_guide: bool) -> Policy:
+    """The policy that the flags name, all of them checked.  Raises BadRequest."""
+    from nudging.policies import Base, Guide, Nudging
+
+    nudging = Nudging(flags["threshold"], flags["granularity"], flags["comparator"])
+    name = flags["policy"] or ("nudging" if has_guide else "base")
+    if name != "base" and not has_guide:
+        raise BadRequest(f"--policy {name} needs a guide; add --guide, or use --policy base")
+    policies: dict[str, Policy] = {"base": Base(), "guide": Guide(), "nudging": nudging}
+    return policies[name]
+
+
+def read_speculate(value: str) -> str | int:
+    """`--speculate` as the API takes it, which checks it."""
+    return int(value) if value.isdecimal() else value
+
+
+def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
+    """The models that the flags name.  Raises BadRequest, CheckpointError."""
+    from nudging.api import LLM
+
+    return LLM(
+        base,
+        guide,
+        dtype=flags["dtype"],
+        device=flags["device"],
+        kv_cache_memory=flags["kv_cache_memory"],
+        speculate=read_speculate(flags["speculate"]),
+        progress=progress,
+    )

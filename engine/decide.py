@@ -1,0 +1,83 @@
+"""From logits to rows: the statistics a policy needs and the token a request picks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nudging.errors import NumericalError
+from nudging.kernels.sample import pick
+from nudging.kernels.softmax_stats import softmax_stats
+from nudging.params import SamplingParams
+from nudging.sequence import Row
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How one row of a batch is turned into a `Row`: `position` is the output position its noise is
+    keyed by.
+    """
+
+    params: SamplingParams
+    seed: int
+    position: int
+    vocab_size: int
+    keep_logits: bool
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of a written token, and the likeliest tokens with theirs, at temperature 1."""
+
+    token: int
+    logprob: float
+    top: dict[int, float]
+
+
+def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int) -> int:
+    """The token of one row of logits [vocab] fp32 under `params`, with the noise of (seed, position)."""
+    if params.logit_bias:
+        logits = logits.clone()
+        for token, bias in params.logit_bias.items():
+            logits[token] += bias
+    warmth = (params.temperature, params.top_k, params.top_p, params.min_p)
+    return pick(logits, *warmth, seed=seed, position=position)
+
+
+def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
+    """One row per row of `logits` [rows, vocab] fp32; a row with NaN becomes an error and touches no
+    other.
+    """
+    rows: list[Row | NumericalError] = [NumericalError("unreached")] * len(wanted)
+    for size in {want.vocab_size for want in wanted}:
+        chosen = [i for i, want in enumerate(wanted) if want.vocab_size == size]
+        whole = len(chosen) == len(wanted) and size == logits.shape[1]
+        part = logits if whole else logits[chosen, :size].contiguous()
+        stats = softmax_stats(part)
+        columns = zip(stats.argmax.tolist(), stats.max.tolist(), stats.lse.tolist(), strict=True)
+        for i, line, (top, peak, lse) in zip(chosen, part, columns, strict=True):
+            rows[i] = _row(line, wanted[i], top, peak, lse)
+    return rows
+
+
+def _row(logits: Tensor, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:
+    if not math.isfinite(peak) or math.isnan(lse):
+        return NumericalError(
+            f"the model's logits are not finite (max {peak}, log-sum-exp {lse}); check its weights"
+        )
+    plain = want.params.temperature == 0 and not want.params.logit_bias
+    token = top if plain else pick_token(logits, want.params, want.seed, want.position)
+    return Row(token, top, math.exp(peak - lse), logits.clone() if want.keep_logits else None)
+
+
+def logprob_of(logits: Tensor, token: int, num_top: int) -> TokenLogprob:
+    """The log-probability of `token` under logits [vocab] fp32, and those of the `num_top` likeliest
+    tokens.
+    """
+    logprobs = torch.log_softmax(logits.double(), dim=-1)
+    values, ids = torch.sort(logprobs, descending=True, stable=True)
+    top = dict(zip(ids[:num_top].tolist(), values[:num_top].tolist(), strict=True))
+    return TokenLogprob(token, float(logprobs[token]), top)

@@ -1,0 +1,96 @@
+"""Token ids become text as they arrive, and stop strings end it: what is handed out is never taken back."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from nudging.errors import BadRequest
+from nudging.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """Running text, token by token: what comes out is, joined, `Tokenizer.text_of` of what went in.
+
+    What is given out is final.  Bytes that may yet become a character are held back; bytes that never can are
+    U+FFFD, as many as `bytes.decode("utf-8", "replace")` makes of the whole.  The first token's leading space
+    stays, because generated text goes on where the prompt ends.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The characters that `token` completes; none for special tokens."""
+        return self.push_bytes(self._tokenizer.token_bytes(token))
+
+    def push_bytes(self, data: bytes) -> str:
+        """The characters that `data` completes, for text that another tokenizer's model wrote."""
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """What is still held back, as U+FFFD; the next push starts a new text."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StopChecker:
+    """Cuts a text before the stop string that is complete first; of several at one character, the longest.
+
+    So the cut depends on the text alone, not on the pieces it arrives in.  Held back is the longest end of
+    the text that may still become a stop string.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        """BadRequest: an empty stop string, which every text holds at once."""
+        if "" in stop:
+            raise BadRequest(
+                f"stop strings {list(stop)!r} hold an empty one; every text would end at once, remove it"
+            )
+        self._stops = tuple(stop)
+        self._borders = tuple(map(_borders, self._stops))
+        self._matched = [0] * len(self._stops)  # how much of each stop string the text so far ends with
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that is final, and whether a stop string ended it; nothing may be pushed after that."""
+        assert self.found is None, f"text {text!r} was pushed after the stop string {self.found!r}"
+        if not self._stops:
+            return text, False
+        seen = self._held + text
+        for end, char in enumerate(text, start=len(self._held) + 1):
+            self._advance(char)
+            if self.found is not None:
+                self._held = ""
+                return seen[: end - len(self.found)], True
+        final = len(seen) - max(self._matched, default=0)
+        self._held = seen[final:]
+        return seen[:final], False
+
+    def flush(self) -> str:
+        """What was held back, once no more text will come."""
+        held, self._held = self._held, ""
+        self._matched = [0] * len(self._stops)
+        return held
+
+    def _advance(self, char: str) -> None:
+        """One step of Knuth, Morris and Pratt's automaton for every stop string."""
+        for i, (stop, borders) in enumerate(zip(self._stops, self._borders, strict=True)):
+            n = self._matched[i]
+            while n and stop[n] != char:
+                n = borders[n]
+            self._matched[i] = n = n + (stop[n] == char)
+            if n == len(stop) > len(self.found or ""):
+                self.found = stop
+
+
+def _borders(stop: str) -> list[int]:
+    """For each prefix length of `stop`, the longest shorter prefix that the prefix also ends with."""
+    borders = [0, 0]
+    for char in stop[1:]:
+        n = borders[-1]
+        while n and stop[n] != char:
+            n = borders[n]
+        borders.append(n + (stop[n] == char))
+    return borders

@@ -1,0 +1,225 @@
+"""plan -> execute -> decide -> commit: the only file that knows all parts.
+
+A policy step asks for rows; the first missing one is the request's need.  `step` computes the needs of
+all running requests, one ragged batch for each model, and lets every policy run on until its next need.
+Catching up a lagging guide, prefill, decode and verifying drafts are the same thing: tokens that are not
+computed yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from nudging.adaptive import Ledger
+from nudging.costs import PassCosts
+from nudging.decide import TokenLogprob, Wanted, logprob_of
+from nudging.draft import draft_ahead, settle_draft
+from nudging.errors import BadRequest, OutOfBlocks
+from nudging.policies.protocol import Step
+from nudging.request import Request
+from nudging.runner import ModelRunner
+from nudging.scheduler import Scheduler, Work
+from nudging.sequence import Row, Sequence
+from nudging.view import MissingRow, RequestView
+
+
+class Engine:
+    """Models, their pools, and the requests that share them.  Not thread-safe: one thread steps it."""
+
+    def __init__(
+        self,
+        runners: dict[str, ModelRunner],
+        models_of: dict[str, str],
+        max_batch_tokens: int = 2048,
+        costs: Mapping[str, PassCosts] | None = None,
+    ) -> None:
+        """`costs`: what passes of each model cost; None learns them from the passes that are made."""
+        self.runners = runners
+        self.models_of = models_of
+        pools = {name: runner.pool for name, runner in runners.items()}
+        self.scheduler = Scheduler(pools, models_of, max_batch_tokens)
+        self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
+        self._views: dict[str, RequestView] = {}
+        self._ledgers: dict[str, Ledger] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def add(self, request: Request) -> None:
+        """Queue a request that fits (see `check_fits`); sequences it brings along are in use from now on."""
+        for sequence in request.sequences.values():
+            self.scheduler.take(sequence)
+        self.scheduler.waiting.append(request)
+
+    def check_fits(self, request: Request) -> None:
+        """Raise BadRequest when the pools could never hold the request, even alone."""
+        for model, needed in self.scheduler.blocks_needed(request).items():
+            pool = self.runners[model].pool
+            if needed > pool.total:
+                raise BadRequest(
+                    f"the request may need {needed * pool.block_size} tokens of cache in model {model!r}, "
+                    f"which has {pool.total * pool.block_size}; shorten the prompt, lower max_tokens or "
+                    "raise kv_cache_memory"
+                )
+
+    def abort(self, request: Request) -> None:
+        """End a request wherever it stands; a finished one stays as it is."""
+        if not request.is_finished:
+            request.finish("abort")
+            self._retire(request)
+
+    def step(self) -> list[Request]:
+        """Advance every running request; returns those that moved, the finished ones among them."""
+        moved = self.scheduler.admit()
+        for request in moved:
+            self._open(request)
+            self._advance(request)
+        self._retire_finished()
+        for model, works in self.scheduler.schedule().works.items():
+            ready = [work for work in works if self._prepared(model, work)]
+            if ready:
+                self._execute(model, ready)
+            for work in works:
+                self._advance(work.request)
+                moved.append(work.request)
+        self._retire_finished()
+        if not self.has_work:
+            self.check()
+        return list(dict.fromkeys(moved))
+
+    def check(self) -> None:
+        """Assert I1 and I2 of everything."""
+        for request in self.scheduler.running:
+            request.check()
+        for runner in self.runners.values():
+            runner.pool.check()
+
+    def _open(self, request: Request) -> None:
+        for role in request.policy.roles:
+            if role not in request.sequences:
+                pool = self.runners[self.models_of[role]].pool
+                request.sequences[role] = Sequence(pool, request.prompts[role].ids)
+        costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
+        ledger = self._ledgers[request.id] = Ledger(costs)
+        self._views[request.id] = RequestView(request, ledger)
+
+    def _prepared(self, model: str, work: Work) -> bool:
+        """Whether the work's blocks are there; where the pool is short, that request alone ends."""
+        try:
+            self.runners[model].prepare(work)
+        except OutOfBlocks as error:
+            work.request.fail(error)
+            return False
+        return True
+
+    def _execute(self, model: str, works: list[Work]) -> None:
+        """Run one model's batch and file its rows in the sequences they belong to."""
+        runner = self.runners[model]
+        wanted = [want for work in works for want in self._wanted(work)]
+        began = time.perf_counter()
+        rows = iter(runner.execute(works, wanted))
+        self.costs[model].record(sum(work.end - work.start for work in works), time.perf_counter() - began)
+        for work in works:
+            self._ledgers[work.request.id].pay(work.role, work.end - work.start)
+            sequence = work.request.sequences[work.role]
+            sequence.num_computed = work.end
+            passes = work.request.counters.passes
+            passes[work.role] = passes.get(work.role, 0) + 1
+            for position in range(work.first_row, work.end + 1):
+                row = next(rows)
+                if isinstance(row, Row):
+                    sequence.rows[position] = row
+                elif position == work.request.need_now.first:
+                    work.request.fail(row)
+                # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
+
+    def _wanted(self, work: Work) -> list[Wanted]:
+        request = work.request
+        keep = request.policy.needs_logits or request.params.logprobs is not None
+        size = self._vocab_size(request, work.role)
+        first = request.first_position - len(request.prompts[work.role].ids)
+        return [
+            Wanted(request.params, request.seed, max(first + p, 0), size, keep)
+            for p in range(work.first_row, work.end + 1)
+        ]
+
+    def _vocab_size(self, request: Request, role: str) -> int:
+        """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
+        roles = request.policy.roles if request.policy.shares_ids else (role,)
+        return min(request.roles[r].vocab_size for r in roles)
+
+    def _advance(self, request: Request) -> None:
+        """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
+        view = self._views[request.id]
+        try:
+            while not request.is_finished:
+                self._commit(request, request.policy.step(view, request.state))
+        except MissingRow as missing:
+            request.need = draft_ahead(request, view, self._ledgers[request.id], missing.need)
+            self._check_need(request)
+        except Exception as error:
+            # A caller's own policy may raise anything; only its own request ends.
+            request.fail(error)
+
+    def _check_need(self, request: Request) -> None:
+        """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
+        role, last = request.need_now.role, request.need_now.last
+        if last > request.max_sequence(role):
+            request.fail(
+                BadRequest(
+                    f"the text takes {last} tokens of {role!r}, {request.max_sequence(role)} were reserved; "
+                    "raise max_tokens"
+                )
+            )
+
+    def _commit(self, request: Request, step: Step) -> None:
+        """Write what a step decided; after its last token the step's own end counts."""
+        if not step.tokens and not step.texts and step.finish is None and step.state == request.state:
+            raise BadRequest(
+                f"{request.policy!r} wrote nothing, finished nothing and kept its state; it stands still"
+            )
+        for token in step.tokens:
+            if request.is_finished:
+                break
+            self._check_token(request, token, step.author)
+            request.commit(token, step.author, self._logprob(request, token, step.author))
+        if step.texts:
+            base = request.roles["base"].tokenizer
+            assert base is not None, "texts were written without a tokenizer"
+            request.write_texts(step.texts, base)
+        if step.finish is not None and not request.is_finished:
+            request.finish(step.finish)
+        request.state = step.state
+
+    def _check_token(self, request: Request, token: int, author: str) -> None:
+        """A policy may write only ids that every one of its models can read."""
+        size = self._vocab_size(request, author)
+        if not 0 <= token < size:
+            raise BadRequest(f"{request.policy!r} wrote token {token}; ids go from 0 to {size - 1}")
+
+    def _logprob(self, request: Request, token: int, author: str) -> TokenLogprob | None:
+        """The author's log-probability of the next token, where the request asks for it."""
+        if request.params.logprobs is None or author not in request.sequences:
+            return None
+        sequence = request.sequences[author]
+        row = sequence.rows.get(sequence.prompt_len + len(request.output))
+        return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
+
+    def _retire_finished(self) -> None:
+        for request in [r for r in self.scheduler.running if r.is_finished]:
+            self._retire(request)
+
+    def _retire(self, request: Request) -> None:
+        if request.id in self._ledgers:
+            settle_draft(request, self._ledgers.pop(request.id))
+        request.counters.finished_at = time.monotonic()
+        self.scheduler.retire(request)
+        self._views.pop(request.id, None)
+        request.need = None
+        for sequence in request.sequences.values():
+            if request.keeps_sequences:
+                self.scheduler.keep(sequence)
+            else:
+                sequence.release()

@@ -1,0 +1,147 @@
+"""The one thread that steps an engine; everyone else talks to it through a queue of commands."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from nudging.engine import Engine
+from nudging.errors import EngineClosed
+from nudging.handle import Handle
+from nudging.request import Request
+
+T = TypeVar("T")
+
+
+class EngineThread:
+    """Steps the engine while there is work and sleeps otherwise.  Every request ends exactly once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._handles: dict[str, Handle] = {}
+        self._thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: list[Request], handle: Handle) -> None:
+        """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""
+        added = self._post(lambda: self._add(requests, handle))
+        added.add_done_callback(lambda _: self._refuse(requests, handle, added.exception()))
+
+    def cancel(self, requests: list[Request]) -> None:
+        """End requests with "abort"; finished ones stay as they are, and after close there is nothing to
+        end.
+        """
+        with self._wake:
+            if not self._closing:
+                self._commands.append((lambda: self._abort(requests), Future()))
+                self._wake.notify()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on the engine's thread, between two steps, and return or raise what it does."""
+        if threading.current_thread() is self._thread:
+            return function()
+        return self._post(function).result()
+
+    def _post(self, function: Callable[[], T]) -> Future[T]:
+        """Queue `function` for the engine's thread.  Raises EngineClosed."""
+        future: Future[T] = Future()
+        with self._wake:
+            self.check_open()
+            self._commands.append((function, future))
+            self._wake.notify()
+        return future
+
+    def check_open(self) -> None:
+        """Raise EngineClosed once the engine is closed."""
+        if self._closing:
+            raise self._closed_error()
+
+    def close(self) -> None:
+        """End every request with "abort", stop the thread and wait for it.  A second call does nothing."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _closed_error(self) -> EngineClosed:
+        error = EngineClosed("the engine is closed; open a new LLM")
+        if self._failure is not None:
+            error = EngineClosed(f"the engine stopped: {self._failure!r}; open a new LLM")
+            error.__cause__ = self._failure
+        return error
+
+    def _add(self, requests: list[Request], handle: Handle) -> None:
+        for request in requests:
+            self._engine.check_fits(request)
+        for request in requests:
+            self._handles[request.id] = handle
+            self._engine.add(request)
+
+    def _abort(self, requests: list[Request]) -> None:
+        for request in requests:
+            if request.id in self._handles:
+                self._engine.abort(request)
+                self._report(request)
+
+    def _refuse(self, requests: list[Request], handle: Handle, error: BaseException | None) -> None:
+        """End requests that could not be added; one that a close overtook ends as if it had run."""
+        if error is None:
+            return
+        for request in requests:
+            if isinstance(error, EngineClosed) and self._failure is None:
+                request.finish("abort")
+            else:
+                request.fail(error)
+            handle.notify(request)
+
+    def _report(self, request: Request) -> None:
+        handle = self._handles[request.id]
+        if request.is_finished:
+            del self._handles[request.id]
+        handle.notify(request)
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                while self._commands:
+                    obey(*self._commands.popleft())
+                if self._engine.has_work:
+                    for request in self._engine.step():
+                        self._report(request)
+        except BaseException as error:  # noqa: BLE001 - a broken engine must not leave anyone waiting
+            self._failure = error
+        self._end_everything()
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._commands or self._engine.has_work)
+            return not self._closing
+
+    def _end_everything(self) -> None:
+        with self._wake:
+            self._closing = True
+            commands, self._commands = self._commands, deque()
+        for request in (*self._engine.scheduler.running, *self._engine.scheduler.waiting):
+            if self._failure is not None:
+                request.fail(self._closed_error())
+                self._report(request)
+            else:
+                self._abort([request])
+        for _, future in commands:
+            future.set_exception(self._closed_error())
+
+
+def obey(function: Callable[[], Any], future: Future[Any]) -> None:
+    """Run a command and hand its result or its error to whoever waits for it."""
+    try:
+        future.set_result(function())
+    except BaseException as error:  # noqa: BLE001 - the caller's to handle, not the engine's
+        future.set_exception(error)

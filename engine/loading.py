@@ -1,0 +1,141 @@
+"""From names to loaded models: checkpoints found, opened once each, and given their share of the cache
+memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from nudging.chat import plain_chat_template
+from nudging.errors import BadRequest, CheckpointError
+from nudging.models.config import read_config
+from nudging.models.decoder import Decoder
+from nudging.models.load import load_model
+from nudging.roles import Role, load_text_side
+from nudging.runner import ModelRunner, block_bytes
+
+UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """The directory of a checkpoint: `pocket:NAME`, a local directory (never touches the network), or a
+    hub id.
+    """
+    text = os.fspath(name)
+    if text.startswith("pocket:"):
+        from nudging.pocket import path as pocket_path
+
+        return pocket_path(text.removeprefix("pocket:"))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(name, os.PathLike) or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or path.exists():
+        raise CheckpointError(
+            f"{text!r} is not a directory; give a checkpoint's directory, a hub id or pocket:NAME"
+        )
+    return _download(text)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{hub_id!r} is no local directory and could not be fetched from the hub ({error}); "
+            "check the name, the network and HF_TOKEN, or download it and give its directory"
+        ) from error
+
+
+def read_bytes(value: int | str) -> int:
+    """A number of bytes: 2147483648 or "2GiB".  Raises BadRequest."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
+    if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
+        raise BadRequest(
+            f"kv_cache_memory is {value!r}; give a positive number of bytes, or one like '512MiB' or '2GiB'"
+        )
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def read_device(device: str) -> torch.device:
+    """A torch device; "auto" is the GPU where there is one.  Raises BadRequest."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") and not re.fullmatch(r"cuda:\d+", device):
+        raise BadRequest(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadRequest(f"device is {device!r} and no CUDA GPU can be used here; use device='cpu'")
+    return torch.device(device)
+
+
+def read_dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
+    """A torch dtype or "auto", the checkpoint's own.  Raises BadRequest."""
+    if dtype == "auto":
+        return "auto"
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BadRequest(f"dtype is {dtype!r}; it must be 'auto' or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_roles(
+    checkpoints: dict[str, str | os.PathLike[str]],
+    dtype: torch.dtype | Literal["auto"],
+    device: torch.device,
+    progress: bool,
+    max_len: int | None,
+) -> tuple[dict[str, Role], dict[str, Decoder]]:
+    """Every role, and every model by its name; roles of one checkpoint share one model.
+
+    Raises CheckpointError, and BadRequest for a `pocket:` name that does not exist.
+    """
+    paths = {role: resolve(name) for role, name in checkpoints.items()}
+    decoders: dict[str, Decoder] = {}
+    roles: dict[str, Role] = {}
+    names: dict[Path, str] = {}
+    for role, path in paths.items():
+        name = names.setdefault(path.resolve(), role)
+        if name not in decoders:
+            limit = None if max_len is None else min(max_len, read_config(path).max_position)
+            decoders[name] = load_model(path, dtype, device, progress, limit)
+        config = decoders[name].config
+        tokenizer, template = load_text_side(path)
+        eos = frozenset(config.eos_token_ids)
+        if not eos and tokenizer is not None and tokenizer.eos_id is not None:
+            eos = frozenset((tokenizer.eos_id,))
+        roles[role] = Role(
+            role, name, tokenizer, template or plain_chat_template(), eos, config.vocab_size, config.max_len
+        )
+    return roles, decoders
+
+
+def make_runners(
+    decoders: dict[str, Decoder], roles: dict[str, Role], memory: int, block_size: int
+) -> dict[str, ModelRunner]:
+    """Pools from one budget of `memory` bytes, divided so that every role can hold equally many tokens.
+
+    Raises BadRequest where not even one block for each role fits.
+    """
+    users = {name: sum(role.model == name for role in roles.values()) for name in decoders}
+    sizes = {name: block_bytes(decoder, block_size) for name, decoder in decoders.items()}
+    rounds = memory // sum(users[name] * sizes[name] for name in decoders)
+    if rounds < 2:
+        least = 2 * sum(users[name] * sizes[name] for name in decoders)
+        raise BadRequest(
+            f"kv_cache_memory is {memory} bytes; these models need at least {least} for two blocks each"
+        )
+    return {
+        name: ModelRunner(decoder, rounds * users[name], block_size) for name, decoder in decoders.items()
+    }

@@ -1,0 +1,257 @@
+"""From a checkpoint directory to a `Decoder`: safetensors only, every tensor checked, nothing executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import BadRequest, CheckpointError
+from .checkpoint import DTYPES, TensorInfo, list_tensors
+from .config import FAMILIES, read_config
+from .decoder import Decoder, Layer, Weights
+from .raw import REMEDY, printable
+from .spec import ModelConfig
+from .standard import Family
+
+DTYPE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHOWN_NAMES = 5
+
+
+class Slot(NamedTuple):
+    """One weight of the decoder: the tensors joined along dim 0 into it, with the shape of each."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def load_model(
+    path: str | Path,
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    max_len: int | None = None,
+) -> Decoder:
+    """The decoder of the checkpoint in directory `path`.
+
+    dtype "auto" is the checkpoint's own; max_len as in `read_config`; progress draws a bar on stderr.  Raises
+    CheckpointError for anything missing, unexpected, damaged, misshapen or not finite, BadRequest for an
+    unsupported dtype or a max_len out of range.
+    """
+    directory = Path(path)
+    config = read_config(directory, max_len)
+    family = FAMILIES[config.family]
+    tensors = list_tensors(directory)
+    prefix = next((p for p in family.prefixes if f"{p}embed_tokens.weight" in tensors), family.prefixes[0])
+    top, layers = _slots(config, family, prefix, tensors)
+    wanted = [*top.values(), *(slot for layer in layers for slot in layer.values())]
+    _check_names(directory, config, family, wanted, tensors)
+    _check_shapes(config, wanted, tensors)
+    chosen = _choose_dtype(dtype, config, tensors[top["embed"].names[0]])
+    num_bytes = sum(tensors[name].num_bytes for slot in wanted for name in slot.names)
+    with ExitStack() as stack:
+        advance = stack.enter_context(_progress_bar(directory.name, num_bytes, progress))
+        read = _Reader(tensors, chosen, torch.device(device), advance, stack)
+        embed = read(top["embed"])
+        built = tuple(Layer(**{field: read(slot) for field, slot in layer.items()}) for layer in layers)
+        norm = read(top["norm"]) if "norm" in top else None
+        head = read(top["head"]) if "head" in top else embed
+        if config.tied:
+            _check_tied(head, tensors, read)
+    return Decoder(config, Weights(embed, built, norm, head))
+
+
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """For each weight of a layer: the rows of the tensors joined in it, and the dimensions after the rows."""
+    hidden, q, kv, inner = config.hidden_size, config.q_size, config.kv_size, config.intermediate_size
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        "qkv": ((q, kv, kv), (hidden,)),
+        "o": ((hidden,), (q,)),
+        "gate_up": ((inner, inner), (hidden,)),
+        "down": ((hidden,), (inner,)),
+    }
+    if config.norm == "rms" and config.pre_norm:
+        shapes |= {"attn_norm": ((hidden,), ()), "mlp_norm": ((hidden,), ())}
+    if config.post_norm:
+        shapes |= {"attn_post_norm": ((hidden,), ()), "mlp_post_norm": ((hidden,), ())}
+    if config.qk_norm == "head":
+        shapes |= {"q_norm": ((config.head_dim,), ()), "k_norm": ((config.head_dim,), ())}
+    if config.qk_norm == "full":
+        shapes |= {"q_norm": ((q,), ()), "k_norm": ((kv,), ())}
+    if config.qkv_bias:
+        shapes["qkv_bias"] = ((q, kv, kv), ())
+    if config.o_bias:
+        shapes["o_bias"] = ((hidden,), ())
+    if config.mlp_bias:
+        shapes |= {"gate_up_bias": ((inner, inner), ()), "down_bias": ((hidden,), ())}
+    return shapes
+
+
+def _slots(
+    config: ModelConfig, family: Family, prefix: str, tensors: dict[str, TensorInfo]
+) -> tuple[dict[str, Slot], list[dict[str, Slot]]]:
+    """Where every weight comes from: those of the whole model by name, and those of each layer."""
+    table = ((config.vocab_size, config.hidden_size),)
+    top = {"embed": Slot((f"{prefix}embed_tokens.weight",), table)}
+    if config.norm == "rms":
+        top["norm"] = Slot((f"{prefix}norm.weight",), ((config.hidden_size,),))
+    if not config.tied:
+        top["head"] = Slot((_head_name(tensors),), table)
+    layers = []
+    for i in range(config.num_layers):
+        slots = {}
+        for field, (rows, rest) in layer_shapes(config).items():
+            names = tuple(f"{prefix}layers.{i}.{name}" for name in family.tensors[field])
+            rows = rows if len(names) == len(rows) else (sum(rows),)  # a checkpoint may come with them joined
+            slots[field] = Slot(names, tuple((r, *rest) for r in rows))
+        layers.append(slots)
+    return top, layers
+
+
+def _head_name(tensors: dict[str, TensorInfo]) -> str:
+    inner = "language_model.lm_head.weight"
+    return inner if inner in tensors else "lm_head.weight"
+
+
+def _check_names(
+    directory: Path,
+    config: ModelConfig,
+    family: Family,
+    wanted: list[Slot],
+    tensors: dict[str, TensorInfo],
+) -> None:
+    """Every wanted tensor is there, and no other than those known to be of no use."""
+    names = {name for slot in wanted for name in slot.names}
+    missing = [name for slot in wanted for name in slot.names if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{directory}: {len(missing)} of {len(names)} tensors are missing: {_some(missing)}; check that "
+            f"config.json (model_type {config.family!r}) is this checkpoint's, and fetch it again"
+        )
+    extra = [
+        name
+        for name in tensors
+        if name not in names
+        and not name.startswith(family.ignored)
+        and not name.endswith("rotary_emb.inv_freq")  # old Llama checkpoints; recomputed from the config
+        and not (config.tied and name == _head_name(tensors))
+    ]
+    if extra:
+        raise CheckpointError(
+            f"{directory}: {len(extra)} tensors are not known in a {config.family!r} model: {_some(extra)}; "
+            "check that config.json is this checkpoint's"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(map(printable, names[:SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_shapes(config: ModelConfig, wanted: list[Slot], tensors: dict[str, TensorInfo]) -> None:
+    for slot in wanted:
+        for name, shape in zip(slot.names, slot.shapes, strict=True):
+            info = tensors[name]
+            if info.dtype not in DTYPES:
+                raise CheckpointError(
+                    f"{info.file}: {name} is {info.dtype}, supported are {', '.join(DTYPES)}; "
+                    "give a checkpoint that is not quantised"
+                )
+            if info.shape != shape:
+                rows = ""
+                if shape[0] == config.vocab_size and info.shape[:1] != shape[:1]:
+                    rows = f" (config.json's vocab_size is {config.vocab_size})"
+                raise CheckpointError(
+                    f"{info.file}: {name} has shape {list(info.shape)}, config.json makes it {list(shape)}"
+                    f"{rows}; {REMEDY}"
+                )
+
+
+def _choose_dtype(
+    dtype: torch.dtype | Literal["auto"], config: ModelConfig, embed: TensorInfo
+) -> torch.dtype:
+    if dtype == "auto":
+        return DTYPE_NAMES.get(config.dtype or "", DTYPES[embed.dtype])
+    if dtype not in DTYPE_NAMES.values():
+        raise BadRequest(f"dtype {dtype!r} is not supported; take 'auto' or one of {', '.join(DTYPE_NAMES)}")
+    return dtype
+
+
+class _TensorFile(Protocol):
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
+class _Reader:
+    """Reads slots onto the device in the wanted dtype."""
+
+    def __init__(
+        self,
+        tensors: dict[str, TensorInfo],
+        dtype: torch.dtype,
+        device: torch.device,
+        advance: Callable[[int], None],
+        stack: ExitStack,
+    ) -> None:
+        self.tensors = tensors
+        self.dtype = dtype
+        self.device = device
+        self.advance = advance
+        files = {info.file for info in tensors.values()}
+        self.files = {file: _open(file, stack) for file in files}
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """The slot's tensors joined along dim 0.  Raises CheckpointError when a value is not finite."""
+        rows = sum(shape[0] for shape in slot.shapes)
+        out = torch.empty((rows, *slot.shapes[0][1:]), dtype=self.dtype, device=self.device)
+        begin = 0
+        for name, shape in zip(slot.names, slot.shapes, strict=True):
+            part = out[begin : begin + shape[0]]
+            begin += shape[0]
+            info = self.tensors[name]
+            part.copy_(self.files[info.file].get_tensor(name))
+            # One pass that allocates nothing: a finite sum has no NaN or Inf among its terms.
+            if not part.sum(dtype=torch.float32).isfinite() and not part.isfinite().all():
+                bad = int((~part.isfinite()).sum())
+                raise CheckpointError(
+                    f"{info.file}: {name} has {bad} values that are NaN or infinite in {self.dtype}; "
+                    "fetch the checkpoint again, or load it in a wider dtype"
+                )
+            self.advance(info.num_bytes)
+        return out
+
+
+def _open(file: Path, stack: ExitStack) -> _TensorFile:
+    try:
+        handle: _TensorFile = stack.enter_context(safe_open(file, framework="pt"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}; {REMEDY}") from error
+    return handle
+
+
+def _check_tied(head: Tensor, tensors: dict[str, TensorInfo], read: _Reader) -> None:
+    """A head that a tied checkpoint brings all the same has to be the embedding."""
+    name = _head_name(tensors)
+    if name in tensors and not torch.equal(read(Slot((name,), (tensors[name].shape,))), head):
+        raise CheckpointError(
+            f"{tensors[name].file}: {name} is not the embedding although config.json has "
+            "tie_word_embeddings true; set it to false if the head was trained"
+        )
+
+
+@contextmanager
+def _progress_bar(name: str, num_bytes: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A function that advances the bar by some bytes; one that does nothing when the bar is not shown."""
+    if not shown:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"loading {name}", total=num_bytes)
+        yield lambda advance: bar.advance(task, advance)

@@ -1,0 +1,18 @@
+"""OLMo (arXiv 2402.00838): Llama with norms that have no parameters, and clipped q, k, v."""
+
+from dataclasses import replace
+
+from .raw import RawConfig
+from .spec import ModelConfig
+from .standard import TENSORS, Family
+from .standard import describe as describe_standard
+
+
+def describe(raw: RawConfig) -> ModelConfig:
+    """The description of an OLMo checkpoint.  Raises CheckpointError."""
+    config = describe_standard(raw)
+    clip = raw.number("clip_qkv") if raw.has("clip_qkv") else 0.0
+    return replace(config, norm="layer", norm_eps=1e-5, clip_qkv=clip, mlp_bias=False)
+
+
+FAMILY = Family(describe, TENSORS)

@@ -1,0 +1,17 @@
+"""OLMo 2 (arXiv 2501.00656): norms after each block instead of before, QK-norm over all heads at once."""
+
+from dataclasses import replace
+
+from .raw import RawConfig
+from .spec import ModelConfig
+from .standard import POST_NORM_TENSORS, TENSORS, Family
+from .standard import describe as describe_standard
+
+
+def describe(raw: RawConfig) -> ModelConfig:
+    """The description of an OLMo 2 checkpoint.  Raises CheckpointError."""
+    config = describe_standard(raw.over({"rms_norm_eps": 1e-5}))
+    return replace(config, pre_norm=False, post_norm=True, qk_norm="full", mlp_bias=False)
+
+
+FAMILY = Family(describe, {**TENSORS, **POST_NORM_TENSORS})

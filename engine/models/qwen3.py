@@ -1,0 +1,20 @@
+"""Qwen3 (arXiv 2505.09388): Qwen2 without its biases, with RMS-normalised query and key heads."""
+
+from dataclasses import replace
+
+from .qwen2 import DEFAULTS, upper_windows
+from .raw import RawConfig
+from .spec import ModelConfig
+from .standard import TENSORS, Family
+from .standard import describe as describe_standard
+
+
+def describe(raw: RawConfig) -> ModelConfig:
+    """The description of a Qwen3 checkpoint.  Raises CheckpointError."""
+    raw = raw.over({**DEFAULTS, "head_dim": 128})
+    config = describe_standard(raw)
+    windows = upper_windows(raw, config.num_layers)
+    return replace(config, windows=windows, qk_norm="head", mlp_bias=False)
+
+
+FAMILY = Family(describe, TENSORS)

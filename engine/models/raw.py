@@ -1,0 +1,143 @@
+"""A checkpoint's JSON files as untrusted input: every value is checked before anything is built from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+from ..errors import CheckpointError
+
+MAX_JSON_BYTES = 16 << 20  # a weight map of 100,000 tensors is about 10 MB
+
+REMEDY = "correct the file, or fetch the checkpoint again"
+
+
+@dataclass(frozen=True)
+class RawConfig:
+    """The keys of a JSON object with checks; `where` says in messages which file, and which part of it."""
+
+    values: dict[str, Any]
+    where: str
+
+    def wrong(self, key: str, limit: str) -> NoReturn:
+        """Raise CheckpointError: the value of `key` is not what `limit` says it must be."""
+        if key not in self.values:
+            raise CheckpointError(f"{self.where}: {printable(key)} is missing, it must be {limit}; {REMEDY}")
+        shown = repr(self.values[key])
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise CheckpointError(f"{self.where}: {printable(key)} = {shown}, it must be {limit}; {REMEDY}")
+
+    def has(self, key: str) -> bool:
+        """Whether `key` is there and not null."""
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, limit: int, default: int | None = None, least: int = 1) -> int:
+        """An integer in least..limit; `default` where the key is missing or null."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
+            self.wrong(key, f"an integer from {least} to {limit}")
+        return value
+
+    def number(self, key: str, default: float | None = None, low: float = 0.0, high: float = 1e12) -> float:
+        """A finite number in (low, high]; `default` where the key is missing or null."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not is_number(value) or not low < value <= high:
+            self.wrong(key, f"a number above {low:g} and at most {high:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean; `default` where the key is missing or null."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.wrong(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string; `default` where the key is missing or null."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str):
+            self.wrong(key, "a string")
+        return value
+
+    def numbers(self, key: str, length: int) -> tuple[float, ...]:
+        """A list of exactly `length` positive numbers."""
+        value = self.values.get(key)
+        if not isinstance(value, list) or len(value) != length or not all(map(is_number, value)):
+            self.wrong(key, f"a list of {length} numbers")
+        if not all(0 < v <= 1e12 for v in value):
+            self.wrong(key, "a list of positive numbers")
+        return tuple(float(v) for v in value)
+
+    def part(self, key: str) -> RawConfig:
+        """The object under `key`; an empty one where the key is missing or null."""
+        value = self.values.get(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            self.wrong(key, "an object")
+        return RawConfig(value, f"{self.where}: {printable(key)}")
+
+    def over(self, defaults: dict[str, Any]) -> RawConfig:
+        """The same with `defaults` for the keys that are missing; a null stays a null."""
+        return RawConfig({**defaults, **self.values}, self.where)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a JSON value is a finite number (an integer of any length would not fit a float)."""
+    if isinstance(value, bool):
+        return False
+    return (
+        isinstance(value, int) and abs(value) < 1 << 53 or isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def printable(name: str) -> str:
+    """An untrusted name as it may stand in a message: no control characters, not endless."""
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= 120 else name[:117] + "..."
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return values
+
+
+def read_json(path: Path) -> RawConfig:
+    """The JSON object in a file.  Raises CheckpointError when it is missing, too large, or no JSON object."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} has {size} bytes, the limit is {MAX_JSON_BYTES}; {REMEDY}")
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror}; give a checkpoint directory that has it"
+        ) from error
+
+
+def parse_json(data: bytes, where: str) -> RawConfig:
+    """A JSON object from bytes.  Raises CheckpointError: bad UTF-8, bad JSON, nested too deep, no object."""
+    try:
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except RecursionError as error:
+        raise CheckpointError(f"{where} is nested too deep for JSON; {REMEDY}") from error
+    except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError
+        raise CheckpointError(f"{where} is not JSON: {error}; {REMEDY}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{where} holds a JSON {type(values).__name__}, it must hold an object; {REMEDY}"
+        )
+    return RawConfig(values, where)

@@ -1,0 +1,148 @@
+"""What a caller gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nudging.decide import TokenLogprob
+from nudging.request import Piece, Request
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens by one author, and the text that became final with them."""
+
+    author: str
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one output cost.  A pass is one forward of a role's model in which this request had tokens.
+
+    `nudged_tokens` counts tokens not written by the base; `drafted` and `accepted` count tokens computed
+    ahead and those of them that became text; `ttft_ms` and `tpot_ms` are milliseconds to the first
+    token, and for each later one on average (None where there was none).
+    """
+
+    tokens: int
+    nudged_tokens: int
+    nudge_rate: float
+    base_passes: int
+    guide_passes: int
+    drafted: int
+    accepted: int
+    ttft_ms: float | None
+    tpot_ms: float | None
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One continuation.  `authors[i]` is the role that wrote `token_ids[i]`; `text` is None without a
+    tokenizer.
+
+    `finish_reason` is "stop", "length", "abort" or "error"; in the last case `error` says why.
+    """
+
+    index: int
+    text: str | None
+    token_ids: tuple[int, ...]
+    authors: tuple[str, ...]
+    segments: tuple[Segment, ...]
+    finish_reason: str
+    stats: Stats
+    logprobs: tuple[TokenLogprob | None, ...] | None = None
+    error: BaseException | None = None
+
+    @classmethod
+    def written(cls, author: str, ids: list[int], text: str | None) -> CompletionOutput:
+        """Tokens that no model wrote: they cost nothing."""
+        free = Stats(len(ids), 0, 0.0, 0, 0, 0, 0, None, None)
+        segment = Segment(author, text or "", tuple(ids))
+        return cls(0, text, tuple(ids), (author,) * len(ids), (segment,), "stop", free)
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """All continuations of one prompt, in the order of their index."""
+
+    request_id: str
+    outputs: tuple[CompletionOutput, ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What was added to one continuation since the last delta; `finish_reason` is set on its last one.
+
+    `segments` is the same text by author.  Text can become final after its token (half a character), so a
+    segment may be text without a token.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    authors: tuple[str, ...]
+    finish_reason: str | None = None
+    segments: tuple[Segment, ...] = ()
+
+
+def completion_output(request: Request, index: int) -> CompletionOutput:
+    """The result of a finished request."""
+    assert request.finish_reason is not None, f"{request.id} is not finished"
+    pieces = request.pieces
+    logprobs = None
+    if request.params.logprobs is not None:
+        logprobs = tuple(piece.logprob for piece in pieces)
+    return CompletionOutput(
+        index=index,
+        text=request.text if request.tokenizer is not None else None,
+        token_ids=tuple(piece.token for piece in pieces),
+        authors=tuple(piece.author for piece in pieces),
+        segments=segments(pieces, request.tail),
+        finish_reason=request.finish_reason,
+        stats=stats(request),
+        logprobs=logprobs,
+        error=request.error,
+    )
+
+
+def segments(pieces: list[Piece], tail: str, author_before: str = "base") -> tuple[Segment, ...]:
+    """The pieces joined by author; what became final at the very end belongs to the last author."""
+    runs: list[tuple[str, list[Piece]]] = []
+    for piece in pieces:
+        if not runs or runs[-1][0] != piece.author:
+            runs.append((piece.author, []))
+        runs[-1][1].append(piece)
+    if tail and not runs:
+        runs.append((author_before, []))
+    texts = ["".join(piece.text for piece in run) for _, run in runs]
+    if texts:
+        texts[-1] += tail
+    return tuple(
+        Segment(author, text, tuple(piece.token for piece in run))
+        for (author, run), text in zip(runs, texts, strict=True)
+    )
+
+
+def stats(request: Request) -> Stats:
+    """The counters of a finished request, as figures."""
+    counters = request.counters
+    tokens = len(request.pieces)
+    nudged = sum(piece.author != "base" for piece in request.pieces)
+    ttft = tpot = None
+    if counters.first_token_at is not None and counters.finished_at is not None:
+        ttft = 1e3 * (counters.first_token_at - counters.submitted_at)
+        if tokens > 1:
+            tpot = 1e3 * (counters.finished_at - counters.first_token_at) / (tokens - 1)
+    return Stats(
+        tokens=tokens,
+        nudged_tokens=nudged,
+        nudge_rate=nudged / tokens if tokens else 0.0,
+        base_passes=counters.passes.get("base", 0),
+        guide_passes=counters.passes.get("guide", 0),
+        drafted=counters.drafted,
+        accepted=counters.accepted,
+        ttft_ms=ttft,
+        tpot_ms=tpot,
+    )

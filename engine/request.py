@@ -1,0 +1,203 @@
+"""One job: its prompts, its policy, what has been written so far and by whom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nudging.adaptive import MAX_ADAPTIVE_DRAFT
+from nudging.detokenize import Detokenizer, StopChecker
+from nudging.params import SamplingParams
+from nudging.policies.protocol import Policy
+from nudging.prompts import RolePrompt
+from nudging.roles import Role
+from nudging.sequence import Sequence
+from nudging.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Need:
+    """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's
+    sequence.
+    """
+
+    role: str
+    first: int
+    last: int
+
+
+@dataclass
+class Draft:
+    """Tokens written ahead from output position `start`: how many are wanted, and those there once
+    complete.
+    """
+
+    start: int
+    length: int
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one committed token added: itself, its author, the text that became final with it, its log-
+    probability.
+    """
+
+    token: int
+    author: str
+    text: str
+    logprob: Any = None
+
+
+@dataclass
+class Counters:
+    """What a request has cost; times in seconds of a monotonic clock."""
+
+    passes: dict[str, int] = field(default_factory=dict)
+    drafted: int = 0
+    accepted: int = 0
+    submitted_at: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    finished_at: float | None = None
+
+
+class Request:
+    """Everything the engine knows of one job.  `need` is None only when it is finished or waits to be
+    admitted.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        policy: Policy,
+        params: SamplingParams,
+        seed: int,
+        prompts: Mapping[str, RolePrompt],
+        roles: Mapping[str, Role],
+        draft_len: int | None = 0,
+        first_position: int = 0,
+    ) -> None:
+        """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
+        token, for texts that go on from earlier ones.
+        """
+        self.id = request_id
+        self.policy = policy
+        self.params = params
+        self.seed = seed
+        self.prompts = prompts
+        self.roles = roles
+        self.draft_len = draft_len
+        self.first_position = first_position
+        self.max_tokens = min(
+            params.max_tokens, *(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)
+        )
+        self.state: Any = policy.start()
+        self.sequences: dict[str, Sequence] = {}
+        self.keeps_sequences = False
+        self.output: list[int] = []
+        self.pieces: list[Piece] = []
+        self.tail = ""
+        self.need: Need | None = None
+        self.draft: Draft | None = None
+        # Tokens known to come (a text being scored): every role reads them all in one pass.
+        self.known_ahead: tuple[int, ...] = ()
+        self.finish_reason: str | None = None
+        self.error: BaseException | None = None
+        self.counters = Counters()
+        self.tokenizer = roles["base" if "base" in policy.roles else policy.roles[0]].tokenizer
+        self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
+        self._stops = StopChecker(params.stop) if params.stop else None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def need_now(self) -> Need:
+        """The need of a request that runs."""
+        assert self.need is not None, f"{self.id} runs without a need"
+        return self.need
+
+    @property
+    def text(self) -> str:
+        """The text so far, as far as it is final."""
+        return "".join(piece.text for piece in self.pieces) + self.tail
+
+    def max_sequence(self, role: str) -> int:
+        """The most tokens that `role`'s sequence may hold: what admission reserves and the engine
+        enforces.
+        """
+        written = self.max_tokens + self.policy.lookahead
+        written += MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len
+        if not self.policy.shares_ids:
+            # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
+            written = 2 * (written + 2 * self.policy.lookahead)
+        return min(len(self.prompts[role].ids) + written, self.roles[role].max_len)
+
+    def commit(self, token: int, author: str, logprob: Any = None) -> None:
+        """Append one token; an end by stop id, stop string or length sets `finish_reason`."""
+        if token in self.params.stop_token_ids:
+            self.finish("stop")
+            return
+        if self.counters.first_token_at is None:
+            self.counters.first_token_at = time.monotonic()
+        self.output.append(token)
+        text, stopped = self._push(token)
+        self.pieces.append(Piece(token, author, text, logprob))
+        if stopped:
+            self.finish_reason = "stop"
+        elif len(self.output) >= self.max_tokens:
+            self.finish("length")
+
+    def _push(self, token: int) -> tuple[str, bool]:
+        if self._detokenizer is None:
+            return "", False
+        text = self._detokenizer.push(token)
+        return (text, False) if self._stops is None else self._stops.push(text)
+
+    def finish(self, reason: str) -> None:
+        """End the text: what was held back (half a character, half a stop string) is final now."""
+        self.finish_reason = reason
+        if self._detokenizer is None:
+            return
+        tail = self._detokenizer.flush()
+        if self._stops is not None:
+            tail, stopped = self._stops.push(tail)
+            if stopped:
+                self.finish_reason = "stop"
+            else:
+                tail += self._stops.flush()
+        self.tail = tail
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error: what was written stays readable."""
+        self.error = error
+        self.finish_reason = "error"
+
+    def write_texts(self, texts: tuple[tuple[str, str], ...], base: Tokenizer) -> None:
+        """Whole texts by their authors, as tokens of the base's tokenizer; a token belongs to who wrote
+        its start.
+        """
+        whole = "".join(text for _, text in texts)
+        owners = [author for author, text in texts for _ in text.encode()]
+        at = 0
+        for token in base.encode_continuation(whole):
+            author = owners[min(at, len(owners) - 1)]
+            at += len(base.token_bytes(token))
+            self.output.append(token)
+            text, stopped = self._push(token)
+            self.pieces.append(Piece(token, author, text))
+            if stopped:
+                self.finish_reason = "stop"
+                return
+
+    def check(self) -> None:
+        """Assert I1 for every role, and I3: sequences of shared ids begin with prompt and output."""
+        for role, sequence in self.sequences.items():
+            sequence.check()
+            written = sequence.context_len - sequence.prompt_len
+            expected = self.prompts[role].ids + self.output[:written]
+            same = sequence.tokens[: sequence.context_len] == expected
+            assert same or not self.policy.shares_ids, f"{self.id}: {role} does not hold the text"

@@ -1,0 +1,65 @@
+"""Who may speak: a role is a name for a model, its tokenizer, its chat template and its end-of-sequence
+ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nudging.chat import ChatTemplate, load_chat_template
+from nudging.errors import BadRequest
+from nudging.policies.protocol import Policy
+from nudging.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Role:
+    """One role of an engine.  `model` names the loaded model, which several roles may share."""
+
+    name: str
+    model: str
+    tokenizer: Tokenizer | None
+    template: ChatTemplate
+    eos_ids: frozenset[int]
+    vocab_size: int
+    max_len: int
+
+
+def load_text_side(path: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:
+    """The tokenizer and the chat template of a checkpoint directory; either may be missing."""
+    return load_tokenizer(path), load_chat_template(path)
+
+
+def check_policy(policy: Policy, roles: dict[str, Role]) -> None:
+    """Raise BadRequest where the opened roles cannot serve the policy."""
+    for name in policy.roles:
+        if name not in roles:
+            raise BadRequest(
+                f"{policy!r} needs the role {name!r} and only {', '.join(roles)} are open; "
+                f"open the LLM with {name}=... or choose another policy"
+            )
+    used = [roles[name] for name in policy.roles]
+    if policy.needs_tokenizer:
+        for role in used:
+            if role.tokenizer is None:
+                raise BadRequest(
+                    f"{policy!r} works on text and the checkpoint of {role.name!r} has no tokenizer; "
+                    "add tokenizer.json or tokenizer.model, or use granularity='token'"
+                )
+    if policy.shares_ids:
+        for role in used[1:]:
+            _check_one_vocabulary(policy, used[0], role)
+
+
+def _check_one_vocabulary(policy: Policy, first: Role, other: Role) -> None:
+    if first.tokenizer is not None and other.tokenizer is not None:
+        same = first.tokenizer.same_as(other.tokenizer)
+    else:
+        same = first.vocab_size == other.vocab_size
+    if not same:
+        raise BadRequest(
+            f"{policy!r} passes token ids between {first.name!r} and {other.name!r}, whose vocabularies "
+            f"differ ({first.vocab_size} and {other.vocab_size} ids); use granularity='reference', which "
+            "passes text, or a pair with one tokenizer"
+        )

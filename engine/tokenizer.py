@@ -1,0 +1,246 @@
+"""Text to token ids and back.  What a token adds to a text is a fixed byte string: all else rests on that.
+
+Three kinds of text, told apart on purpose:
+- `encode` reads a whole text as the model was trained to, special tokens and dummy prefix space included;
+- `encode_continuation` reads text that follows other text: the tokens' bytes are exactly the text's bytes;
+- `text_of` is running text, the joined bytes of the tokens; `decode` undoes `encode` (no dummy space).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nudging.errors import BadRequest, CheckpointError
+
+MAX_VOCAB = 2**24  # ids; no real vocabulary comes near, a damaged file may
+
+
+class Tokenizer(ABC):
+    """A vocabulary with its exact bytes; the two back-ends add only how text is cut into tokens."""
+
+    def __init__(
+        self,
+        table: Sequence[bytes],
+        special: Iterable[int],
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        drops_first_space: bool,
+        rules: tuple[str, str],
+    ) -> None:
+        """`table[id]` holds the bytes of each token, empty for special ones and for ids that no token has.
+
+        `drops_first_space`: a whole text is encoded with one space in front, which `decode` takes away again.
+        `rules`: (kind, digest) of what orders the merges; digests of unlike kinds are not comparable.
+        """
+        self._table = tuple(table)
+        self._special = frozenset(special)
+        self._drops_first_space = drops_first_space
+        self._rules = rules
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id that a token has; an embedding may be padded beyond it."""
+        return len(self._table)
+
+    @abstractmethod
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of a whole text.  `special` adds what the tokenizer itself adds (say, a leading BOS).
+
+        Special tokens written out in the text are recognised either way.  BadRequest: lone surrogates.
+        """
+
+    @abstractmethod
+    def _cut(self, text: str) -> list[int]:
+        """The ids of `text`, no special tokens, no dummy prefix; the bytes may differ in odd characters."""
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The ids of text that follows other text: `bytes_of(ids)` is exactly the text in UTF-8.
+
+        What looks like a special token is plain text here.  BadRequest: a character without tokens.
+        """
+        return self._cut_exactly(text, utf8(text))
+
+    def _cut_exactly(self, text: str, data: bytes) -> list[int]:
+        ids = self._cut(text)
+        if self.bytes_of(ids) == data:
+            return ids
+        # Some character has no token of its own or reads as another (U+2581 is sentencepiece's space): halve
+        # the text until it stands alone, and spell it in bytes.
+        if len(text) > 1:
+            left, right = text[: len(text) // 2], text[len(text) // 2 :]
+            return self._cut_exactly(left, left.encode()) + self._cut_exactly(right, right.encode())
+        missing = [byte for byte in data if byte not in self._byte_ids]
+        if missing:
+            raise BadRequest(
+                f"the tokenizer has no token for {text!r} (U+{ord(text):04X}) and none for its bytes; "
+                "remove the character or use a tokenizer with byte fallback"
+            )
+        return [self._byte_ids[byte] for byte in data]
+
+    @cached_property
+    def _byte_ids(self) -> dict[int, int]:
+        """The lowest id that stands for a byte alone, of each byte that has one."""
+        ids = range(self.vocab_size - 1, -1, -1)
+        return {self._table[token][0]: token for token in ids if len(self._table[token]) == 1}
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes `token` adds to a running text: none if special or an embedding's padding row."""
+        return self._table[token] if 0 <= token < len(self._table) else b""
+
+    def bytes_of(self, ids: Iterable[int]) -> bytes:
+        """The bytes of a running text."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        """The running text: invalid UTF-8 reads as U+FFFD, a leading space stays."""
+        return self.bytes_of(ids).decode("utf-8", "replace")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that `encode` reads as `ids`, special tokens skipped.  BadRequest: an unknown id."""
+        self.check(ids)
+        text = self.text_of(ids)
+        return text[1:] if self._drops_first_space and text.startswith(" ") else text
+
+    def check(self, ids: Iterable[int]) -> None:
+        """BadRequest where an id is not of this vocabulary."""
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise BadRequest(
+                    f"token id {token} is not in the vocabulary, whose ids are 0 to {self.vocab_size - 1}; "
+                    "use ids of this model's own tokenizer"
+                )
+
+    def starts_with_space(self, token: int) -> bool:
+        """Whether the token's own text begins with U+0020: where the word granularity sees a new word."""
+        return self.token_bytes(token)[:1] == b" "
+
+    def is_special(self, token: int) -> bool:
+        """Whether the token steers the model (BOS, EOS, turn marks ...) and is no part of any text."""
+        return token in self._special
+
+    def same_as(self, other: Tokenizer) -> bool:
+        """Whether ids may pass between the two models untouched: every id has the same bytes in both.
+
+        Padding rows and special tokens have no bytes.  So a checkpoint with a larger embedding, or with more
+        special tokens (an instruct variant), has the same tokenizer; one with more tokens of text has not.
+        """
+        mine, theirs = self._rules, other._rules
+        return self._written == other._written and (mine[0] != theirs[0] or mine == theirs)
+
+    @cached_property
+    def _written(self) -> tuple[bytes, ...]:
+        """The table up to the last token that has bytes."""
+        end = len(self._table)
+        while end and not self._table[end - 1]:
+            end -= 1
+        return self._table[:end]
+
+
+def utf8(text: str) -> bytes:
+    """The text in UTF-8.  BadRequest: a lone surrogate, which is no character."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRequest(
+            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
+            "which no UTF-8 text can hold; remove it"
+        ) from error
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint directory: tokenizer.json, else tokenizer.model; None with neither.
+
+    CheckpointError: a file is damaged or needs what this engine does not do.
+    """
+    folder = Path(path)
+    if (folder / "tokenizer.json").is_file():
+        from nudging.tokenizer_json import JsonTokenizer
+
+        return JsonTokenizer.load(folder)
+    if (folder / "tokenizer.model").is_file():
+        from nudging.tokenizer_sp import SentencePieceTokenizer
+
+        return SentencePieceTokenizer.load(folder)
+    return None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where the file does not exist.  CheckpointError: not a JSON object."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} holds a {type(value).__name__}, not a JSON object; fetch it again")
+    return value
+
+
+def named_special_tokens(folder: Path) -> dict[str, str | list[str]]:
+    """The special tokens that have a name (`bos_token` ...), as text, from the two files that list them."""
+    found: dict[str, str | list[str]] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_json(folder / name).items():
+            if key.endswith("_token") and (text := _content(value)) is not None:
+                found[key] = text
+            elif key in ("additional_special_tokens", "extra_special_tokens") and isinstance(value, list):
+                found["additional_special_tokens"] = [
+                    text for item in value if (text := _content(item)) is not None
+                ]
+    return found
+
+
+def flat_special_tokens(folder: Path) -> set[str]:
+    """The texts of all named special tokens."""
+    values = named_special_tokens(folder).values()
+    return {text for value in values for text in ([value] if isinstance(value, str) else value)}
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside the model's own vocabulary: it is looked for in a text before the text is cut."""
+
+    id: int
+    text: str
+    special: bool
+    lstrip: bool = False  # takes the white space before it along
+    rstrip: bool = False
+
+
+def listed_added_tokens(folder: Path) -> list[AddedToken]:
+    """The tokens that added_tokens.json and tokenizer_config.json list; the latter has the last word.
+
+    CheckpointError: an entry is not a token, or its id is beyond MAX_VOCAB.
+    """
+    named = flat_special_tokens(folder)
+    items = [(token, {"content": text}) for text, token in read_json(folder / "added_tokens.json").items()]
+    listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    found = {}
+    for key, item in [*items, *listed.items()]:
+        text = _content(item)
+        if not str(key).isdecimal() or int(key) >= MAX_VOCAB or not text:
+            raise CheckpointError(
+                f"{folder}: the added token {key}: {item} is none; ids go up to {MAX_VOCAB - 1}"
+            )
+        special = bool(item.get("special")) or text in named
+        found[int(key)] = AddedToken(
+            int(key), text, special, bool(item.get("lstrip")), bool(item.get("rstrip"))
+        )
+    return list(found.values())
+
+
+def _content(value: object) -> str | None:
+    """A special token's text, which checkpoints give plainly or as an object with flags."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,151 @@
+"""A request as its policy sees it: rows on demand, and the gaps between them as needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nudging.adaptive import Ledger
+from nudging.decide import pick_token
+from nudging.errors import BadRequest
+from nudging.policies.protocol import Completion
+from nudging.request import Need, Request
+from nudging.sequence import Row, Sequence
+from nudging.tokenizer import Tokenizer
+
+
+class MissingRow(BaseException):
+    """A policy asked for a row that is not computed yet; the engine computes it and runs the step again.
+
+    Like GeneratorExit it is no error: a policy that handles its own exceptions must not catch it.
+    """
+
+    def __init__(self, role: str, position: int) -> None:
+        super().__init__(f"{role} has not answered at {position} yet")
+        self.need = Need(role, position, position)
+
+
+class RequestView:
+    """The view of one request; see `nudging.policies.protocol.View`."""
+
+    def __init__(self, request: Request, ledger: Ledger) -> None:
+        self._request = request
+        self._ledger = ledger
+        self._contexts: dict[str, tuple[str, int]] = {}
+        self._drafting = False
+
+    @property
+    def max_tokens(self) -> int:
+        return self._request.max_tokens - len(self._request.output)
+
+    def row(self, role: str) -> Row:
+        sequence, position = self._context(role)
+        return self._row(role, sequence, position)
+
+    def rollout(self, role: str, length: int) -> list[Row]:
+        sequence, position = self._context(role)
+        return self._continue(role, sequence, position, length, self._eos(role))
+
+    def draft(self, role: str, length: int) -> list[Row]:
+        """Like `rollout`, on the engine's own account: rows that no policy has asked for."""
+        self._drafting = True
+        try:
+            return self.rollout(role, length)
+        finally:
+            self._drafting = False
+
+    def is_eos(self, role: str, token: int) -> bool:
+        return token in self._eos(role)
+
+    def starts_with_space(self, token: int) -> bool:
+        tokenizer = self._request.tokenizer
+        if tokenizer is None:
+            raise BadRequest("words need a tokenizer and this checkpoint has none; use granularity='token'")
+        return tokenizer.starts_with_space(token)
+
+    def pick(self, logits: Any) -> int:
+        request = self._request
+        return pick_token(logits, request.params, request.seed, request.first_position + len(request.output))
+
+    def complete(self, role: str, text: str, length: int) -> Completion:
+        sequence, position = self._text_context(role, text)
+        ends = self._eos(role) | frozenset(self._request.params.stop_token_ids)
+        rows = self._continue(role, sequence, position, length, ends)
+        stopped = rows[-1].token in ends
+        pieces = [self._tokenizer(role).token_bytes(row.token) for row in rows]
+        if stopped:
+            pieces[-1] = b""
+        return Completion(
+            tuple(piece.decode("utf-8", "replace") for piece in pieces),
+            tuple(row.top_prob for row in rows),
+            b"".join(pieces).decode("utf-8", "replace"),
+            "stop" if stopped else "length",
+        )
+
+    def count_tokens(self, text: str) -> int:
+        return len(self._tokenizer("base").encode_continuation(text))
+
+    def _tokenizer(self, role: str) -> Tokenizer:
+        tokenizer = self._request.roles[role].tokenizer
+        if tokenizer is None:
+            raise BadRequest(
+                f"this policy works on text and {role!r} has no tokenizer; use granularity='token'"
+            )
+        return tokenizer
+
+    def _context(self, role: str) -> tuple[Sequence, int]:
+        """The role's sequence, made to begin with prompt + output, and the position after it."""
+        sequence = self._request.sequences[role]
+        output = self._request.output
+        written = sequence.context_len - sequence.prompt_len
+        self._ledger.rewind(role, sequence.set_context(sequence.context_len, output[written:]))
+        sequence.context_len = sequence.prompt_len + len(output)
+        return sequence, sequence.context_len
+
+    def _text_context(self, role: str, text: str) -> tuple[Sequence, int]:
+        """The role's sequence, made to begin with prompt + text tokenised together, and the position
+        after it.
+        """
+        sequence = self._request.sequences[role]
+        known = self._contexts.get(role)
+        if known is not None and known[0] == text:
+            return sequence, known[1]
+        tokenizer = self._tokenizer(role)
+        prompt = self._request.prompts[role]
+        if prompt.text is not None:
+            ids = tokenizer.encode(prompt.text + text, special=prompt.special)
+        else:
+            ids = prompt.ids + tokenizer.encode_continuation(text)
+        sequence.set_context(0, ids)
+        sequence.forget_rows_before(len(ids))
+        self._contexts[role] = (text, len(ids))
+        return sequence, len(ids)
+
+    def _row(self, role: str, sequence: Sequence, position: int) -> Row:
+        if not self._drafting:
+            self._ledger.ask(role, position)
+        row = sequence.want_row(position)
+        if row is None:
+            raise MissingRow(role, position)
+        return row
+
+    def _continue(
+        self, role: str, sequence: Sequence, position: int, length: int, ends: frozenset[int]
+    ) -> list[Row]:
+        """`role`'s own path from `position` on, until an end of sequence, `length` rows or its context
+        is full.
+        """
+        rows: list[Row] = []
+        max_len = self._request.roles[role].max_len
+        if position > max_len:
+            raise BadRequest(f"the text fills the context of {role!r} ({max_len} tokens); lower max_tokens")
+        last = min(position + length, max_len + 1)
+        for at in range(position, last):
+            if rows:
+                self._ledger.rewind(role, sequence.set_context(at - 1, (rows[-1].token,)))
+            rows.append(self._row(role, sequence, at))
+            if rows[-1].token in ends:
+                break
+        return rows
+
+    def _eos(self, role: str) -> frozenset[int]:
+        return frozenset() if self._request.params.ignore_eos else self._request.roles[role].eos_ids

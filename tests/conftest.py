@@ -1,0 +1,29 @@
+"""Shared fixtures: a random pair of checkpoints on which both sides of a threshold occur, and the engine
+on it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nudging import LLM
+from tests.tiny import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random base (Llama) and a smaller random guide (Qwen3) with one tokenizer."""
+    root = tmp_path_factory.mktemp("tiny")
+    eos = tuple(range(40, 52))
+    base = write_tiny_checkpoint(root / "base", "llama", seed=1, eos=(1, *eos[:6]))
+    guide = write_tiny_checkpoint(root / "guide", "qwen3", seed=2, hidden_size=32, eos=eos)
+    return {"base": base, "guide": guide}
+
+
+@pytest.fixture(scope="module")
+def tiny_llm(tiny_pair: dict[str, Path]) -> Iterator[LLM]:
+    with LLM(**tiny_pair, kv_cache_memory="8MiB") as llm:
+        for runner in llm._engine.runners.values():
+            runner.poison()
+        yield llm

@@ -1,0 +1,123 @@
+"""Engines and oracles over the same models: what the exactness tests compare."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from nudging import LLM, Base, Guide, Nudging, SamplingParams
+from nudging.output import CompletionOutput
+from nudging.policies import Policy
+from tests import oracle
+
+PROMPT = "How many apples are left?"
+
+
+class Twin:
+    """The straight-line twin of an open LLM: the same weights, read anew for every token."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self._memo: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def last_row(self, role: str) -> Callable[[list[int]], Tensor]:
+        decoder = self.llm._engine.runners[self.llm.roles[role].model].decoder
+
+        def logits(ids: list[int]) -> Tensor:
+            key = (role, tuple(ids))
+            if key not in self._memo:
+                self._memo[key] = decoder.logits(ids)[-1]
+            return self._memo[key]
+
+        return logits
+
+    def generate(self, prompt: object, params: SamplingParams, policy: Policy) -> oracle.Written:
+        """What the engine must write for token ids; one list for all roles or one for each."""
+        p = as_oracle_params(params)
+        roles = {}
+        for name in policy.roles:
+            ids = prompt[name] if isinstance(prompt, dict) else prompt
+            roles[name] = oracle.Role(self.last_row(name), list(ids), self.llm.roles[name].eos_ids)
+        if isinstance(policy, Base):
+            return oracle.base(roles["base"], p)
+        if isinstance(policy, Guide):
+            return oracle.guide(roles["guide"], p)
+        assert isinstance(policy, Nudging)
+        gate = oracle.Gate(policy.threshold, policy.comparator)
+        if policy.granularity == "token":
+            return oracle.nudging_token(roles["base"], roles["guide"], p, gate)
+        starts = self.llm.roles["base"].tokenizer.starts_with_space
+        return oracle.nudging_word(roles["base"], roles["guide"], p, gate, starts)
+
+    def reference(
+        self, prompts: dict[str, str], params: SamplingParams, policy: Nudging
+    ) -> oracle.WrittenText:
+        """What the text-level policy must write; prompts are texts."""
+        p = as_oracle_params(params)
+        clients = {}
+        for name, text in prompts.items():
+            role = self.llm.roles[name]
+            tokenizer = role.tokenizer
+            clients[name] = oracle.text_client(
+                self.last_row(name), tokenizer.encode, tokenizer.token_bytes, role.eos_ids, text, p
+            )
+        base_tokenizer = self.llm.roles["base"].tokenizer
+        return oracle.nudging_reference(
+            clients["base"],
+            clients["guide"],
+            prompts["base"],
+            prompts["guide"],
+            oracle.Gate(policy.threshold, policy.comparator),
+            lambda text: len(base_tokenizer.encode_continuation(text)),
+            params.max_tokens,
+        )
+
+
+def one(llm: LLM, prompt: Any = PROMPT, policy: Policy | None = None, **params: Any) -> CompletionOutput:
+    """The only output of one prompt."""
+    return llm.generate(prompt, SamplingParams(**params), policy)[0].outputs[0]
+
+
+def as_oracle_params(params: SamplingParams) -> oracle.Params:
+    return oracle.Params(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=params.seed or 0,
+        logit_bias=dict(params.logit_bias or {}),
+        stop_token_ids=frozenset(params.stop_token_ids),
+        ignore_eos=params.ignore_eos,
+    )
+
+
+def written(output: CompletionOutput) -> oracle.Written:
+    """An engine's output in the oracle's form."""
+    assert output.error is None, output.error
+    return oracle.Written(list(output.token_ids), list(output.authors), output.finish_reason)
+
+
+def assert_same_text(output: CompletionOutput, expected: oracle.WrittenText) -> None:
+    """Text level: the same text, the same end, and every author's part of it.
+
+    The engine tells authors by token, so where one token holds the end of one author's words and the
+    beginning of another's it belongs to the first: authors are compared at the first byte of each token.
+    """
+    assert output.error is None, output.error
+    assert (output.text, output.finish_reason) == (expected.text, expected.finish_reason)
+    owners = [author for author, text in expected.segments for _ in text.encode()]
+    at = 0
+    for segment in output.segments:
+        if segment.text:
+            assert segment.author == owners[at]
+        at += len(segment.text.encode())
+
+
+def assert_pools_are_whole(llm: LLM) -> None:
+    """No block is lost: with nothing running, every pool is free."""
+    for name, runner in llm._engine.runners.items():
+        runner.pool.check()
+        assert runner.pool.num_free == runner.pool.total, (
+            f"{name}: {runner.pool.num_free} of {runner.pool.total}"
+        )

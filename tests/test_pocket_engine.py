@@ -1,0 +1,104 @@
+"""The engine on trained models: the shipped pair, whose agreement and nudge rate are not random."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nudging import LLM, Base, Guide, Nudging, SamplingParams, pocket
+from nudging.models.load import load_model
+from nudging.pocket.grade import load_questions
+from tests.pairs import Twin, assert_pools_are_whole, assert_same_text, written
+
+NAMES = ("base", "base-aligned", "guide", "guide-base", "guide-sp")
+POLICIES = [Base(), Guide(), Nudging(0.4, "token"), Nudging(0.4, "word"), Nudging(0.2, "word")]
+TEMPERATURES = (0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[LLM]:
+    with LLM.pocket(dtype="float32") as llm:
+        for runner in llm._engine.runners.values():
+            runner.poison()
+        yield llm
+
+
+def jobs(seeds: range, max_tokens: int) -> list[tuple[dict[str, str], SamplingParams, Any]]:
+    """Questions in each role's own form, under every policy, greedy and sampled."""
+    questions = random.Random(0).sample(load_questions(), len(seeds))
+    return [
+        (
+            {
+                "base": f"Question: {question.question}\nAnswer:",
+                "guide": f"User: {question.question}\nAssistant:",
+            },
+            SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed),
+            policy,
+        )
+        for seed, question in zip(seeds, questions, strict=True)
+        for policy in POLICIES
+        for temperature in TEMPERATURES
+    ]
+
+
+def encoded(llm: LLM, prompts: dict[str, str]) -> dict[str, list[int]]:
+    return {name: llm.roles[name].tokenizer.encode(text) for name, text in prompts.items()}
+
+
+def check(llm: LLM, listed: list[Any], speculate: str | int) -> None:
+    """Alone and in one random batch: the straight-line twin's tokens, authors and ends."""
+    twin = Twin(llm)
+    expected = [twin.generate(encoded(llm, prompts), params, policy) for prompts, params, policy in listed]
+    for (prompts, params, policy), want in zip(listed, expected, strict=True):
+        assert written(llm.generate(prompts, params, policy, speculate)[0].outputs[0]) == want
+    order = list(range(len(listed)))
+    random.Random(1).shuffle(order)
+    prompts, params, policies = (list(column) for column in zip(*(listed[i] for i in order), strict=True))
+    for i, result in zip(order, llm.generate(prompts, params, policies, speculate), strict=True):
+        assert written(result.outputs[0]) == expected[i]
+    assert_pools_are_whole(llm)
+
+
+def test_the_pocket_pair_writes_what_its_twin_writes_for_50_seeds(pair: LLM) -> None:
+    check(pair, jobs(range(50), max_tokens=16), "auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("speculate", ["off", "auto", 4])
+def test_the_pocket_pair_writes_long_texts_as_its_twin_does(pair: LLM, speculate: str | int) -> None:
+    check(pair, jobs(range(100, 150), max_tokens=64), speculate)
+
+
+def test_bf16_text_is_the_same_alone_batched_and_drafted() -> None:
+    """No tolerance: row invariance holds in bf16, too."""
+    listed = jobs(range(8), max_tokens=32)
+    prompts, params, policies = (list(column) for column in zip(*listed, strict=True))
+    with LLM.pocket() as llm:
+        alone = [written(llm.generate(*job, "off")[0].outputs[0]) for job in listed]
+        for speculate in ("off", "auto", 5):
+            batch = llm.generate(prompts, params, policies, speculate)
+            assert [written(result.outputs[0]) for result in batch] == alone, speculate
+
+
+@pytest.mark.parametrize("guide", ["guide", "guide-sp"])
+def test_reference_on_the_pocket_pair_is_the_client(guide: str) -> None:
+    """Text level, also between unlike tokenizers."""
+    with LLM.pocket(guide=f"pocket:{guide}", dtype="float32") as llm:
+        twin = Twin(llm)
+        for prompts, params, _ in jobs(range(25), max_tokens=20)[:: len(POLICIES)]:
+            policy = Nudging(0.4, "reference")
+            output = llm.generate(prompts, params, policy)[0].outputs[0]
+            assert_same_text(output, twin.reference(prompts, params, policy))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pocket_logits_are_those_of_transformers(name: str) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(pocket.path(name), dtype=torch.float32)
+    decoder = load_model(pocket.path(name), torch.float32)
+    ids = torch.randint(0, decoder.config.vocab_size, (64,), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = reference(ids[None]).logits[0]
+    assert (decoder.logits(ids.tolist()) - expected).abs().max() <= 1e-4
