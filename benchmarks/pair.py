@@ -58,7 +58,12 @@ def measure(
 
     Raises DifferentText where arms of ours that must write one text do not.
     """
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "kv_cache_memory": "512MiB"}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "kv_cache_memory": "512MiB",
+        "progress": False,
+    }
     with LLM(base, guide, **options) as llm, LLM(base, guide, drafter="ngram", **options) as looking_up:
         arms = engine_arms(llm, looking_up, policy)
         arms += rival_arms(rivals, base, guide, device)

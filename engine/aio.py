@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nudging.aio_generation import AsyncGeneration
 from nudging.api import LLM, Checkpoint, Speculate
 from nudging.errors import EngineClosed
 from nudging.handle import Handle
@@ -117,6 +118,10 @@ class AsyncLLM:
     ) -> AsyncHandle:
         """Like `submit`, for a conversation."""
         return AsyncHandle(self._opened().submit_chat(messages, sampling_params, policy, speculate))
+
+    def open(self, prompt: Prompt, policy: Policy | None = None) -> AsyncGeneration:
+        """As `LLM.open`; use it as an async context manager."""
+        return AsyncGeneration(self._opened().open(prompt, policy))
 
     async def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """As `LLM.logits`."""

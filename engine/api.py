@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ class LLM:
     never drafts.  Both change speed, never a token.  `max_len`: the longest prompt + text in tokens, where a
     checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
     read in parts.  Use as a context manager or call `close()`: then every request has ended and all memory is
-    free.  Raises BadRequest and CheckpointError.
+    free.  `progress`: a bar while weights load; None shows it where stderr is a terminal.  Raises BadRequest
+    and CheckpointError.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class LLM:
         max_batch_tokens: int = 2048,
         block_size: int = 16,
         max_len: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -73,9 +75,8 @@ class LLM:
         self._draft_len = read_speculate(speculate)
         self._drafter = read_drafter(drafter)
         checkpoints = name_roles(base, guide, models or {})
-        self.roles, decoders = load_roles(
-            checkpoints, read_dtype(dtype), read_device(device), progress, max_len
-        )
+        shown = sys.stderr.isatty() if progress is None else progress
+        self.roles, decoders = load_roles(checkpoints, read_dtype(dtype), read_device(device), shown, max_len)
         runners = make_runners(decoders, self.roles, memory, block_size)
         self._engine = Engine(runners, {r.name: r.model for r in self.roles.values()}, max_batch_tokens)
         self._thread = EngineThread(self._engine)

@@ -45,6 +45,24 @@ async def aborted(llm: AsyncLLM) -> None:
         await asyncio.sleep(0.01)
 
 
+def test_an_open_generation_is_that_of_the_plain_llm(tiny_pair: Pair, tiny_llm: LLM) -> None:
+    params = SamplingParams(max_tokens=6, temperature=1.0, seed=4, ignore_eos=True)
+
+    async def use(llm: AsyncLLM) -> None:
+        with tiny_llm.open(PROMPTS[0]) as plain:
+            async with llm.open(PROMPTS[0]) as generation:
+                for _ in range(2):
+                    assert (await generation.extend(params)).token_ids == plain.extend(params).token_ids
+                async with await generation.fork() as fork:
+                    await fork.rewind(3)
+                    assert fork.token_ids == plain.token_ids[:3]
+                assert await generation.score(" left") == plain.score(" left")
+                assert generation.text == plain.text
+                assert generation.authors == plain.authors
+
+    run(tiny_pair, use)
+
+
 def test_results_are_those_of_the_plain_llm(tiny_pair: Pair, tiny_llm: LLM) -> None:
     params = SamplingParams(max_tokens=12, temperature=0.8, seed=5, n=2)
     policy = Nudging(granularity="token")

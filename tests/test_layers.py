@@ -21,6 +21,7 @@ LAYERS = (
     ("cli", "cli_*", "demo", "terminal", "__main__"),
     ("aio",),
     ("api",),
+    ("aio_generation",),
     ("generation",),
     ("engine_thread", "handle"),
     ("engine",),

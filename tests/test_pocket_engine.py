@@ -1,7 +1,9 @@
 """The engine on trained models: the shipped pair, whose agreement and nudge rate are not random."""
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams, pocket
 from nudging.models.load import load_model
-from nudging.pocket.grade import load_questions
+from nudging.pocket.grade import Question, is_right, load_questions
+from nudging.policies import Policy
 from tests.pairs import Twin, assert_pools_are_whole, assert_same_text, written
 
+TABLE = json.loads((Path(__file__).parents[1] / "benchmarks" / "pocket" / "results.json").read_text())
 NAMES = ("base", "base-aligned", "guide", "guide-base", "guide-sp")
 POLICIES = [Base(), Guide(), Nudging(0.4, "token"), Nudging(0.4, "word"), Nudging(0.2, "word")]
 TEMPERATURES = (0.0, 1.0)
@@ -102,3 +106,34 @@ def test_pocket_logits_are_those_of_transformers(name: str) -> None:
     with torch.no_grad():
         expected = reference(ids[None]).logits[0]
     assert (decoder.logits(ids.tolist()) - expected).abs().max() <= 1e-4
+
+
+def marks(llm: LLM, questions: list[Question], policy: Policy) -> str:
+    """Which questions the engine answers right, "1" or "0" each, as the committed table has them."""
+    chats = [[{"role": "user", "content": question.question}] for question in questions]
+    results = llm.chat(chats, SamplingParams(max_tokens=TABLE["max_tokens"]), policy)
+    texts = (result.outputs[0].text for result in results)
+    return "".join(str(int(is_right(q, text))) for q, text in zip(questions, texts, strict=True))
+
+
+def assert_marks_of_the_table(pair: LLM, questions: list[Question], allowed: int) -> None:
+    """The engine earns what the straight-line loop on transformers earned, but for near ties."""
+    nudged = next(point["right"] for point in TABLE["sweep"] if point["threshold"] == 0.4)
+    found = {
+        nudged: marks(pair, questions, Nudging(0.4)),
+        TABLE["arms"]["base"]["right"]: marks(pair, questions, Base()),
+        TABLE["arms"]["guide"]["right"]: marks(pair, questions, Guide()),
+    }
+    with LLM(base="pocket:base-aligned", dtype="float32", kv_cache_memory="64MiB") as aligned:
+        found[TABLE["arms"]["base-aligned"]["right"]] = marks(aligned, questions, Base())
+    for expected, ours in found.items():
+        assert sum(a != b for a, b in zip(expected, ours, strict=False)) <= allowed
+
+
+def test_the_engine_earns_the_marks_of_the_table(pair: LLM) -> None:
+    assert_marks_of_the_table(pair, load_questions()[:100], allowed=2)
+
+
+@pytest.mark.slow
+def test_the_engine_earns_all_marks_of_the_table(pair: LLM) -> None:
+    assert_marks_of_the_table(pair, load_questions(), allowed=5)
