@@ -36,7 +36,7 @@ types:
 	@cd build/types/nudging && for f in ../../../engine/*; do ln -s "$$f" .; done && ln -s ../../../kernels kernels
 
 bench: $(STAMP)
-	$(BIN)/python -m nudging bench
+	$(BIN)/python -m nudging bench pair
 
 serve: $(STAMP)
 	$(BIN)/python -m nudging serve

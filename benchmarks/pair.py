@@ -36,7 +36,7 @@ from nudging.prompts import read_chat
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 120  # of the table in a pipe or a file
-RIVALS = ("transformers", "llama_cpp")
+RIVALS = ("transformers",)
 
 
 def measure(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nudging.cli_bench import bench
 from nudging.cli_chat import chat
 from nudging.cli_generate import generate
 from nudging.cli_info import info
@@ -79,7 +80,7 @@ for command in (
     generate,
     chat,
     promised("serve", "Answer requests over HTTP."),
-    promised("bench", "Measure speed."),
+    bench,
     promised("inspect", "Look into a text, token by token."),
     info,
 ):

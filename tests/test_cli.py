@@ -110,7 +110,7 @@ def test_the_environment_stands_for_flags(tiny_pair: Pair, monkeypatch: pytest.M
     assert [r["token_ids"] for r in written] == [r["token_ids"] for r in expected]
 
 
-@pytest.mark.parametrize("command", ["serve", "bench", "inspect"])
+@pytest.mark.parametrize("command", ["serve", "inspect"])
 def test_promised_commands_say_that_they_are_not_built(command: str) -> None:
     result = run(command, "--anything", 5)
     assert result.exit_code == 1
@@ -481,3 +481,9 @@ def test_info_names_versions_and_describes_a_checkpoint(tiny_pair: Pair) -> None
     assert "parameters" in facts["weights"]
     missing = run("info", "--base", "/nowhere")
     assert (missing.exit_code, missing.stdout) == (2, "")
+
+
+def test_bench_pair_passes_its_flags_on() -> None:
+    done = subprocess.run([*NUDGING, "bench", "pair", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--base-shape" in done.stdout
