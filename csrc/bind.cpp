@@ -28,7 +28,8 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<Isa>(m, "Isa")
       .value("portable", Isa::portable)
       .value("avx2", Isa::avx2)
-      .value("avx512", Isa::avx512);
+      .value("avx512", Isa::avx512)
+      .value("avx512bf16", Isa::avx512bf16);
   py::enum_<DType>(m, "DType")
       .value("f32", DType::f32)
       .value("bf16", DType::bf16)

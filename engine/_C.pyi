@@ -8,6 +8,7 @@ class Isa(Enum):
     portable = 0
     avx2 = 1
     avx512 = 2
+    avx512bf16 = 3
 
 class DType(Enum):
     f32 = 0

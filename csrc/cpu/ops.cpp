@@ -15,6 +15,7 @@ using cpu::refuse;
 
 const Kernels& kernels(Isa isa) {
 #ifdef NUDGING_X86
+  if (isa == Isa::avx512bf16) return cpu::kAvx512Bf16;
   if (isa == Isa::avx512) return cpu::kAvx512;
   if (isa == Isa::avx2) return cpu::kAvx2;
 #endif
@@ -58,6 +59,7 @@ std::vector<Isa> available_isas() {
                     __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::avx512bf16);
     isas.push_back(Isa::avx512);
   }
   if (avx2) isas.push_back(Isa::avx2);

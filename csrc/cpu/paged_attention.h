@@ -37,7 +37,7 @@ struct AttentionRow {
         keys[c] = at(a.k_cache, start + seen);
       }
       float dots[1][kTileCols];
-      dot_tile<V, 1>({q}, keys, a.head_dim, dots);
+      dot_tile<V, 1>({q}, keys, a.head_dim, [](std::int64_t) {}, dots);
       for (int c = 0; c < kTileCols; ++c) raw[i + c] = dots[0][c];
     }
     for (std::int64_t i = 0; i < kRun; i += V::kLanes) {

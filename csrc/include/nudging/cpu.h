@@ -11,7 +11,7 @@
 
 namespace nudging {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512bf16 };
 
 enum class DType { f32, bf16, f16 };
 
