@@ -23,6 +23,13 @@ struct Avx512Lanes : Lanes<Arch, 16> {
     return _mm512_cvtph_ps(packed);
   }
 
+  // GCC 12 converts a vector of this size in halves.
+  static F widen_bf16(H bits) {
+    __m256i packed;
+    std::memcpy(&packed, &bits, sizeof packed);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16));
+  }
+
   static H narrow(F x) {
     const __m256i packed = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     H bits;

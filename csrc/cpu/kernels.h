@@ -1,6 +1,6 @@
 // One table of functions per instruction set.  Each works on a part [begin, end) of its op, checks
-// nothing and throws nothing; what a part is stands above the function.  A table may take single functions from elsewhere than
-// the templates: a matrix unit (AMX) would bring a linear of its own.
+// nothing and throws nothing; what a part is stands above the function.  A table may take single
+// functions from elsewhere than the templates: a matrix unit (AMX) would bring a linear of its own.
 #pragma once
 
 #include "nudging/cpu.h"

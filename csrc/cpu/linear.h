@@ -21,15 +21,23 @@ struct Panel {
   std::int64_t col, cols;
 };
 
-// Columns of the next panel, prefetched in step with this one.
+// A tile's part of the next panel: so many lines of it are prefetched with every line of this one.
 template <class T>
 struct Ahead {
-  const T* weight;
-  std::int64_t in, cols;
+  const char* from;
+  int lines;
 
-  void operator()(std::int64_t i) const {
-    if (i * static_cast<std::int64_t>(sizeof(T)) % kCacheLine != 0) return;
-    for (std::int64_t c = 0; c < cols; ++c) __builtin_prefetch(weight + c * in + i);
+  // Left to itself, GCC takes a function that only prefetches for one without effect.
+  [[gnu::always_inline]] void operator()(std::int64_t i) const {
+    const std::int64_t bytes = i * static_cast<std::int64_t>(sizeof(T));
+    if (lines == 0 || bytes % kCacheLine != 0) return;
+    const char* next = from + bytes * lines;
+    __builtin_prefetch(next);
+    if (lines == 1) return;
+    __builtin_prefetch(next + kCacheLine);
+    if (lines == 2) return;
+    __builtin_prefetch(next + 2 * kCacheLine);
+    __builtin_prefetch(next + 3 * kCacheLine);
   }
 };
 
@@ -86,12 +94,12 @@ void linear_panels(const Linear& a, std::int64_t begin, std::int64_t end) {
         panel.weight[c] = weight + (c < panel.cols ? c : panel.cols - 1) * a.in;
       }
       const bool has_next = looks_ahead && left >= 2 * kTileCols;
+      const int lines = !has_next ? 0 : tiles == 1 ? 4 : tiles < 4 ? 2 : 1;
+      const char* next = reinterpret_cast<const char*>(weight) + panel_bytes;
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
         const std::int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
-        const std::int64_t next = kTileCols + kTileCols * tile / tiles,
-                           next_end = kTileCols + kTileCols * (tile + 1) / tiles;
-        const Ahead<T> ahead{has_next ? weight + next * a.in : weight, a.in,
-                             has_next ? next_end - next : 0};
+        const std::int64_t part = tile * lines * panel_bytes / kTileCols;
+        const Ahead<T> ahead{next + part, part < panel_bytes ? lines : 0};
         linear_rows<V, V::kTileRows, T, Out>(a, panel, ahead, first + row, row_end - row);
       }
     }

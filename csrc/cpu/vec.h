@@ -50,8 +50,8 @@ struct Register<16> {
 template <class Arch, int kWidth>
 struct Lanes {
   static constexpr int kLanes = kWidth;
-  // Whether Arch has fma_pairs(x, y, sum): lane l of `sum` plus x[2l] y[2l] + x[2l + 1] y[2l + 1] of
-  // two registers of bf16.
+  // Whether Arch has fma_pairs(x, y, sum): lane l of `sum` plus x[2l] y[2l] + x[2l + 1] y[2l + 1]
+  // of two registers of bf16.
   static constexpr bool kHasPairs = false;
   using F = typename Register<kWidth>::F;  // fp32
   using U = typename Register<kWidth>::U;  // the same bits
@@ -93,6 +93,8 @@ struct Lanes {
     return x;
   }
 
+  static F widen_bf16(H bits) { return from_bits(__builtin_convertvector(bits, U) << 16); }
+
   // The whole register from memory, whatever the alignment.
   static F load_full(const float* from) {
     F x;
@@ -103,7 +105,7 @@ struct Lanes {
   static F load_full(const bf16* from) {
     H bits;
     std::memcpy(&bits, from, sizeof bits);
-    return from_bits(__builtin_convertvector(bits, U) << 16);
+    return Arch::widen_bf16(bits);
   }
 
   static F load_full(const f16* from) {
