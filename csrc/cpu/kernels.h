@@ -17,6 +17,7 @@ struct Kernels {
   Part<Rope> rope;
   Part<GatedAct> gated_act;
   Part<SoftCap> soft_cap;
+  Part<RopeAppend> rope_append;
   Part<PagedAttention> paged_attention;
   Part<SoftmaxStats> softmax_stats;
 };
