@@ -1,4 +1,4 @@
-"""How near `linear` comes to the memory: GB/s of weights by shape, dtype and rows, beside torch and a plain read.
+"""How near `linear` comes to the memory: GB/s of weights by shape, dtype and rows, beside torch and a read.
 
     python benchmarks/cpu_linear.py --threads 2
     python benchmarks/cpu_linear.py --threads 1 --cpu-time      # on a machine that has other work
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -47,17 +48,19 @@ def measure(
     }
     num_bytes = dict.fromkeys(arms, sum(w.nbytes for w in weights)) | {"read": plain.nbytes}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for name, run in arms.items():
+    for run in arms.values():
         sample(run, clock)  # warm-up
     for turn in range(repeats):
-        for name in sorted(arms, key=lambda name: hash((name, turn))):
+        for name in random.Random(turn).sample(list(arms), len(arms)):
             seconds[name].append(sample(arms[name], clock))
     return {name: num_bytes[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
 
 
 def main() -> None:
     """Print a line for each shape, dtype and number of rows, then the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
