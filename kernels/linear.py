@@ -38,16 +38,17 @@ def _linear_cpu(
     weight = require("linear", "weight", weight, (cols, features), x.dtype)
     if bias is not None:
         bias = require("linear", "bias", bias, (cols,), x.dtype)
-    out = x.new_empty((rows, cols), dtype=out_dtype or x.dtype)
-    if out.dtype not in (x.dtype, torch.float32):
+    dtype = x.dtype
+    out = x.new_empty(rows, cols) if out_dtype is None else x.new_empty((rows, cols), dtype=out_dtype)
+    if out_dtype is not None and out_dtype not in (dtype, torch.float32):
         raise ValueError(
-            f"linear: out_dtype is {out_dtype}; only x's {x.dtype} and torch.float32 can be asked for"
+            f"linear: out_dtype is {out_dtype}; only x's {dtype} and torch.float32 can be asked for"
         )
     _C.linear(
         isa,
         torch.get_num_threads(),
-        DTYPES[x.dtype],
-        DTYPES[out.dtype],
+        DTYPES[dtype],
+        DTYPES[out_dtype or dtype],
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),

@@ -73,7 +73,7 @@ def _rope_append_cpu(
     slot_mapping = require(op, "slot_mapping", slot_mapping, (rows,), torch.int64)
     cos = require(op, "cos", cos, (max_position, half), torch.float32)
     sin = require(op, "sin", sin, (max_position, half), torch.float32)
-    out = q.new_empty((rows, heads, head_dim))
+    out = q.new_empty(rows, heads, head_dim)
     _C.rope_append(
         isa,
         torch.get_num_threads(),

@@ -133,7 +133,7 @@ class Decoder:
             qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
         cos, sin = self._rope_tables[index]
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, config.head_dim)
-        q, k, v = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
         if config.qk_norm != "none":
             q, k = self._qk_norm(layer, q, k)
         k_cache, v_cache = kv.layer(index)
