@@ -1,6 +1,7 @@
 """Tokens per second of one text, ours against transformers, same checkpoint and dtype, in turns.
 
     python benchmarks/cpu_decode.py --threads 2
+    python benchmarks/cpu_decode.py --threads 1 --cpu-time      # on a machine that has other work
 
 Models with random weights are made by transformers in a temporary directory.  `engine` is the whole
 `LLM.generate` with the base alone, `forward` the decode step of our decoder in it.  `share of read` is the
@@ -81,7 +82,7 @@ def decode_step(decoder: Decoder) -> Callable[[], object]:
     return torch.inference_mode()(lambda: decoder.forward(batch, kv))
 
 
-def compare(shape: dict[str, Any], tokens: int, turns: int) -> dict[str, float]:
+def compare(shape: dict[str, Any], tokens: int, turns: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median tokens/s of each arm, and GB/s of a plain read, in alternating turns."""
     with tempfile.TemporaryDirectory() as name:
         model = make(Path(name), shape)
@@ -116,10 +117,10 @@ def compare(shape: dict[str, Any], tokens: int, turns: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(turns + 1):
         for arm in random.Random(turn).sample(list(arms), len(arms)):
-            begin = time.perf_counter()
+            begin = clock()
             arms[arm]()
             if turn > 0:  # the first warms up
-                seconds[arm].append(time.perf_counter() - begin)
+                seconds[arm].append(clock() - begin)
     llm.close()
     same = sum(a == b for a, b in zip(written["ours"], written["theirs"], strict=True)) / tokens
     rate = {arm: work[arm] / statistics.median(times) for arm, times in seconds.items()}
@@ -136,11 +137,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES))
+    parser.add_argument("--cpu-time", action="store_true", help="count the process's time (1 thread only)")
     options = parser.parse_args()
+    if options.cpu_time and options.threads != 1:
+        parser.error("--cpu-time counts the time of all threads together; it needs --threads 1")
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(options.threads)
     results = {}
     for name in options.shape:
-        results[name] = found = compare(SHAPES[name], options.tokens, options.turns)
+        results[name] = found = compare(SHAPES[name], options.tokens, options.turns, clock)
         print(
             f"{name:>5}: engine {found['engine']:7.1f} tok/s, transformers {found['transformers']:6.1f} "
             f"({found['ratio']:.2f}x), forward {found['forward']:7.1f}, read {found['read']:.1f} GB/s "
