@@ -17,6 +17,7 @@ def linear(
 
     x: [rows, in]; weight: [out, in] of x's dtype; bias: [out] of x's dtype or None.  `out_dtype` is x's dtype
     or fp32: the LM head asks for fp32 so that bf16 rounding does not make ties among logits.
+    Processors that multiply pairs of bf16 take subnormal ones (below 1.2e-38) for zero.
     """
     out = x.float() @ weight.float().T
     if bias is not None:
