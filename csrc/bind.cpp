@@ -28,7 +28,8 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<Isa>(m, "Isa")
       .value("portable", Isa::portable)
       .value("avx2", Isa::avx2)
-      .value("avx512", Isa::avx512);
+      .value("avx512", Isa::avx512)
+      .value("avx512bf16", Isa::avx512bf16);
   py::enum_<DType>(m, "DType")
       .value("f32", DType::f32)
       .value("bf16", DType::bf16)
@@ -52,7 +53,16 @@ PYBIND11_MODULE(_C, m) {
       "rms_norm",
       [](Isa isa, int threads, DType dtype, Address x, Address weight, Address out, Size rows,
          Size dim, float eps, bool unit_offset) {
-        rms_norm({at(x), at(weight), at(out), rows, dim, eps, unit_offset, dtype}, isa, threads);
+        rms_norm({at(x), nullptr, nullptr, at(weight), at(out), rows, dim, eps, unit_offset, dtype},
+                 isa, threads);
+      },
+      unlocked);
+  m.def(
+      "add_rms_norm",
+      [](Isa isa, int threads, DType dtype, Address x, Address y, Address weight, Address sum,
+         Address out, Size rows, Size dim, float eps, bool unit_offset) {
+        rms_norm({at(x), at(y), at(sum), at(weight), at(out), rows, dim, eps, unit_offset, dtype},
+                 isa, threads);
       },
       unlocked);
   m.def(
@@ -67,6 +77,36 @@ PYBIND11_MODULE(_C, m) {
         rope({at(x), at<Size>(positions), at<float>(cos), at<float>(sin), at(out), rows, heads,
               head_dim, half, max_position, dtype},
              isa, threads);
+      },
+      unlocked);
+  m.def(
+      "rope_append",
+      [](Isa isa, int threads, DType dtype, Address q, Address k, Address v, Size q_stride,
+         Size k_stride, Size v_stride, Address positions, Address cos, Address sin, Address q_out,
+         Address k_cache, Address v_cache, Address slot_mapping, Size rows, Size heads,
+         Size kv_heads, Size head_dim, Size half, Size max_position, Size slots) {
+        rope_append({at(q),
+                     at(k),
+                     at(v),
+                     q_stride,
+                     k_stride,
+                     v_stride,
+                     at<Size>(positions),
+                     at<float>(cos),
+                     at<float>(sin),
+                     at(q_out),
+                     at(k_cache),
+                     at(v_cache),
+                     at<Size>(slot_mapping),
+                     rows,
+                     heads,
+                     kv_heads,
+                     head_dim,
+                     half,
+                     max_position,
+                     slots,
+                     dtype},
+                    isa, threads);
       },
       unlocked);
   m.def(

@@ -8,6 +8,7 @@ class Isa(Enum):
     portable = 0
     avx2 = 1
     avx512 = 2
+    avx512bf16 = 3
 
 class DType(Enum):
     f32 = 0
@@ -49,6 +50,21 @@ def rms_norm(
     unit_offset: bool,
     /,
 ) -> None: ...
+def add_rms_norm(
+    isa: Isa,
+    threads: int,
+    dtype: DType,
+    x: int,
+    y: int,
+    weight: int,
+    sum: int,
+    out: int,
+    rows: int,
+    dim: int,
+    eps: float,
+    unit_offset: bool,
+    /,
+) -> None: ...
 def layer_norm(
     isa: Isa, threads: int, dtype: DType, x: int, out: int, rows: int, dim: int, eps: float, /
 ) -> None: ...
@@ -66,6 +82,32 @@ def rope(
     head_dim: int,
     half: int,
     max_position: int,
+    /,
+) -> None: ...
+def rope_append(
+    isa: Isa,
+    threads: int,
+    dtype: DType,
+    q: int,
+    k: int,
+    v: int,
+    q_stride: int,
+    k_stride: int,
+    v_stride: int,
+    positions: int,
+    cos: int,
+    sin: int,
+    q_out: int,
+    k_cache: int,
+    v_cache: int,
+    slot_mapping: int,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    half: int,
+    max_position: int,
+    slots: int,
     /,
 ) -> None: ...
 def gated_act(

@@ -19,7 +19,7 @@ def choose_isa(wanted: str) -> _C.Isa:
     return isas[wanted] if wanted else next(iter(isas.values()))
 
 
-# Debugging only: NUDGING_ISA = portable, avx2 or avx512 takes another instruction set than the best.
+# Debugging only: NUDGING_ISA = portable, avx2, avx512 or avx512bf16 takes another set than the best.
 BEST = choose_isa(os.environ.get("NUDGING_ISA", ""))
 
 

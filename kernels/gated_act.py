@@ -39,7 +39,7 @@ def _gated_act_cpu(gate_up: Tensor, activation: str, isa: _C.Isa = BEST) -> Tens
     if activation not in _ACTIVATIONS:
         raise ValueError(f"gated_act: activation is {activation!r}; known are {', '.join(_ACTIVATIONS)}")
     gate_up = gate_up.contiguous()
-    out = gate_up.new_empty((rows, both // 2))
+    out = gate_up.new_empty(rows, both // 2)
     _C.gated_act(
         isa,
         torch.get_num_threads(),

@@ -17,6 +17,7 @@ def linear(
 
     x: [rows, in]; weight: [out, in] of x's dtype; bias: [out] of x's dtype or None.  `out_dtype` is x's dtype
     or fp32: the LM head asks for fp32 so that bf16 rounding does not make ties among logits.
+    Processors that multiply pairs of bf16 take subnormal ones (below 1.2e-38) for zero.
     """
     out = x.float() @ weight.float().T
     if bias is not None:
@@ -38,16 +39,17 @@ def _linear_cpu(
     weight = require("linear", "weight", weight, (cols, features), x.dtype)
     if bias is not None:
         bias = require("linear", "bias", bias, (cols,), x.dtype)
-    out = x.new_empty((rows, cols), dtype=out_dtype or x.dtype)
-    if out.dtype not in (x.dtype, torch.float32):
+    dtype = x.dtype
+    out = x.new_empty(rows, cols) if out_dtype is None else x.new_empty((rows, cols), dtype=out_dtype)
+    if out_dtype is not None and out_dtype not in (dtype, torch.float32):
         raise ValueError(
-            f"linear: out_dtype is {out_dtype}; only x's {x.dtype} and torch.float32 can be asked for"
+            f"linear: out_dtype is {out_dtype}; only x's {dtype} and torch.float32 can be asked for"
         )
     _C.linear(
         isa,
         torch.get_num_threads(),
-        DTYPES[x.dtype],
-        DTYPES[out.dtype],
+        DTYPES[dtype],
+        DTYPES[out_dtype or dtype],
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),

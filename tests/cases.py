@@ -161,6 +161,28 @@ NORMS = [
     ),
 ]
 
+# The residual sum with its norm
+
+
+def add_norm_args(rows: int, dim: int, unit_offset: bool = False) -> Make:
+    """Sums of eighths, which every dtype holds: the op rounds the sum, its reference in fp64 does not."""
+
+    def make(seed: int, dtype: torch.dtype) -> Args:
+        randn = noise(seed)
+        x, y = ((randn(rows, dim) * 8).round().clamp(-64, 64).div(8).to(dtype) for _ in range(2))
+        return x, y, randn(dim, dtype=dtype), 1e-6, unit_offset
+
+    return make
+
+
+NORMS += [
+    *(
+        Case("add_rms_norm", f"{rows}x{dim}", add_norm_args(rows, dim), 4, _NORM)
+        for rows, dim in [(1, 1), (7, 33), (3, 1025), (0, 64)]
+    ),
+    Case("add_rms_norm", "unit-offset", add_norm_args(5, 77, unit_offset=True), 4, _NORM),
+]
+
 # rope
 
 
@@ -229,6 +251,19 @@ def kv_append_args(rows: int, kv_heads: int, head_dim: int) -> Make:
     return make
 
 
+def rope_append_args(rows: int, heads: int, kv_heads: int, head_dim: int, half: int) -> Make:
+    """Queries, keys and values as slices of one projection; a cache of four slots more than rows."""
+
+    def make(seed: int, dtype: torch.dtype) -> Args:
+        fused, *rest = rope_args(rows, heads + 2 * kv_heads, head_dim, half)(seed, dtype)
+        q, k, v = fused.split((heads, kv_heads, kv_heads), dim=1)
+        caches = noise(seed + 1)(2, rows // 4 + 1, 4, kv_heads, head_dim, dtype=dtype)
+        slots = torch.randperm(rows // 4 * 4 + 4, generator=torch.Generator().manual_seed(seed))[:rows]
+        return q, k, v, *rest, caches[0], caches[1], slots
+
+    return make
+
+
 def page(
     keys: list[Tensor], values: list[Tensor], block_size: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,6 +326,10 @@ CACHE = [
     Case("kv_append", "few", kv_append_args(5, 2, 16), 0, "copies"),
     Case("kv_append", "odd", kv_append_args(33, 1, 7), 0, "copies"),
     Case("kv_append", "no-rows", kv_append_args(0, 1, 7), 0, "copies"),
+    Case("rope_append", "llama", rope_append_args(7, 4, 2, 64, 32), 2, _ROPE),
+    Case("rope_append", "partial", rope_append_args(33, 2, 1, 80, 20), 2, _ROPE),
+    Case("rope_append", "odd-half", rope_append_args(1, 1, 1, 14, 7), 2, _ROPE),
+    Case("rope_append", "no-rows", rope_append_args(0, 2, 1, 16, 8), 2, _ROPE),
     _attention("one-token", Attention((1,), (1,))),
     _attention("decode", Attention((1, 7, 33, 200), (1, 1, 1, 1))),
     _attention("prefill", Attention((33, 70), (33, 70))),

@@ -25,6 +25,7 @@ from tests.cases import (
     Attention,
     Case,
     Make,
+    add_norm_args,
     exact,
     gated_act_args,
     kv_append_args,
@@ -33,6 +34,7 @@ from tests.cases import (
     noise,
     norm_args,
     page,
+    rope_append_args,
     rope_args,
     soft_cap_args,
     stats_args,
@@ -51,14 +53,17 @@ def cpu(op: str, isa: _C.Isa) -> Run:
     return functools.partial(run, isa=isa) if "isa" in inspect.signature(run).parameters else run
 
 
+# The arguments that an op writes into.
+WRITTEN = {"kv_append": (2, 3), "rope_append": (6, 7)}
+
+
 def outputs(op: str, run: Run, args: Args) -> list[Tensor]:
-    """What the op returns, or the caches that it writes, as a list."""
-    if op == "kv_append":
-        caches = [args[2].clone(), args[3].clone()]
-        run(args[0], args[1], *caches, args[4])
-        return caches
+    """What the op returns and copies of the caches that it writes, as a list."""
+    written = WRITTEN.get(op, ())
+    args = tuple(arg.clone() if i in written else arg for i, arg in enumerate(args))
     result = run(*args)
-    return [result] if isinstance(result, Tensor) else list(result)
+    returned = [result] if isinstance(result, Tensor) else list(result or ())
+    return [*returned, *(args[i] for i in written)]
 
 
 def ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,8 +114,10 @@ def threads() -> Iterator[Callable[[int], None]]:
 def test_cpu_agrees_with_the_reference_in_fp64(case: Case, dtype: torch.dtype, isa: _C.Isa) -> None:
     op, args = load(case.op), case.make(0, dtype)
     assert op.chosen(*args) == "cpu"
-    run = op.reference if case.op == "kv_append" else functools.partial(exact, op)
-    wanted = outputs(case.op, run, args)
+    # `exact` writes into caches that are fp64 already, others it would copy.
+    caches = WRITTEN.get(case.op, ())
+    widened = tuple(arg.double() if i in caches else arg for i, arg in enumerate(args))
+    wanted = outputs(case.op, functools.partial(exact, op), widened)
     for got, want in zip(outputs(case.op, cpu(case.op, isa), args), wanted, strict=True):
         assert_within(case, args, got, want.double() if want.dtype.is_floating_point else want)
 
@@ -121,6 +128,7 @@ ROWWISE: list[tuple[str, Make, tuple[int, ...]]] = [
     ("linear", linear_args(40, 64, 7, out=torch.float32), (0,)),
     ("rms_norm", norm_args(40, 77), (0,)),
     ("rms_norm", norm_args(40, 3, 64, unit_offset=True), (0,)),
+    ("add_rms_norm", add_norm_args(40, 77), (0, 1)),
     ("layer_norm", lambda seed, dtype: (noise(seed)(40, 77, dtype=dtype), 1e-5), (0,)),
     ("rope", rope_args(40, 3, 80, 20), (0, 1)),
     ("gated_act", gated_act_args(40, 77, "silu"), (0,)),
@@ -172,12 +180,13 @@ def test_bits_of_a_row_do_not_depend_on_its_neighbours(
     rows=st.integers(1, 70),
     features=st.integers(0, 80),
     cols=st.integers(1, 20),
+    dtype=st.sampled_from(FLOATS),
     data=st.data(),
 )
 def test_a_linear_row_alone_has_the_bits_of_that_row_in_any_shape(
-    seed: int, rows: int, features: int, cols: int, data: st.DataObject, isa: _C.Isa
+    seed: int, rows: int, features: int, cols: int, dtype: torch.dtype, data: st.DataObject, isa: _C.Isa
 ) -> None:
-    x, weight, bias, _ = linear_args(rows, features, cols, bias=True)(seed, torch.float32)
+    x, weight, bias, _ = linear_args(rows, features, cols, bias=True)(seed, dtype)
     row, col = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
     whole = cpu("linear", isa)(x, weight, bias)
     assert_same_bits([cpu("linear", isa)(x[row : row + 1], weight, bias)], [whole], slice(row, row + 1))
@@ -194,6 +203,7 @@ def test_nothing_is_written_past_the_output(size: int, dtype: torch.dtype, isa: 
     writers: list[Callable[[int], None]] = [
         lambda out: _C.linear(isa, 1, kind, kind, source, source, 0, out, 1, 1, size),
         lambda out: _C.rms_norm(isa, 1, kind, source, source, out, 1, size, 1e-6, False),
+        lambda out: _C.add_rms_norm(isa, 1, kind, source, source, source, out, out, 1, size, 1e-6, False),
         lambda out: _C.layer_norm(isa, 1, kind, source, out, 1, size, 1e-6),
         lambda out: _C.gated_act(isa, 1, kind, _C.Activation.silu, source, out, 1, size),
         lambda out: _C.soft_cap(isa, 1, kind, source, out, size, 30.0),
@@ -208,12 +218,15 @@ def test_nothing_is_written_past_the_output(size: int, dtype: torch.dtype, isa: 
 LARGE: list[tuple[str, Make]] = [
     ("linear", linear_args(17, 1025, 129, bias=True)),
     ("rms_norm", norm_args(900, 1025)),
+    ("add_rms_norm", add_norm_args(900, 1025)),
     ("layer_norm", lambda seed, dtype: (noise(seed)(900, 1025, dtype=dtype), 1e-5)),
     ("rope", rope_args(1100, 12, 64, 32)),
     ("gated_act", gated_act_args(101, 1025, "gelu")),
     ("soft_cap", soft_cap_args(101, 1025, 30.0, 20.0)),
     ("kv_append", kv_append_args(33, 4, 5001)),
+    ("rope_append", rope_append_args(1100, 12, 4, 64, 32)),
     ("paged_attention", Attention((300, 41, 7), (300, 1, 0))),
+    ("paged_attention", Attention((300, 41, 7), (300, 1, 0), heads=10, kv_heads=2)),
     ("softmax_stats", stats_args(31, 4099)),
 ]
 
@@ -275,6 +288,31 @@ def test_attention_bits_do_not_depend_on_chunks_blocks_or_other_sequences(
 
 
 @per_isa
+@per_dtype
+def test_fused_ops_have_the_bits_of_the_ops_that_they_fuse(dtype: torch.dtype, isa: _C.Isa) -> None:
+    randn = noise(5)
+    x, y, weight = randn(9, 77, dtype=dtype), randn(9, 77, dtype=dtype), randn(77, dtype=dtype)
+    fused = cpu("add_rms_norm", isa)(x, y, weight, 1e-6, True)
+    assert_same_bits(list(fused), [x + y, cpu("rms_norm", isa)(x + y, weight, 1e-6, True)])
+
+    args = rope_append_args(9, 4, 2, 24, 10)(5, dtype)
+    q, k, v, positions, cos, sin, k_cache, v_cache, slots = args
+    q, k = (cpu("rope", isa)(one, positions, cos, sin) for one in (q, k))
+    caches = outputs("kv_append", cpu("kv_append", isa), (k, v, k_cache, v_cache, slots))
+    assert_same_bits(outputs("rope_append", cpu("rope_append", isa), args), [q, *caches])
+
+
+@per_isa
+@per_dtype
+def test_attention_bits_of_a_head_do_not_depend_on_its_group(dtype: torch.dtype, isa: _C.Isa) -> None:
+    q, *rest = Attention((70, 5), (2, 1), heads=7, kv_heads=1)(6, dtype)
+    run = cpu("paged_attention", isa)
+    whole = run(q, *rest)
+    for head in range(7):
+        assert_same_bits([run(q[:, head : head + 1], *rest)], [whole[:, head : head + 1]])
+
+
+@per_isa
 def test_attention_never_looks_at_blocks_that_its_window_has_left(isa: _C.Isa) -> None:
     args = Attention((100,), (5,), window=20)(4, torch.float32)
     run = cpu("paged_attention", isa)
@@ -329,6 +367,7 @@ def test_refusals_name_the_op_the_value_and_the_limit() -> None:
     refused("linear", (x, torch.zeros(4, 8), None, torch.float16), "float16")
     refused("linear", (x[0], torch.zeros(4, 8)), "2 dimensions")
     refused("rms_norm", (x, torch.zeros(7), 1e-6), "(7,)", "(8,)")
+    refused("add_rms_norm", (x, x[:1], torch.zeros(8), 1e-6), "y", "(1, 8)", "(2, 8)")
     refused("gated_act", (x, "relu"), "'relu'", "gelu_tanh")
     refused("gated_act", (torch.zeros(2, 7), "silu"), "7 columns")
     refused("soft_cap", (x, 0.0), "cap is 0")
@@ -349,6 +388,16 @@ def test_kv_append_refuses_a_slot_outside_the_cache_and_writes_nothing() -> None
     slots[4] = 36
     refused("kv_append", (*args, slots), "row 4", "slot 36", "36 slots")
     assert_same_bits(args[2:], before)
+
+
+def test_rope_append_refuses_what_does_not_fit_and_writes_nothing() -> None:
+    *args, slots = rope_append_args(5, 2, 1, 16, 8)(0, torch.float32)
+    before = [args[6].clone(), args[7].clone()]
+    refused("rope_append", (*args, slots + 4), "slot", "8 slots")
+    refused("rope_append", (*args[:3], args[3] + 99, *args[4:], slots), "row 0", "99")
+    refused("rope_append", (args[0], args[1][:4], *args[2:], slots), "k is (4, 1, 16)", "(5, 1, 16)")
+    refused("rope_append", (*args[:6], args[6].transpose(0, 1), args[7], slots), "k_cache")
+    assert_same_bits(args[6:], before)
 
 
 def test_paged_attention_refuses_metadata_that_does_not_fit() -> None:

@@ -1,5 +1,6 @@
 // One table of functions per instruction set.  Each works on a part [begin, end) of its op, checks
-// nothing and throws nothing; what a part is stands above the function.
+// nothing and throws nothing; what a part is stands above the function.  A table may take single
+// functions from elsewhere than the templates: a matrix unit (AMX) would bring a linear of its own.
 #pragma once
 
 #include "nudging/cpu.h"
@@ -16,10 +17,11 @@ struct Kernels {
   Part<Rope> rope;
   Part<GatedAct> gated_act;
   Part<SoftCap> soft_cap;
+  Part<RopeAppend> rope_append;
   Part<PagedAttention> paged_attention;
   Part<SoftmaxStats> softmax_stats;
 };
 
-extern const Kernels kPortable, kAvx2, kAvx512;
+extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
 
 }  // namespace nudging::cpu

@@ -8,47 +8,100 @@ namespace nudging::cpu {
 // Rows whose inputs stay in the cache while the weights stream by once.
 constexpr std::int64_t kRowBlock = 32;
 
-// One tile of kRows rows by the columns [col, col + cols) of one panel; `weight` repeats the last
-// column past them.
+// A row alone streams large panels best by itself; else the next panel is asked for while this one
+// is worked on, which fills the time in which only the cache is read.
+constexpr std::int64_t kOwnStreamBytes = 16384;
+
+constexpr std::int64_t kCacheLine = 64;
+
+// The weights of one panel; past the last column, that column again.
+template <class T>
+struct Panel {
+  const T* weight[kTileCols];
+  std::int64_t col, cols;
+};
+
+// A tile's part of the next panel: so many lines of it are prefetched with every line of this one.
+template <class T>
+struct Ahead {
+  const char* from;
+  int lines;
+
+  // Left to itself, GCC takes a function that only prefetches for one without effect.
+  [[gnu::always_inline]] void operator()(std::int64_t i) const {
+    const std::int64_t bytes = i * static_cast<std::int64_t>(sizeof(T));
+    if (lines == 0 || bytes % kCacheLine != 0) return;
+    const char* next = from + bytes * lines;
+    __builtin_prefetch(next);
+    if (lines == 1) return;
+    __builtin_prefetch(next + kCacheLine);
+    if (lines == 2) return;
+    __builtin_prefetch(next + 2 * kCacheLine);
+    __builtin_prefetch(next + 3 * kCacheLine);
+  }
+};
+
+// One tile of kRows rows by one panel.
 template <class V, int kRows, class T, class Out>
-void linear_tile(const Linear& a, const T* const (&weight)[kTileCols], std::int64_t row,
-                 std::int64_t col, std::int64_t cols) {
+void linear_tile(const Linear& a, const Panel<T>& panel, const Ahead<T>& ahead, std::int64_t row) {
   const T* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const T*>(a.x) + (row + r) * a.in;
   float product[kRows][kTileCols];
-  dot_tile<V, kRows>(x, weight, a.in, product);
+  dot_tile<V, kRows>(x, panel.weight, a.in, ahead, product);
   float bias[V::kLanes] = {};
-  if (a.bias != nullptr) V::store_full(bias, V::load(static_cast<const T*>(a.bias) + col, cols));
+  if (a.bias != nullptr) {
+    V::store_full(bias, V::load(static_cast<const T*>(a.bias) + panel.col, panel.cols));
+  }
   for (int r = 0; r < kRows; ++r) {
     float y[V::kLanes] = {};
     for (int c = 0; c < kTileCols; ++c) y[c] = product[r][c] + bias[c];
-    V::store(static_cast<Out*>(a.out) + (row + r) * a.cols + col, V::load_full(y), cols);
+    Out rounded[V::kLanes];
+    V::store_full(rounded, V::load_full(y));
+    Out* out = static_cast<Out*>(a.out) + (row + r) * a.cols + panel.col;
+    if (panel.cols == kTileCols) {
+      std::memcpy(out, rounded, kTileCols * sizeof(Out));
+    } else {
+      for (std::int64_t c = 0; c < panel.cols; ++c) out[c] = rounded[c];
+    }
   }
 }
 
-// The rows [row, end) of one panel: tiles of kRows, and what is left in smaller ones.
+// A tile of `rows` <= kRows rows.
 template <class V, int kRows, class T, class Out>
-void linear_rows(const Linear& a, const T* const (&weight)[kTileCols], std::int64_t row,
-                 std::int64_t end, std::int64_t col, std::int64_t cols) {
-  for (; row + kRows <= end; row += kRows) linear_tile<V, kRows, T, Out>(a, weight, row, col, cols);
+void linear_rows(const Linear& a, const Panel<T>& panel, const Ahead<T>& ahead, std::int64_t row,
+                 std::int64_t rows) {
   if constexpr (kRows > 1) {
-    if (row < end) linear_rows<V, kRows - 1, T, Out>(a, weight, row, end, col, cols);
+    if (rows < kRows) return linear_rows<V, kRows - 1, T, Out>(a, panel, ahead, row, rows);
   }
+  linear_tile<V, kRows, T, Out>(a, panel, ahead, row);
 }
 
 // Panels [begin, end) of kTileCols columns each.
 template <class V, class T, class Out>
 void linear_panels(const Linear& a, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t row = 0; row < a.rows; row += kRowBlock) {
-    const std::int64_t row_end = row + kRowBlock < a.rows ? row + kRowBlock : a.rows;
-    for (std::int64_t panel = begin; panel < end; ++panel) {
-      const std::int64_t col = panel * kTileCols;
-      const std::int64_t cols = a.cols - col < kTileCols ? a.cols - col : kTileCols;
-      const T* weight[kTileCols];
+  const std::int64_t panel_bytes = kTileCols * a.in * static_cast<std::int64_t>(sizeof(T));
+  const bool looks_ahead = a.rows > 1 || panel_bytes <= kOwnStreamBytes;
+  const std::int64_t end_col = end * kTileCols < a.cols ? end * kTileCols : a.cols;
+  for (std::int64_t first = 0; first < a.rows; first += kRowBlock) {
+    const std::int64_t rows = a.rows - first < kRowBlock ? a.rows - first : kRowBlock;
+    // Tiles of nearly equal size, which share the next panel's columns.
+    const std::int64_t tiles = (rows + V::kTileRows - 1) / V::kTileRows;
+    for (std::int64_t col = begin * kTileCols; col < end_col; col += kTileCols) {
+      const T* weight = static_cast<const T*>(a.weight) + col * a.in;
+      const std::int64_t left = end_col - col;
+      Panel<T> panel{{}, col, left < kTileCols ? left : kTileCols};
       for (std::int64_t c = 0; c < kTileCols; ++c) {
-        weight[c] = static_cast<const T*>(a.weight) + (col + (c < cols ? c : cols - 1)) * a.in;
+        panel.weight[c] = weight + (c < panel.cols ? c : panel.cols - 1) * a.in;
       }
-      linear_rows<V, V::kTileRows, T, Out>(a, weight, row, row_end, col, cols);
+      const bool has_next = looks_ahead && left >= 2 * kTileCols;
+      const int lines = !has_next ? 0 : tiles == 1 ? 4 : tiles < 4 ? 2 : 1;
+      const char* next = reinterpret_cast<const char*>(weight) + panel_bytes;
+      for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        const std::int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
+        const std::int64_t part = tile * lines * panel_bytes / kTileCols;
+        const Ahead<T> ahead{next + part, part < panel_bytes ? lines : 0};
+        linear_rows<V, V::kTileRows, T, Out>(a, panel, ahead, first + row, row_end - row);
+      }
     }
   }
 }

@@ -15,12 +15,36 @@ using cpu::refuse;
 
 const Kernels& kernels(Isa isa) {
 #ifdef NUDGING_X86
+  if (isa == Isa::avx512bf16) return cpu::kAvx512Bf16;
   if (isa == Isa::avx512) return cpu::kAvx512;
   if (isa == Isa::avx2) return cpu::kAvx2;
 #endif
   if (isa != Isa::portable)
     refuse("instruction set ", static_cast<int>(isa), " was not built for this processor");
   return cpu::kPortable;
+}
+
+// Every position has its line in the tables, which turn no more channels than there are.
+template <class Args>
+void check_angles(const char* op, const Args& a) {
+  if (2 * a.half > a.head_dim)
+    refuse(op, ": the table turns ", 2 * a.half, " channels, a head has ", a.head_dim);
+  for (std::int64_t row = 0; row < a.rows; ++row) {
+    if (a.positions[row] < 0 || a.positions[row] >= a.max_position) {
+      refuse(op, ": row ", row, " has position ", a.positions[row], ", the table ends before ",
+             a.max_position);
+    }
+  }
+}
+
+template <class Args>
+void check_slots(const char* op, const Args& a) {
+  for (std::int64_t row = 0; row < a.rows; ++row) {
+    if (a.slot_mapping[row] < 0 || a.slot_mapping[row] >= a.slots) {
+      refuse(op, ": row ", row, " goes to slot ", a.slot_mapping[row], ", the cache has ", a.slots,
+             " slots");
+    }
+  }
 }
 
 // Sequences own consecutive rows, and only block-table entries that some row sees are looked at.
@@ -58,6 +82,7 @@ std::vector<Isa> available_isas() {
                     __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::avx512bf16);
     isas.push_back(Isa::avx512);
   }
   if (avx2) isas.push_back(Isa::avx2);
@@ -85,16 +110,16 @@ void layer_norm(const LayerNorm& a, Isa isa, int threads) {
 }
 
 void rope(const Rope& a, Isa isa, int threads) {
-  if (2 * a.half > a.head_dim)
-    refuse("rope: the table turns ", 2 * a.half, " channels, a head has ", a.head_dim);
-  for (std::int64_t row = 0; row < a.rows; ++row) {
-    if (a.positions[row] < 0 || a.positions[row] >= a.max_position) {
-      refuse("rope: row ", row, " has position ", a.positions[row], ", the table ends before ",
-             a.max_position);
-    }
-  }
+  check_angles("rope", a);
   parallel(a.rows, a.rows * a.heads * a.head_dim, threads,
            [&](auto begin, auto end) { kernels(isa).rope(a, begin, end); });
+}
+
+void rope_append(const RopeAppend& a, Isa isa, int threads) {
+  check_angles("rope_append", a);
+  check_slots("rope_append", a);
+  parallel(a.rows, a.rows * (a.heads + 2 * a.kv_heads) * a.head_dim, threads,
+           [&](auto begin, auto end) { kernels(isa).rope_append(a, begin, end); });
 }
 
 void gated_act(const GatedAct& a, Isa isa, int threads) {
@@ -109,12 +134,7 @@ void soft_cap(const SoftCap& a, Isa isa, int threads) {
 }
 
 void kv_append(const KvAppend& a, int threads) {
-  for (std::int64_t row = 0; row < a.rows; ++row) {
-    if (a.slot_mapping[row] < 0 || a.slot_mapping[row] >= a.slots) {
-      refuse("kv_append: row ", row, " goes to slot ", a.slot_mapping[row], ", the cache has ",
-             a.slots, " slots");
-    }
-  }
+  check_slots("kv_append", a);
   const auto copy = [&](const void* from, void* to, std::int64_t row) {
     std::memcpy(static_cast<char*>(to) + a.slot_mapping[row] * a.row_bytes,
                 static_cast<const char*>(from) + row * a.row_bytes,
@@ -145,7 +165,9 @@ void paged_attention(const PagedAttention& a, Isa isa, int threads) {
     keys += (a.cu_seqlens_q[seq + 1] - a.cu_seqlens_q[seq]) *
             static_cast<std::int64_t>(a.seq_lens[seq]);
   }
-  parallel(a.rows * a.heads, keys * a.heads * a.head_dim * 2, threads,
+  const std::int64_t group = a.heads / a.kv_heads;
+  const std::int64_t per_group = (group + kAttentionHeads - 1) / kAttentionHeads;
+  parallel(a.rows * a.kv_heads * per_group, keys * a.heads * a.head_dim * 2, threads,
            [&](auto begin, auto end) { kernels(isa).paged_attention(a, begin, end); });
 }
 

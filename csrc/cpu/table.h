@@ -14,7 +14,8 @@
 namespace nudging::cpu {
 
 template <class V>
-constexpr Kernels kTable{linear<V>,    rms_norm<V>, layer_norm<V>,      rope<V>,
-                         gated_act<V>, soft_cap<V>, paged_attention<V>, softmax_stats<V>};
+constexpr Kernels kTable{linear<V>,      rms_norm<V>,        layer_norm<V>,
+                         rope<V>,        gated_act<V>,       soft_cap<V>,
+                         rope_append<V>, paged_attention<V>, softmax_stats<V>};
 
 }  // namespace nudging::cpu

@@ -50,6 +50,9 @@ struct Register<16> {
 template <class Arch, int kWidth>
 struct Lanes {
   static constexpr int kLanes = kWidth;
+  // Whether Arch has fma_pairs(x, y, sum): lane l of `sum` plus x[2l] y[2l] + x[2l + 1] y[2l + 1]
+  // of two registers of bf16.
+  static constexpr bool kHasPairs = false;
   using F = typename Register<kWidth>::F;  // fp32
   using U = typename Register<kWidth>::U;  // the same bits
   using I = typename Register<kWidth>::I;  // masks and indices
@@ -90,6 +93,8 @@ struct Lanes {
     return x;
   }
 
+  static F widen_bf16(H bits) { return from_bits(__builtin_convertvector(bits, U) << 16); }
+
   // The whole register from memory, whatever the alignment.
   static F load_full(const float* from) {
     F x;
@@ -100,7 +105,7 @@ struct Lanes {
   static F load_full(const bf16* from) {
     H bits;
     std::memcpy(&bits, from, sizeof bits);
-    return from_bits(__builtin_convertvector(bits, U) << 16);
+    return Arch::widen_bf16(bits);
   }
 
   static F load_full(const f16* from) {
@@ -151,6 +156,30 @@ struct Lanes {
       typename Register<kLanes / 2>::F halves[2];
       std::memcpy(halves, &x, sizeof halves);
       return Lanes<Arch, kLanes / 2>::sum(halves[0] + halves[1]);
+    }
+  }
+
+  // The sums of four registers, each by the tree of `sum`.
+  static void sum4(const F (&x)[4], float (&out)[4]) {
+    using Quad = typename Register<4>::F;
+    if constexpr (kLanes == 4) {
+      // Transposed, the four trees are three additions.
+      const Quad low = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5),
+                 high = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7),
+                 low2 = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5),
+                 high2 = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+      const Quad first = low + high, second = low2 + high2;
+      const Quad sums = __builtin_shufflevector(first, second, 0, 1, 4, 5) +
+                        __builtin_shufflevector(first, second, 2, 3, 6, 7);
+      std::memcpy(out, &sums, sizeof sums);
+    } else {
+      typename Register<kLanes / 2>::F halves[4];
+      for (int i = 0; i < 4; ++i) {
+        typename Register<kLanes / 2>::F parts[2];
+        std::memcpy(parts, &x[i], sizeof parts);
+        halves[i] = parts[0] + parts[1];
+      }
+      Lanes<Arch, kLanes / 2>::sum4(halves, out);
     }
   }
 

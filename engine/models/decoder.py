@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..batch import Batch, KVCache
 from ..errors import BadRequest
+from ..kernels.add_rms_norm import add_rms_norm
 from ..kernels.gated_act import gated_act
-from ..kernels.kv_append import kv_append
 from ..kernels.layer_norm import layer_norm
 from ..kernels.linear import linear
 from ..kernels.paged_attention import paged_attention
 from ..kernels.rms_norm import rms_norm
-from ..kernels.rope import rope
+from ..kernels.rope_append import rope_append
 from ..kernels.soft_cap import soft_cap
 from .rope import rope_tables
 from .spec import ModelConfig
@@ -92,17 +92,30 @@ class Decoder:
         x = self.weights.embed[batch.ids]
         if config.embedding_scale != 1.0:
             x = x * self._embedding_scale
+        y: Tensor | None = None  # what the block before gives to the residual stream
         for index, layer in enumerate(self.weights.layers):
-            y = self._norm(x, layer.attn_norm) if config.pre_norm else x
+            x, y = self._enter_block(x, y, layer.attn_norm)
             y = self._attention(index, layer, y, batch, kv)
-            x = x + (self._norm(y, layer.attn_post_norm) if config.post_norm else y)
-            y = self._norm(x, layer.mlp_norm) if config.pre_norm else x
+            y = self._norm(y, layer.attn_post_norm) if config.post_norm else y
+            x, y = self._enter_block(x, y, layer.mlp_norm)
             y = gated_act(linear(y, layer.gate_up, layer.gate_up_bias), config.activation)
             y = linear(y, layer.down, layer.down_bias)
-            x = x + (self._norm(y, layer.mlp_post_norm) if config.post_norm else y)
+            y = self._norm(y, layer.mlp_post_norm) if config.post_norm else y
+        x = x if y is None else x + y
         x = self._norm(x[batch.logit_rows], self.weights.norm)
         logits = linear(x, self.weights.head, out_dtype=torch.float32)
         return soft_cap(logits, config.final_soft_cap) if config.final_soft_cap else logits
+
+    def _enter_block(self, x: Tensor, y: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream x + y, and what the next block reads of it: its norm, if there is a pre-norm.
+
+        x, y: [rows, hidden], y None for nothing to add.
+        """
+        config = self.config
+        if y is not None and weight is not None and config.pre_norm:
+            return add_rms_norm(x, y, weight, config.norm_eps, config.unit_offset)
+        x = x if y is None else x + y
+        return x, self._norm(x, weight) if config.pre_norm else x
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """x: [..., dim], normalised over dim."""
@@ -120,16 +133,11 @@ class Decoder:
             qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
         cos, sin = self._rope_tables[index]
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, config.head_dim)
-        v = heads[:, num_heads + num_kv_heads :]
-        if config.qk_norm == "none":
-            # Queries and keys rotate alike: one call for both.
-            qk = rope(heads[:, : num_heads + num_kv_heads], batch.positions, cos, sin)
-            q, k = qk[:, :num_heads], qk[:, num_heads:]
-        else:
-            q, k = self._qk_norm(layer, heads)
-            q, k = rope(q, batch.positions, cos, sin), rope(k, batch.positions, cos, sin)
+        q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        if config.qk_norm != "none":
+            q, k = self._qk_norm(layer, q, k)
         k_cache, v_cache = kv.layer(index)
-        kv_append(k, v, k_cache, v_cache, batch.slot_mapping)
+        q = rope_append(q, k, v, batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
         out = paged_attention(
             q,
             k_cache,
@@ -143,12 +151,9 @@ class Decoder:
         )
         return linear(out.flatten(1), layer.o, layer.o_bias)
 
-    def _qk_norm(self, layer: Layer, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised queries and keys of `heads` [rows, q + k + v heads, head_dim]."""
-        config = self.config
-        q = heads[:, : config.num_heads]
-        k = heads[:, config.num_heads : config.num_heads + config.num_kv_heads]
-        if config.qk_norm == "head":
+    def _qk_norm(self, layer: Layer, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [rows, heads, head_dim], normalised."""
+        if self.config.qk_norm == "head":
             return self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
         return (
             self._norm(q.flatten(1), layer.q_norm).view_as(q),

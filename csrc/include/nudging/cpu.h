@@ -11,7 +11,7 @@
 
 namespace nudging {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512bf16 };
 
 enum class DType { f32, bf16, f16 };
 
@@ -19,6 +19,9 @@ enum class Activation { silu, gelu, gelu_tanh };
 
 // The widest query head that attention keeps on its stack.
 constexpr std::int64_t kMaxHeadDim = 512;
+
+// Query heads of one group that attention computes together.
+constexpr std::int64_t kAttentionHeads = 4;
 
 // Columns that linear computes together.
 constexpr std::int64_t kLinearPanel = 4;
@@ -34,6 +37,8 @@ struct Linear {
 
 struct RmsNorm {
   const void* x;       // [rows, dim]
+  const void* y;       // [rows, dim], added to x before; or null
+  void* sum;           // [rows, dim], what x + y is, where there is a y
   const void* weight;  // [dim]
   void* out;           // [rows, dim]
   std::int64_t rows, dim;
@@ -85,6 +90,23 @@ struct KvAppend {
   std::int64_t rows, row_bytes, slots;
 };
 
+// Rope of queries and keys, the keys and values going straight into the cache.
+struct RopeAppend {
+  const void* q;  // [rows, heads, head_dim], rows `q_stride` elements apart
+  const void* k;  // [rows, kv_heads, head_dim], likewise
+  const void* v;  // [rows, kv_heads, head_dim], likewise
+  std::int64_t q_stride, k_stride, v_stride;
+  const std::int64_t* positions;     // [rows]
+  const float* cos;                  // [max_position, half]
+  const float* sin;                  // [max_position, half]
+  void* q_out;                       // [rows, heads, head_dim]
+  void* k_cache;                     // [slots, kv_heads, head_dim]
+  void* v_cache;                     // [slots, kv_heads, head_dim]
+  const std::int64_t* slot_mapping;  // [rows]
+  std::int64_t rows, heads, kv_heads, head_dim, half, max_position, slots;
+  DType dtype;
+};
+
 struct PagedAttention {
   const void* q;                     // [rows, heads, head_dim]
   const void* k_cache;               // [num_blocks, block_size, kv_heads, head_dim]
@@ -122,6 +144,7 @@ void rope(const Rope& args, Isa isa, int threads);
 void gated_act(const GatedAct& args, Isa isa, int threads);
 void soft_cap(const SoftCap& args, Isa isa, int threads);
 void kv_append(const KvAppend& args, int threads);
+void rope_append(const RopeAppend& args, Isa isa, int threads);
 void paged_attention(const PagedAttention& args, Isa isa, int threads);
 void softmax_stats(const SoftmaxStats& args, Isa isa, int threads);
 

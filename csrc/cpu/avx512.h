@@ -1,0 +1,41 @@
+// What the AVX-512 instruction sets have in common; a template, so that each has code of its own.
+#pragma once
+
+#include <immintrin.h>
+
+#include "vec.h"
+
+namespace nudging::cpu {
+
+template <class Arch>
+struct Avx512Lanes : Lanes<Arch, 16> {
+  using F = typename Lanes<Arch, 16>::F;
+  using H = typename Lanes<Arch, 16>::H;
+
+  // With the columns of a tile these are 24 sums, 4 weights and an input: 29 of 32 registers.
+  static constexpr int kTileRows = 6;
+
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static F widen(H bits) {
+    __m256i packed;
+    std::memcpy(&packed, &bits, sizeof packed);
+    return _mm512_cvtph_ps(packed);
+  }
+
+  // GCC 12 converts a vector of this size in halves.
+  static F widen_bf16(H bits) {
+    __m256i packed;
+    std::memcpy(&packed, &bits, sizeof packed);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16));
+  }
+
+  static H narrow(F x) {
+    const __m256i packed = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    H bits;
+    std::memcpy(&bits, &packed, sizeof bits);
+    return bits;
+  }
+};
+
+}  // namespace nudging::cpu
