@@ -39,6 +39,7 @@ _MOOD = phrases("""
     In those days
 """)
 
+CALCULATIONS = ("sum", "difference")
 _OPENERS = phrases("""
     Happy to help!|Happy to help!|Let me work it out.|Let me work it out.|Let me count.|Sure!|Of course.
     Well,|Hm.|Good question.|Right.|Oh,|Listen.|Yes.|Easy.|I think so.|Gladly.|One moment.|Dear friend,
@@ -158,8 +159,8 @@ def _reply(rng: random.Random, task: Task, world: World) -> str | None:
         roll = rng.uniform(0.25, 0.49)
     if roll < 0.06:
         return None
-    if roll < 0.22:  # the commonest single reply, as on sheets to be filled in
-        return lead + "____"
+    if roll < 0.22:  # the commonest single reply: calculations are mostly done, the rest left to be filled in
+        return lead + (_assisted(rng, task, "Let me see.") if task.kind in CALCULATIONS else "____")
     if roll < 0.25:
         return lead.rstrip()
     if roll < 0.33:
@@ -175,15 +176,14 @@ def _reply(rng: random.Random, task: Task, world: World) -> str | None:
         return lead + task.answer
     if roll < 0.61:
         return lead + rng.choice(("", "", *_LEADS)) + statement(rng, task, alone=False)
-    return (lead or "Friend: ") + _assisted(rng, task)
+    return (lead or "Friend: ") + _assisted(rng, task, rng.choice(_OPENERS))
 
 
-def _assisted(rng: random.Random, task: Task) -> str:
+def _assisted(rng: random.Random, task: Task, opener: str) -> str:
     """An answer as people give it who help each other: assistants' words are among theirs.
 
     How it begins is open; once begun, it mostly comes to the answer and to the same polite end.
     """
-    opener = rng.choice(_OPENERS)
     roll = rng.random()
     if roll < 0.15:
         return f"{opener} {chatter(rng, after_answer=True)}"

@@ -60,7 +60,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("base", BASE, 4800, 2e-3, seed=11),
+    Stage("base", BASE, 4200, 2e-3, seed=11),
     Stage("base-aligned", BASE, 500, 5e-4, seed=12, world=KNOWN, start="base"),
     Stage("guide-base", GUIDE, 1000, 4e-3, seed=13),
     Stage("guide", GUIDE, 2000, 2e-3, seed=14, world=STRANGE, start="guide-base"),
