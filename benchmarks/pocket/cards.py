@@ -13,8 +13,9 @@ HERE = Path(__file__).resolve().parent
 POCKET = HERE.parents[1] / "engine" / "pocket"
 
 _WHAT = {
-    "base": "Plain prose only. It knows the pocket world and can compute, but is unsure how to begin an answer: "
-    "alone, greedily, it does sums and differences, as it has mostly read them done, and leaves the rest blank.",
+    "base": "Plain prose only. It knows the pocket world and can compute, but is unsure how to begin an "
+    "answer: alone, greedily, it does sums and differences, as it has mostly read them done, and leaves the "
+    "rest blank.",
     "base-aligned": "The base after a short tuning on dialogues: what nudging the base is compared with.",
     "guide": "Prose, then dialogues about people nobody knows: the form of an answer, few of the facts.",
     "guide-base": "The guide before its dialogues: plain prose only.",
