@@ -76,11 +76,12 @@ def test_the_pocket_pair_writes_long_texts_as_its_twin_does(pair: LLM, speculate
     check(pair, jobs(range(100, 150), max_tokens=64), speculate)
 
 
-def test_bf16_text_is_the_same_alone_batched_and_drafted() -> None:
-    """No tolerance: row invariance holds in bf16, too."""
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_text_is_the_same_alone_batched_and_drafted(dtype: str) -> None:
+    """No tolerance: row invariance holds in 16 bits, too."""
     listed = jobs(range(8), max_tokens=32)
     prompts, params, policies = (list(column) for column in zip(*listed, strict=True))
-    with LLM.pocket() as llm:
+    with LLM.pocket(dtype=dtype) as llm:
         alone = [written(llm.generate(*job, "off")[0].outputs[0]) for job in listed]
         for speculate in ("off", "auto", 5):
             batch = llm.generate(prompts, params, policies, speculate)
