@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import random
@@ -67,7 +68,8 @@ class LLM:
         **unknown: Any,
     ) -> None:
         if unknown:
-            raise unknown_option("LLM", unknown, OPTIONS)
+            known = [name for name in inspect.signature(LLM).parameters if name != "unknown"]
+            raise unknown_option("LLM", unknown, known)
         check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size)
         if max_len is not None:
             check_sizes(max_len=max_len)
@@ -268,22 +270,6 @@ class LLM:
         handle = Handle(requests[0].id.rpartition("-")[0], requests, self._thread)
         self._thread.submit(requests, handle)
         return handle
-
-
-OPTIONS = (
-    "base",
-    "guide",
-    "models",
-    "device",
-    "dtype",
-    "kv_cache_memory",
-    "speculate",
-    "drafter",
-    "max_batch_tokens",
-    "block_size",
-    "max_len",
-    "progress",
-)
 
 
 def check_sizes(**sizes: Any) -> None:
