@@ -9,7 +9,7 @@ computed yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from nudging.adaptive import Ledger
 from nudging.costs import PassCosts
@@ -33,8 +33,12 @@ class Engine:
         models_of: dict[str, str],
         max_batch_tokens: int = 2048,
         costs: Mapping[str, PassCosts] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`costs`: what passes of each model cost; None learns them from the passes that are made."""
+        """`costs`: what passes of each model cost; None learns them from the passes that are made.
+        `clock`: the seconds of now; passes are timed with it.
+        """
+        self._clock = clock
         self.runners = runners
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
@@ -118,9 +122,9 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
-        began = time.perf_counter()
+        began = self._clock()
         rows = iter(runner.execute(works, wanted))
-        self.costs[model].record(sum(work.end - work.start for work in works), time.perf_counter() - began)
+        self.costs[model].record(sum(work.end - work.start for work in works), self._clock() - began)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]
@@ -214,7 +218,7 @@ class Engine:
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
             settle_draft(request, self._ledgers.pop(request.id))
-        request.counters.finished_at = time.monotonic()
+        request.counters.finished_at = request.clock()
         self.scheduler.retire(request)
         self._views.pop(request.id, None)
         request.need = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ class Counters:
     accepted: int = 0
     # How many drafts had so many of their tokens accepted.
     cycles: dict[int, int] = field(default_factory=dict)
-    submitted_at: float = field(default_factory=time.monotonic)
+    submitted_at: float = 0.0
     first_token_at: float | None = None
     finished_at: float | None = None
 
@@ -81,9 +81,11 @@ class Request:
         draft_len: int | None = 0,
         first_position: int = 0,
         drafter: str = "guide",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
         token, for texts that go on from earlier ones.  `drafter`: who drafts, by its name in DRAFTERS.
+        `clock`: the seconds of now, the engine's own clock.
         """
         self.id = request_id
         self.policy = policy
@@ -109,7 +111,8 @@ class Request:
         self.known_ahead: tuple[int, ...] = ()
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
-        self.counters = Counters()
+        self.clock = clock
+        self.counters = Counters(submitted_at=clock())
         self.tokenizer = roles["base" if "base" in policy.roles else policy.roles[0]].tokenizer
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
         self._stops = StopChecker(params.stop) if params.stop else None
@@ -146,7 +149,7 @@ class Request:
             self.finish("stop")
             return
         if self.counters.first_token_at is None:
-            self.counters.first_token_at = time.monotonic()
+            self.counters.first_token_at = self.clock()
         self.output.append(token)
         text, stopped = self._push(token)
         self.pieces.append(Piece(token, author, text, logprob))
