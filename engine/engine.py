@@ -15,12 +15,12 @@ from nudging.adaptive import Ledger
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
-from nudging.errors import BadRequest, OutOfBlocks
+from nudging.errors import BadRequest
 from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler, Work
-from nudging.sequence import Row, Sequence
+from nudging.sequence import Row
 from nudging.view import MissingRow, RequestView
 
 
@@ -52,10 +52,8 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits (see `check_fits`); sequences it brings along are in use from now on."""
-        for sequence in request.sequences.values():
-            self.scheduler.take(sequence)
-        self.scheduler.waiting.append(request)
+        """Queue a request that fits (see `check_fits`)."""
+        self.scheduler.add(request)
 
     def check_fits(self, request: Request) -> None:
         """Raise BadRequest when the pools could never hold the request, even alone."""
@@ -76,19 +74,22 @@ class Engine:
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that moved, the finished ones among them."""
-        moved = self.scheduler.admit()
+        moved = [request for request in self.scheduler.admit() if request.id not in self._views]
         for request in moved:
             self._open(request)
             self._advance(request)
         self._retire_finished()
-        for model, works in self.scheduler.schedule().works.items():
-            ready = [work for work in works if self._prepared(model, work)]
-            if ready:
-                self._execute(model, ready)
+        plan = self.scheduler.schedule()
+        for request in plan.preempted:
+            for role in request.policy.roles:
+                # Lazy would have to read its text again, too.
+                self._ledgers[request.id].rewind(role, 0)
+        for model, works in plan.works.items():
+            self._execute(model, works)
             for work in works:
                 self._advance(work.request)
                 moved.append(work.request)
-        self._retire_finished()
+        moved += self._retire_finished()
         if not self.has_work:
             self.check()
         return list(dict.fromkeys(moved))
@@ -101,22 +102,9 @@ class Engine:
             runner.pool.check()
 
     def _open(self, request: Request) -> None:
-        for role in request.policy.roles:
-            if role not in request.sequences:
-                pool = self.runners[self.models_of[role]].pool
-                request.sequences[role] = Sequence(pool, request.prompts[role].ids)
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
         ledger = self._ledgers[request.id] = Ledger(costs)
         self._views[request.id] = RequestView(request, ledger)
-
-    def _prepared(self, model: str, work: Work) -> bool:
-        """Whether the work's blocks are there; where the pool is short, that request alone ends."""
-        try:
-            self.runners[model].prepare(work)
-        except OutOfBlocks as error:
-            work.request.fail(error)
-            return False
-        return True
 
     def _execute(self, model: str, works: list[Work]) -> None:
         """Run one model's batch and file its rows in the sequences they belong to."""
@@ -128,9 +116,9 @@ class Engine:
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]
-            sequence.num_computed = work.end
-            passes = work.request.counters.passes
-            passes[work.role] = passes.get(work.role, 0) + 1
+            counters = work.request.counters
+            counters.recomputed += sequence.computed(work.end)
+            counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
             for position in range(work.first_row, work.end + 1):
                 row = next(rows)
                 if isinstance(row, Row):
@@ -211,9 +199,11 @@ class Engine:
         row = sequence.rows.get(sequence.prompt_len + len(request.output))
         return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
 
-    def _retire_finished(self) -> None:
-        for request in [r for r in self.scheduler.running if r.is_finished]:
+    def _retire_finished(self) -> list[Request]:
+        finished = [request for request in self.scheduler.running if request.is_finished]
+        for request in finished:
             self._retire(request)
+        return finished
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
