@@ -196,6 +196,22 @@ def test_what_fits_alone_is_accepted_and_finishes() -> None:
     assert_all_free(engine)
 
 
+def test_totals_never_fall_while_a_request_waits_for_its_memory() -> None:
+    engine, roles = small_engine(20)
+    jobs = [request(roles, f"r{i}", 9, 60) for i in range(3)]
+    for job in jobs:
+        engine.add(job)
+    seen = [0]
+
+    def look() -> None:
+        seen.append(engine.stats().totals.generated_tokens)
+
+    finish(engine, look)
+    assert seen == sorted(seen)
+    totals = engine.stats().totals
+    assert (totals.generated_tokens, totals.preemptions > 0) == (180, True)
+
+
 def test_a_preempted_request_can_be_aborted() -> None:
     engine, roles = small_engine(20)
     jobs = [request(roles, f"r{i}", 9, 60) for i in range(3)]
