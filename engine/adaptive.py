@@ -50,6 +50,14 @@ class Ledger:
         if position is not None and position < self._asked.get(role, 0):
             self._asked[role] = position
 
+    def spare(self, role: str, position: int, rows: int) -> None:
+        """`rows` rows up to `position` were there already: lazy need not compute them either."""
+        asked = self._asked.get(role, 0)
+        if asked > position:
+            self.lazy += self.costs[role].of(asked - rows) - self.costs[role].of(asked)
+        else:
+            self._asked[role] = position
+
     def pay(self, role: str, rows: int) -> None:
         """A pass of `rows` rows was made."""
         self.paid += self.costs[role].of(rows)

@@ -55,9 +55,10 @@ class LLM:
     never drafts.  Both change speed, never a token.  `max_len`: the longest prompt + text in tokens, where a
     checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
     read in parts.  Use as a context manager or call `close()`: then every request has ended and all memory is
-    free.  `progress`: a bar while weights load; None shows it where stderr is a terminal.  `trace`: a file
-    to which a timeline of all steps is written, for Perfetto or chrome://tracing.  Raises BadRequest,
-    CheckpointError and OSError.
+    free.  `prefix_caching`: the cache of computed tokens stays until its memory is needed, for requests that
+    begin alike (see `cache_salt` of RequestOptions).  `progress`: a bar while weights load; None shows it
+    where stderr is a terminal.  `trace`: a file to which a timeline of all steps is written, for Perfetto or
+    chrome://tracing.  Raises BadRequest, CheckpointError and OSError.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class LLM:
         max_batch_tokens: int = 2048,
         block_size: int = 16,
         max_len: int | None = None,
+        prefix_caching: bool = True,
         progress: bool | None = None,
         trace: str | os.PathLike[str] | None = None,
         **unknown: Any,
@@ -90,7 +92,7 @@ class LLM:
         checkpoints = name_roles(base, guide, models or {})
         shown = sys.stderr.isatty() if progress is None else progress
         self.roles, decoders = load_roles(checkpoints, read_dtype(dtype), read_device(device), shown, max_len)
-        runners = make_runners(decoders, self.roles, memory, block_size)
+        runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching)
         models_of = {role.name: role.model for role in self.roles.values()}
         self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
@@ -306,6 +308,8 @@ class LLM:
             )
             for i in range(params.n)
         ]
+        for request in requests:
+            request.siblings = tuple(requests)
         for request in requests:
             self._engine.check_fits(request)
         return requests

@@ -95,6 +95,8 @@ class Engine:
             self._retire_finished()
         with self._tracer.span("engine", "plan"):
             plan = self.scheduler.schedule()
+        for found in plan.found:
+            self._ledgers[found.request.id].spare(found.role, found.end, found.end - found.start)
         for request in plan.preempted:
             for role in request.policy.roles:
                 # Lazy would have to read its text again, too.
@@ -121,7 +123,7 @@ class Engine:
         for request in opened:
             totals.add(request)
         pools = {name: runner.pool for name, runner in self.runners.items()}
-        usage = {name: 1 - pool.num_free / pool.total for name, pool in pools.items()}
+        usage = {name: 1 - pool.num_available / pool.total for name, pool in pools.items()}
         return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, totals)
 
     def check(self) -> None:
@@ -158,6 +160,8 @@ class Engine:
                 elif position == work.request.need_now.first:
                     work.request.fail(row)
                 # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
+            if not work.request.is_finished:
+                sequence.register()
 
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
@@ -254,6 +258,8 @@ class Engine:
             self._views.pop(request.id, None)
         request.need = None
         for sequence in request.sequences.values():
+            if request.error is None:
+                sequence.register()
             if request.keeps_sequences:
                 self.scheduler.keep(sequence)
             else:

@@ -163,7 +163,8 @@ class Generation:
         """The sequences, made to hold exactly prompt + text; rows were picked under other parameters."""
         for name, prompt in prompts.items():
             pool = self._engine.runners[self._roles[name].model].pool
-            sequence = self._sequences.setdefault(name, Sequence(pool, ()))
+            salt = self._options.get("cache_salt")
+            sequence = self._sequences.setdefault(name, Sequence(pool, (), salt))
             sequence.set_context(0, prompt.ids)
             sequence.truncate(len(prompt.ids))
             sequence.rows.clear()

@@ -122,7 +122,7 @@ def load_roles(
 
 
 def make_runners(
-    decoders: dict[str, Decoder], roles: dict[str, Role], memory: int, block_size: int
+    decoders: dict[str, Decoder], roles: dict[str, Role], memory: int, block_size: int, prefix_caching: bool
 ) -> dict[str, ModelRunner]:
     """Pools from one budget of `memory` bytes, divided so that every role can hold equally many tokens.
 
@@ -137,5 +137,6 @@ def make_runners(
             f"kv_cache_memory is {memory} bytes; these models need at least {least} for two blocks each"
         )
     return {
-        name: ModelRunner(decoder, rounds * users[name], block_size) for name, decoder in decoders.items()
+        name: ModelRunner(decoder, rounds * users[name], block_size, prefix_caching)
+        for name, decoder in decoders.items()
     }

@@ -16,10 +16,12 @@ from nudging.sequence import Row
 class ModelRunner:
     """A decoder, its block pool and its cache of `num_blocks` blocks."""
 
-    def __init__(self, decoder: Decoder, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool = True
+    ) -> None:
         config = decoder.config
         self.decoder = decoder
-        self.pool = BlockPool(num_blocks, block_size)
+        self.pool = BlockPool(num_blocks, block_size, prefix_caching)
         self.cache = KVCache(
             config.num_layers,
             num_blocks,

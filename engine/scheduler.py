@@ -5,7 +5,7 @@ budgets.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nudging.blocks import BlockPool
 from nudging.errors import OutOfBlocks
@@ -37,11 +37,24 @@ class Work:
 
 
 @dataclass(frozen=True)
-class SchedulerOutput:
-    """One step: the work of each model, by the model's name, and who had to give its blocks back for it."""
+class Found:
+    """`tokens[start:end]` of one sequence need not be computed: a sibling or an earlier request had them."""
 
-    works: dict[str, list[Work]] = field(default_factory=dict)
-    preempted: list[Request] = field(default_factory=list)
+    request: Request
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SchedulerOutput:
+    """One step: the work of each model, by the model's name; what was found since the last one; and who had
+    to give its blocks back.
+    """
+
+    works: dict[str, list[Work]]
+    found: list[Found]
+    preempted: list[Request]
 
 
 class Scheduler:
@@ -66,6 +79,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._arrivals = 0
+        self._found: list[Found] = []
         self._preempted: list[Request] = []
         # Sequences of open generations that no request uses now, the longest unused first.
         self._kept: list[Sequence] = []
@@ -76,7 +90,9 @@ class Scheduler:
         self._arrivals += 1
         for role in request.policy.roles:
             if role not in request.sequences:
-                request.sequences[role] = Sequence(self._pool(role), request.prompts[role].ids)
+                request.sequences[role] = Sequence(
+                    self._pool(role), request.prompts[role].ids, request.cache_salt
+                )
         insort(self.waiting, request, key=_rank)
 
     def blocks_needed(self, request: Request) -> dict[str, int]:
@@ -106,8 +122,13 @@ class Scheduler:
         self._kept = [kept for kept in self._kept if kept is not sequence]
 
     def retire(self, request: Request) -> None:
-        """Take a finished request out, wherever it stands."""
+        """Take a finished request out, wherever it stands; siblings that wait for its prompt take it over."""
         (self.running if request in self.running else self.waiting).remove(request)
+        for sibling in request.siblings:
+            if sibling in self.running and not sibling.is_finished:
+                for role in request.sequences:
+                    self._take_prompt(sibling, role, request)
+        request.siblings = ()
 
     def schedule(self) -> SchedulerOutput:
         """The tokens that the running requests' needs ask for, at most `max_batch_tokens` for each model.
@@ -115,7 +136,8 @@ class Scheduler:
         Who cannot have the blocks for its tokens waits for another step; one that is the only one left and
         still lacks a block fails with OutOfBlocks.
         """
-        ends = self._share_tokens()
+        ready = [request for request in self.running if self._find_computed(request)]
+        ends = self._share_tokens(ready)
         works: dict[str, list[Work]] = {}
         for request in tuple(self.running):
             if request not in ends or request in self._preempted:
@@ -123,11 +145,56 @@ class Scheduler:
             work = self._own_blocks(request, ends[request])
             if work is not None:
                 works.setdefault(self.models_of[work.role], []).append(work)
-        preempted, self._preempted = self._preempted, []
-        return SchedulerOutput(works, preempted)
+        # What an ended request handed on may have ended since, too.
+        found = [one for one in self._found if not one.request.is_finished]
+        output = SchedulerOutput(works, found, self._preempted)
+        self._found, self._preempted = [], []
+        return output
 
-    def _share_tokens(self) -> dict[Request, int]:
-        """Up to which token each running request computes in this step.
+    def _find_computed(self, request: Request) -> bool:
+        """Let the request go on from what is computed already.  False: it waits, while a sibling that ranks
+        above it reads their prompt.
+        """
+        need = request.need_now
+        sequence = request.sequences[need.role]
+        if request.siblings and sequence.num_computed < sequence.prompt_len - 1:
+            if self._is_being_read(request, need.role):
+                return False
+            for sibling in request.siblings:
+                self._take_prompt(request, need.role, sibling)
+        start = sequence.num_computed
+        if sequence.take_cached(need.first - 1):
+            self._note(request, need.role, start)
+        return True
+
+    def _take_prompt(self, request: Request, role: str, sibling: Request) -> None:
+        """Share what a sibling has computed of the prompt, where it is more than the request has."""
+        sequence, source = request.sequences[role], sibling.sequences.get(role)
+        limit = sequence.prompt_len - 1
+        if request.need_now.role == role:
+            # A row is never shared: the token before it is computed in any case.
+            limit = min(limit, request.need_now.first - 1)
+        start = sequence.num_computed
+        if source is not None and min(source.num_computed, limit) > start:
+            sequence.take_from(source, limit)
+            self._note(request, role, start)
+
+    def _is_being_read(self, request: Request, role: str) -> bool:
+        """Whether a running sibling above `request` computes their prompt for the same role now."""
+        for other in request.siblings:
+            if other.rank < request.rank and other in self.running and other.need_now.role == role:
+                return other.sequences[role].num_computed < request.sequences[role].prompt_len - 1
+        return False
+
+    def _note(self, request: Request, role: str, start: int) -> None:
+        """Report and count what a sequence has found behind `start`."""
+        sequence = request.sequences[role]
+        self._found.append(Found(request, role, start, sequence.num_computed))
+        if not request.counters.preemptions:
+            request.counters.cached += max(min(sequence.num_computed, sequence.prompt_len) - start, 0)
+
+    def _share_tokens(self, requests: list[Request]) -> dict[Request, int]:
+        """Up to which token each of `requests` computes in this step.
 
         Texts are written before prompts are read, each in order of rank; but long needs together get a
         PROMPT_SHARE of the budget.  So a prompt of P tokens behind others of Q, whatever else runs, is read
@@ -135,7 +202,7 @@ class Scheduler:
         """
         short: dict[str, list[Request]] = {model: [] for model in self.pools}
         long: dict[str, list[Request]] = {model: [] for model in self.pools}
-        for request in self.running:
+        for request in requests:
             need = request.need_now
             if _pending(request) > DECODE_TOKENS:
                 request.long_need = (need.role, need.first)
@@ -164,7 +231,7 @@ class Scheduler:
         need = request.need_now
         sequence = request.sequences[need.role]
         start, pool = sequence.num_computed, self._pool(need.role)
-        while sequence.block_table.missing(start, end) > pool.num_free:
+        while sequence.block_table.missing(start, end) > pool.num_available:
             if self._release_idle(pool):
                 continue
             victim = self._lowest_holder(pool, above=request)
@@ -189,7 +256,7 @@ class Scheduler:
         """
         claim = self._claim(request)
         while True:
-            free = {model: pool.num_free for model, pool in self.pools.items()}
+            free = {model: pool.num_available for model, pool in self.pools.items()}
             short = self._short_pools(claim, self.running, free)
             if not short:
                 return True
@@ -229,8 +296,16 @@ class Scheduler:
             pool, sequence = self._pool(role), request.sequences[role]
             soon = request.context_length(role) + request.ahead + HEADROOM_BLOCKS * pool.block_size
             blocks = pool.blocks_for(min(soon, request.max_sequence(role)))
-            claim[self.models_of[role]] += max(blocks - len(sequence.block_table.ids), 0)
+            there = len(sequence.block_table.ids) or self._count_known(request, role)
+            claim[self.models_of[role]] += max(blocks - there, 0)
         return claim
+
+    def _count_known(self, request: Request, role: str) -> int:
+        """How many blocks a sequence that has none will share with running requests."""
+        sequence = request.sequences[role]
+        if any(sibling in self.running and sibling is not request for sibling in request.siblings):
+            return (sequence.prompt_len - 1) // self._pool(role).block_size
+        return sequence.count_known(request.context_length(role) - 1)
 
     def _lowest_holder(self, pool: BlockPool, above: Request) -> Request | None:
         """The lowest-ranked running request below `above` that holds blocks of the pool."""
@@ -259,6 +334,7 @@ class Scheduler:
         """Back to the queue without blocks; text, rows and need stay."""
         self.running.remove(request)
         for sequence in request.sequences.values():
+            sequence.register()
             sequence.release()
         request.counters.preemptions += 1
         self._preempted.append(request)
