@@ -152,7 +152,7 @@ class SequencesOnOnePool(RuleBasedStateMachine):
     def take(self, data: st.DataObject) -> None:
         sequence, other = (data.draw(st.sampled_from(self.sequences)) for _ in range(2))
         if sequence is not other and sequence.salt == other.salt:
-            sequence.take_from(other, len(sequence.tokens) - 1)
+            sequence.take_from(other, len(sequence.tokens))
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), length=st.integers(0, 20))
