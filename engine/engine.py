@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nudging.adaptive import Ledger
+from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
@@ -94,12 +95,11 @@ class Engine:
                 self._open(request)
                 self._advance(request)
             self._retire_finished()
-        with self._tracer.span("engine", "plan"):
-            plan = self.scheduler.schedule()
-        for model, works in plan.works.items():
-            ready = [work for work in works if self._prepared(model, work)]
-            if ready:
-                self._execute(model, ready)
+        for model in cheapest_first(self.costs):
+            with self._tracer.span("engine", "plan"):
+                works = self.scheduler.schedule(model)
+                steps = self._path_steps(model, works)
+            self._compute(model, works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 for work in works:
                     self._advance(work.request)
@@ -138,6 +138,40 @@ class Engine:
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
         ledger = self._ledgers[request.id] = Ledger(costs)
         self._views[request.id] = RequestView(request, ledger)
+
+    def _path_steps(self, model: str, works: list[Work]) -> int:
+        """How many tokens of their paths the works get in this step; see `path_steps`."""
+        if not any(work.ahead for work in works):
+            return 1
+        dearest = cheapest_first(self.costs)[-1]
+        lengths = [work.ahead + 1 for work in works]
+        if model == dearest:
+            return min(lengths)
+        needs = (request.need for request in self.scheduler.running)
+        ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
+        answer = self.costs[dearest].of(ready + len(works))
+        return path_steps(lengths, ready, self.costs[model].of(len(works)), answer)
+
+    def _compute(self, model: str, works: list[Work], steps: int) -> None:
+        """Run a model on its works and then on their paths, `steps` passes in all."""
+        for _ in range(steps):
+            works = [work for work in works if self._prepared(model, work)]
+            if not works:
+                return
+            self._execute(model, works)
+            works = [onward for work in works if (onward := self._onward(work)) is not None]
+
+    def _onward(self, work: Work) -> Work | None:
+        """The next token of a work's path: the one that its last row picked; None where the path ends."""
+        request, role, at = work.request, work.role, work.end
+        if work.ahead == 0 or request.is_finished:
+            return None
+        sequence = request.sequences[role]
+        row = sequence.rows.get(at)
+        if row is None or row.token in request.need_now.ends:
+            return None
+        self._ledgers[request.id].rewind(role, sequence.set_context(at, (row.token,)))
+        return Work(request, role, at, at + 1, at + 1, work.ahead - 1)
 
     def _prepared(self, model: str, work: Work) -> bool:
         """Whether the work's blocks are there; where the pool is short, that request alone ends."""
@@ -200,7 +234,7 @@ class Engine:
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
-        role, last = request.need_now.role, request.need_now.last
+        role, last = request.need_now.role, request.need_now.end
         if last > request.max_sequence(role):
             request.fail(
                 BadRequest(
