@@ -51,6 +51,12 @@ model_options = shared(
         metavar="auto|off|N",
         help="Tokens drafted ahead for every pass of the base; never changes a token.",
     ),
+    option(
+        "--drafter",
+        default="guide",
+        metavar="guide|ngram|none",
+        help="Who drafts: the guide; ngram looks up what stood behind the last tokens before.",
+    ),
 )
 
 policy_options = shared(
@@ -145,6 +151,7 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         device=flags["device"],
         kv_cache_memory=flags["kv_cache_memory"],
         speculate=read_speculate(flags["speculate"]),
+        drafter=flags["drafter"],
         max_len=flags["max_len"],
         progress=progress,
     )
