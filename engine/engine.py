@@ -23,7 +23,7 @@ from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler, Work
-from nudging.sequence import Row, Sequence
+from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
@@ -47,7 +47,7 @@ class Engine:
         self._clock = clock
         self._tracer = tracer or Tracer()
         self._totals = Totals()
-        # Between running and counted a request must be seen exactly once by who asks from another thread.
+        # Between opened and counted a request must be seen exactly once by who asks from another thread.
         self._counting = threading.Lock()
         # Called with every request that has ended, on the thread that steps.
         self.on_end: list[Callable[[Request], None]] = []
@@ -64,10 +64,8 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits (see `check_fits`); sequences it brings along are in use from now on."""
-        for sequence in request.sequences.values():
-            self.scheduler.take(sequence)
-        self.scheduler.waiting.append(request)
+        """Queue a request that fits (see `check_fits`)."""
+        self.scheduler.add(request)
         self._tracer.begin(request.id, policy=repr(request.policy))
 
     def check_fits(self, request: Request) -> None:
@@ -90,21 +88,25 @@ class Engine:
     def step(self) -> list[Request]:
         """Advance every running request; returns those that moved, the finished ones among them."""
         with self._tracer.span("engine", "admit"):
-            moved = self.scheduler.admit()
+            moved = [request for request in self.scheduler.admit() if request.id not in self._views]
             for request in moved:
                 self._open(request)
                 self._advance(request)
             self._retire_finished()
         for model in cheapest_first(self.costs):
             with self._tracer.span("engine", "plan"):
-                works = self.scheduler.schedule(model)
-                steps = self._path_steps(model, works)
-            self._compute(model, works, steps)
+                plan = self.scheduler.schedule(model)
+                steps = self._path_steps(model, plan.works)
+            for request in plan.preempted:
+                for role in request.policy.roles:
+                    # Lazy would have to read its text again, too.
+                    self._ledgers[request.id].rewind(role, 0)
+            self._compute(model, plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
-                for work in works:
+                for work in plan.works:
                     self._advance(work.request)
                     moved.append(work.request)
-        self._retire_finished()
+            moved += self._retire_finished()
         self._tracer.level(
             "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
         )
@@ -116,12 +118,12 @@ class Engine:
         """How full the engine is and what it has done; callable from any thread, a step may be under way."""
         with self._counting:
             totals = self._totals.copy()
-            running = tuple(self.scheduler.running)
-        for request in running:
+            opened = [view.request for view in self._views.values()]
+        for request in opened:
             totals.add(request)
         pools = {name: runner.pool for name, runner in self.runners.items()}
         usage = {name: 1 - pool.num_free / pool.total for name, pool in pools.items()}
-        return EngineStats(len(running), len(self.scheduler.waiting), usage, totals)
+        return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, totals)
 
     def check(self) -> None:
         """Assert I1 and I2 of everything."""
@@ -131,13 +133,10 @@ class Engine:
             runner.pool.check()
 
     def _open(self, request: Request) -> None:
-        for role in request.policy.roles:
-            if role not in request.sequences:
-                pool = self.runners[self.models_of[role]].pool
-                request.sequences[role] = Sequence(pool, request.prompts[role].ids)
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
         ledger = self._ledgers[request.id] = Ledger(costs)
-        self._views[request.id] = RequestView(request, ledger)
+        with self._counting:
+            self._views[request.id] = RequestView(request, ledger)
 
     def _path_steps(self, model: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
@@ -155,7 +154,6 @@ class Engine:
     def _compute(self, model: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
         for _ in range(steps):
-            works = [work for work in works if self._prepared(model, work)]
             if not works:
                 return
             self._execute(model, works)
@@ -171,16 +169,12 @@ class Engine:
         if row is None or row.token in request.need_now.ends:
             return None
         self._ledgers[request.id].rewind(role, sequence.set_context(at, (row.token,)))
-        return Work(request, role, at, at + 1, at + 1, work.ahead - 1)
-
-    def _prepared(self, model: str, work: Work) -> bool:
-        """Whether the work's blocks are there; where the pool is short, that request alone ends."""
         try:
-            self.runners[model].prepare(work)
-        except OutOfBlocks as error:
-            work.request.fail(error)
-            return False
-        return True
+            copies = sequence.prepare_write(at, at + 1)
+        except OutOfBlocks:
+            # The rest becomes a need of its own, for which the scheduler finds the blocks.
+            return None
+        return Work(request, role, at, at + 1, at + 1, work.ahead - 1, tuple(copies))
 
     def _execute(self, model: str, works: list[Work]) -> None:
         """Run one model's batch and file its rows in the sequences they belong to."""
@@ -193,9 +187,9 @@ class Engine:
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]
-            sequence.num_computed = work.end
-            passes = work.request.counters.passes
-            passes[work.role] = passes.get(work.role, 0) + 1
+            counters = work.request.counters
+            counters.recomputed += sequence.computed(work.end)
+            counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
             for position in range(work.first_row, work.end + 1):
                 row = next(rows)
                 if isinstance(row, Row):
@@ -276,9 +270,11 @@ class Engine:
         row = sequence.rows.get(sequence.prompt_len + len(request.output))
         return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
 
-    def _retire_finished(self) -> None:
-        for request in [r for r in self.scheduler.running if r.is_finished]:
+    def _retire_finished(self) -> list[Request]:
+        finished = [request for request in self.scheduler.running if request.is_finished]
+        for request in finished:
             self._retire(request)
+        return finished
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
@@ -287,7 +283,7 @@ class Engine:
         with self._counting:
             self.scheduler.retire(request)
             self._totals.add(request)
-        self._views.pop(request.id, None)
+            self._views.pop(request.id, None)
         request.need = None
         for sequence in request.sequences.values():
             if request.keeps_sequences:

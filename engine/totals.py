@@ -23,6 +23,7 @@ class Totals:
     drafts: int = 0
     drafted: int = 0
     accepted: int = 0
+    preemptions: int = 0
     finished: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -46,6 +47,7 @@ class Totals:
         self.drafts += sum(dict(counters.cycles).values())
         self.drafted += counters.drafted
         self.accepted += counters.accepted
+        self.preemptions += counters.preemptions
         if request.finish_reason is not None:
             reason = request.finish_reason
             self.finished[reason] = self.finished.get(reason, 0) + 1
@@ -59,6 +61,7 @@ class Totals:
             self.drafts,
             self.drafted,
             self.accepted,
+            self.preemptions,
             dict(self.finished),
         )
 
