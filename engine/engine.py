@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nudging.adaptive import Ledger
@@ -153,9 +154,8 @@ class Engine:
 
     def _compute(self, model: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
-        for _ in range(steps):
-            if not works:
-                return
+        works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
+        while works:
             self._execute(model, works)
             works = [onward for work in works if (onward := self._onward(work)) is not None]
 
@@ -174,7 +174,7 @@ class Engine:
         except OutOfBlocks:
             # The rest becomes a need of its own, for which the scheduler finds the blocks.
             return None
-        return Work(request, role, at, at + 1, at + 1, work.ahead - 1, tuple(copies))
+        return Work(request, role, at, at + 1, at + 1, work.ahead - 1, tuple(copies), is_onward=True)
 
     def _execute(self, model: str, works: list[Work]) -> None:
         """Run one model's batch and file its rows in the sequences they belong to."""
@@ -183,7 +183,9 @@ class Engine:
         began = self._clock()
         with self._tracer.span(model, "pass", lambda: describe(works)):
             rows = iter(runner.execute(works, wanted))
-        self.costs[model].record(sum(work.end - work.start for work in works), self._clock() - began)
+        if runner.passes_made:
+            seconds = (self._clock() - began) / runner.passes_made
+            self.costs[model].record(sum(work.end - work.start for work in works), seconds)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]

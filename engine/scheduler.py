@@ -22,7 +22,8 @@ HEADROOM_BLOCKS = 1
 @dataclass(frozen=True)
 class Work:
     """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
-    first_row..end.  Of the path behind them, `ahead` tokens are still wanted.
+    first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
+    token of such a path.
 
     `copies` are the (source, destination) blocks to copy before: those it writes and shares with others.
     """
@@ -34,6 +35,7 @@ class Work:
     first_row: int
     ahead: int = 0
     copies: tuple[tuple[int, int], ...] = ()
+    is_onward: bool = False
 
 
 @dataclass(frozen=True)
