@@ -4,7 +4,8 @@
 a machine with a GPU it does nothing, and the kernels' tests run there.
 
 What it mends, in Triton 3.6 to 3.9: products and arithmetic of bf16 (the interpreter holds bf16 as integers
-and multiplies those), rounding to bf16 (it truncates), loops over run-time bounds with numpy >= 2.4 (in 3.6).
+and multiplies those), rounding to bf16 (it truncates), comparisons of scalars (they keep the type of what is
+compared), loops over run-time bounds with numpy >= 2.4 (in 3.6).
 What it decides: `tl.dot` adds its products one by one in the order of k.  BLAS would choose an order by the
 tile's shape; so the bits of a row depend on the kernel's own order alone, and tests can ask for them.
 """
@@ -61,20 +62,21 @@ def install() -> None:
     def values(x: Any) -> Floats:
         return widen(x.data) if is_bf16(x) else x.data.astype(np.float32)
 
+    def truth(x: Any) -> Any:
+        return handle(x.data, tl.int1) if x.data.dtype == np.bool_ else x
+
     def create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
         return handle(ordered_dot(values(a), values(b), d.data), d.dtype.scalar)
 
     def mended(plain: Callable[..., Any]) -> Callable[..., Any]:
-        """An operation of the builder that is right for bf16 operands too; the last argument is numpy's."""
+        """An operation of the builder that is right for bf16 operands too; its last argument is numpy's."""
 
         def operation(self: Any, *args: Any) -> Any:
             *operands, op = args
-            if not all(is_bf16(x) for x in operands):
-                return plain(self, *args)
-            out = op(*(widen(x.data) for x in operands))
-            if out.dtype == np.bool_:
-                return handle(out, tl.int1)
-            return handle(narrow(out), tl.bfloat16)
+            if all(is_bf16(x) for x in operands):
+                out = op(*(widen(x.data) for x in operands))
+                return truth(handle(out if out.dtype == np.bool_ else narrow(out), tl.bfloat16))
+            return truth(plain(self, *args))
 
         return operation
 

@@ -26,7 +26,30 @@ def cap_logits(x, cap):
 
 
 @triton.jit
-def rms_normed(y, weight, dim, eps, UNIT_OFFSET: tl.constexpr):
-    """One row's y / sqrt(mean(y^2) + eps) * w; y, weight: fp32 blocks, y zero past `dim`."""
+def total(x, SIZE: tl.constexpr):
+    """The sum of a vector of SIZE fp32, a power of two: neighbours are added, then neighbouring sums.
+
+    Unlike that of tl.sum, this order is the same for every layout, so for every kernel and number of warps.
+    """
+    for _ in tl.static_range(SIZE.bit_length() - 1):
+        x = tl.sum(tl.reshape(x, [x.shape[0] // 2, 2]), 1)
+    return tl.sum(x, 0)
+
+
+@triton.jit
+def rms_normed(y, weight, dim, eps, UNIT_OFFSET: tl.constexpr, BLOCK: tl.constexpr):
+    """One row's y / sqrt(mean(y^2) + eps) * w; y, weight: BLOCK elements of fp32, y zero past `dim`."""
     scale = weight + 1.0 if UNIT_OFFSET else weight
-    return y * tl.rsqrt(tl.sum(y * y, 0) / dim + eps) * scale
+    return y * tl.rsqrt(total(y * y, BLOCK) / dim + eps) * scale
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """The activation of that name, "silu", "gelu" (erf) or "gelu_tanh", of fp32."""
+    if ACTIVATION == "silu":
+        y = x / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "gelu":
+        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        y = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    return y

@@ -20,7 +20,7 @@ def _rms_norm(
     x_ptr += row // inner * outer_stride + row % inner * inner_stride
     y = tl.load(x_ptr + at, mask=at < dim, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + at, mask=at < dim, other=0.0).to(tl.float32)
-    y = rms_normed(y, weight, dim, eps, UNIT_OFFSET)
+    y = rms_normed(y, weight, dim, eps, UNIT_OFFSET, BLOCK)
     tl.store(out_ptr + row * dim + at, y.to(out_ptr.dtype.element_ty), mask=at < dim)
 
 
