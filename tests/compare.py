@@ -92,6 +92,7 @@ def assert_same_bits(got: list[Tensor], want: list[Tensor], rows: Any = slice(No
 ROWWISE: list[tuple[str, Make, tuple[int, ...]]] = [
     ("linear", linear_args(40, 513, 33, bias=True), (0,)),
     ("linear", linear_args(40, 64, 7, out=torch.float32), (0,)),
+    ("linear", linear_args(40, 4100, 9), (0,)),
     ("rms_norm", norm_args(40, 77), (0,)),
     ("rms_norm", norm_args(40, 3, 64, unit_offset=True), (0,)),
     ("add_rms_norm", add_norm_args(40, 77), (0, 1)),

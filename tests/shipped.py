@@ -66,3 +66,23 @@ ship("kv_append", "llama-8b", pick(rope_args(32, 8, 128), 1, 2, 6, 7, 8))
 for activation in ("silu", "gelu", "gelu_tanh"):
     ship("gated_act", activation, lambda dtype, name=activation: (torch.empty(16, 28672, dtype=dtype), name))
 ship("soft_cap", "gemma-27b", lambda dtype: (torch.empty(16, 256000, dtype=dtype), 30.0))
+
+
+def linear_args(rows: int, cols: int, features: int, out: Any = None) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        return torch.empty(rows, features, dtype=dtype), torch.empty(cols, features, dtype=dtype), None, out
+
+    return make
+
+
+# A call for every tile, with and without partitions.
+for model, cols, features, some_rows in [
+    ("qwen-0.5b-down", 896, 4864, (16, 64, 512)),
+    ("llama-1b-down", 2048, 8192, (16, 64)),
+    ("llama-8b-qkv", 6144, 4096, (16,)),
+    ("llama-8b-gate-up", 28672, 4096, (16, 64, 512)),
+]:
+    for rows in some_rows:
+        ship("linear", f"{model}-{rows}", linear_args(rows, cols, features))
+for rows in (16, 64, 512):
+    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32))

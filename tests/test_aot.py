@@ -44,6 +44,18 @@ def test_no_kernel_spills(compiled: list[dict[str, Any]]) -> None:
     assert not [one for one in compiled if one["stack"] or one["local"]]
 
 
+def test_products_of_16_bit_types_have_one_instruction(compiled: list[dict[str, Any]]) -> None:
+    """Tiles of any size have the same bits only if the instruction is the same, and so is its rounding."""
+    products = [one for one in compiled if one["kernel"].startswith("_linear")]
+    used = {(one["call"].split()[-1], *one["matrix_instructions"]) for one in products}
+    instruction = "mma.sync.m16n8k16"
+    assert used == {("fp32",), ("bf16", instruction), ("fp16", instruction)}
+
+
+def test_no_kernel_asks_for_more_shared_memory_than_any_gpu_has(compiled: list[dict[str, Any]]) -> None:
+    assert max(one["shared"] for one in compiled) <= 99 << 10
+
+
 def test_the_table_of_registers_has_every_kernel(compiled: list[dict[str, Any]]) -> None:
     """The registers themselves are the compiler's: `python -m tests.aot > TABLE` after a change."""
 
