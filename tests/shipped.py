@@ -20,10 +20,13 @@ Args = tuple[Any, ...]
 SHIPPED: dict[str, Callable[[], Any]] = {}
 
 
-def ship(op: str, name: str, make: Callable[[torch.dtype], Args]) -> None:
-    """The op's Triton implementation on make(dtype), for every dtype."""
+def ship(
+    op: str, name: str, make: Callable[[torch.dtype], Args], dtypes: tuple[str, ...] = tuple(DTYPES)
+) -> None:
+    """The op's Triton implementation on make(dtype), for each of the dtypes."""
     run = next(found.run for found in load(op).implementations if found.name == "triton")
-    for short, dtype in DTYPES.items():
+    for short in dtypes:
+        dtype = DTYPES[short]
         SHIPPED[f"{op} {name} {short}"] = lambda dtype=dtype: run(*make(dtype))
 
 
@@ -86,3 +89,50 @@ for model, cols, features, some_rows in [
         ship("linear", f"{model}-{rows}", linear_args(rows, cols, features))
 for rows in (16, 64, 512):
     ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32))
+
+
+def attention_args(
+    queries: int, length: int, heads: int, kv_heads: int, head_dim: int, window: int = 0, cap: float = 0.0
+) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        caches = (torch.empty(1024, 16, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+        tables, cu, lengths = (torch.empty(s, dtype=torch.int32) for s in ((2, length // 16), (3,), (2,)))
+        q = torch.empty(queries, heads, head_dim, dtype=dtype)
+        return q, *caches, tables, cu, lengths, head_dim**-0.5, window, cap
+
+    return make
+
+
+# Few queries take splits of their own, many take all in one program.
+for model, dtypes, *shape in [
+    ("qwen-0.5b", tuple(DTYPES), 14, 2, 64),
+    ("phi-2b", ("bf16",), 32, 32, 80),
+    ("llama-8b", ("fp32", "bf16"), 32, 8, 128),
+    ("gemma-9b", ("fp32", "bf16"), 16, 8, 256, 4096, 50.0),
+]:
+    ship("paged_attention", f"{model} decode", attention_args(10, 8192, *shape), dtypes)
+    ship("paged_attention", f"{model} prefill", attention_args(8192, 8192, *shape), dtypes)
+for model, vocab in [("llama-2", 32000), ("qwen", 151936)]:
+    ship("softmax_stats", model, lambda dtype, vocab=vocab: (torch.empty(16, vocab, dtype=dtype),))
+
+
+def pick_args(dtype: torch.dtype) -> Args:
+    warm, k, p, faint, seed, position = (torch.empty(16) for _ in range(6))
+    return torch.empty(16, 128256, dtype=dtype), warm, k.int(), p, faint, seed.long(), position.long()
+
+
+ship("pick_rows", "llama-3", pick_args, ("fp32",))
+
+
+def head_args(rows: int, vocab: int, features: int, cap: float) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        x, weight = (torch.empty(n, features, dtype=dtype) for n in (rows, vocab))
+        ids = torch.empty(rows, dtype=torch.int64)
+        return x, weight, vocab, cap, torch.empty(rows), ids, ids
+
+    return make
+
+
+for rows in (16, 64):
+    ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0))
+    ship("lm_head", f"gemma-2b-{rows}", head_args(rows, 256000, 2304, 30.0), ("bf16",))
