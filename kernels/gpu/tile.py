@@ -1,11 +1,11 @@
 """The one order of additions of every product with a weight on a GPU, and the tiles that compute it.
 
-A row's result does not depend on how many rows there are (I6).  The inputs are cut into partitions, a matter of
-the weight's shape alone; within one, an instruction of 16 inputs (fp32: of one) adds onto the sum of those
-before; the partitions' sums are added in order.  How many rows, columns and inputs a program takes at a time,
+A row's result does not depend on how many rows there are (I6). The inputs are cut into partitions, a matter
+of the weight's shape alone; within one, an instruction of 16 inputs (fp32: of one) adds onto the sum of those
+before; the partitions' sums are added in order. How many rows, columns and inputs a program takes at a time,
 its warps and its stages follow the number of rows, and none of that changes the order.
 
-The instruction is mma.sync m16n8k16 for a few rows as for thousands.  Hopper and Blackwell have faster ones
+The instruction is mma.sync m16n8k16 for a few rows as for thousands. Hopper and Blackwell have faster ones
 for large tiles, but nothing says that those round alike: products of three dimensions never use them.
 """
 
