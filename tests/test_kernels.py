@@ -6,7 +6,7 @@ import functools
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,6 @@ def assert_same_bits(got: list[Tensor], want: list[Tensor], rows: Any = slice(No
     for one, other in zip(got, want, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(bits(one), bits(other[rows]))
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @per_isa
