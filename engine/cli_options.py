@@ -52,6 +52,11 @@ model_options = shared(
         help="Tokens drafted ahead for every pass of the base; never changes a token.",
     ),
     option(
+        "--trace",
+        type=click.Path(dir_okay=False, writable=True),
+        help="Write a timeline of all steps, for Perfetto or chrome://tracing.",
+    ),
+    option(
         "--drafter",
         default="guide",
         metavar="guide|ngram|none",
@@ -154,4 +159,5 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         drafter=flags["drafter"],
         max_len=flags["max_len"],
         progress=progress,
+        trace=flags["trace"],
     )

@@ -8,10 +8,13 @@ computed yet.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from nudging.adaptive import Ledger
+from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
@@ -21,6 +24,8 @@ from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler, Work
 from nudging.sequence import Row, Sequence
+from nudging.totals import EngineStats, Totals
+from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
 
 
@@ -34,11 +39,18 @@ class Engine:
         max_batch_tokens: int = 2048,
         costs: Mapping[str, PassCosts] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        tracer: Tracer | None = None,
     ) -> None:
         """`costs`: what passes of each model cost; None learns them from the passes that are made.
-        `clock`: the seconds of now; passes are timed with it.
+        `clock`: the seconds of now; passes are timed with it.  `tracer`: who is told where the time goes.
         """
         self._clock = clock
+        self._tracer = tracer or Tracer()
+        self._totals = Totals()
+        # Between running and counted a request must be seen exactly once by who asks from another thread.
+        self._counting = threading.Lock()
+        # Called with every request that has ended, on the thread that steps.
+        self.on_end: list[Callable[[Request], None]] = []
         self.runners = runners
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
@@ -56,6 +68,7 @@ class Engine:
         for sequence in request.sequences.values():
             self.scheduler.take(sequence)
         self.scheduler.waiting.append(request)
+        self._tracer.begin(request.id, policy=repr(request.policy))
 
     def check_fits(self, request: Request) -> None:
         """Raise BadRequest when the pools could never hold the request, even alone."""
@@ -76,22 +89,39 @@ class Engine:
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that moved, the finished ones among them."""
-        moved = self.scheduler.admit()
-        for request in moved:
-            self._open(request)
-            self._advance(request)
+        with self._tracer.span("engine", "admit"):
+            moved = self.scheduler.admit()
+            for request in moved:
+                self._open(request)
+                self._advance(request)
+            self._retire_finished()
+        for model in cheapest_first(self.costs):
+            with self._tracer.span("engine", "plan"):
+                works = self.scheduler.schedule(model)
+                steps = self._path_steps(model, works)
+            self._compute(model, works, steps)
+            with self._tracer.span("engine", "decide and commit"):
+                for work in works:
+                    self._advance(work.request)
+                    moved.append(work.request)
         self._retire_finished()
-        for model, works in self.scheduler.schedule().works.items():
-            ready = [work for work in works if self._prepared(model, work)]
-            if ready:
-                self._execute(model, ready)
-            for work in works:
-                self._advance(work.request)
-                moved.append(work.request)
-        self._retire_finished()
+        self._tracer.level(
+            "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
+        )
         if not self.has_work:
             self.check()
         return list(dict.fromkeys(moved))
+
+    def stats(self) -> EngineStats:
+        """How full the engine is and what it has done; callable from any thread, a step may be under way."""
+        with self._counting:
+            totals = self._totals.copy()
+            running = tuple(self.scheduler.running)
+        for request in running:
+            totals.add(request)
+        pools = {name: runner.pool for name, runner in self.runners.items()}
+        usage = {name: 1 - pool.num_free / pool.total for name, pool in pools.items()}
+        return EngineStats(len(running), len(self.scheduler.waiting), usage, totals)
 
     def check(self) -> None:
         """Assert I1 and I2 of everything."""
@@ -109,6 +139,40 @@ class Engine:
         ledger = self._ledgers[request.id] = Ledger(costs)
         self._views[request.id] = RequestView(request, ledger)
 
+    def _path_steps(self, model: str, works: list[Work]) -> int:
+        """How many tokens of their paths the works get in this step; see `path_steps`."""
+        if not any(work.ahead for work in works):
+            return 1
+        dearest = cheapest_first(self.costs)[-1]
+        lengths = [work.ahead + 1 for work in works]
+        if model == dearest:
+            return min(lengths)
+        needs = (request.need for request in self.scheduler.running)
+        ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
+        answer = self.costs[dearest].of(ready + len(works))
+        return path_steps(lengths, ready, self.costs[model].of(len(works)), answer)
+
+    def _compute(self, model: str, works: list[Work], steps: int) -> None:
+        """Run a model on its works and then on their paths, `steps` passes in all."""
+        for _ in range(steps):
+            works = [work for work in works if self._prepared(model, work)]
+            if not works:
+                return
+            self._execute(model, works)
+            works = [onward for work in works if (onward := self._onward(work)) is not None]
+
+    def _onward(self, work: Work) -> Work | None:
+        """The next token of a work's path: the one that its last row picked; None where the path ends."""
+        request, role, at = work.request, work.role, work.end
+        if work.ahead == 0 or request.is_finished:
+            return None
+        sequence = request.sequences[role]
+        row = sequence.rows.get(at)
+        if row is None or row.token in request.need_now.ends:
+            return None
+        self._ledgers[request.id].rewind(role, sequence.set_context(at, (row.token,)))
+        return Work(request, role, at, at + 1, at + 1, work.ahead - 1)
+
     def _prepared(self, model: str, work: Work) -> bool:
         """Whether the work's blocks are there; where the pool is short, that request alone ends."""
         try:
@@ -123,7 +187,8 @@ class Engine:
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
         began = self._clock()
-        rows = iter(runner.execute(works, wanted))
+        with self._tracer.span(model, "pass", lambda: describe(works)):
+            rows = iter(runner.execute(works, wanted))
         self.costs[model].record(sum(work.end - work.start for work in works), self._clock() - began)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
@@ -169,7 +234,7 @@ class Engine:
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
-        role, last = request.need_now.role, request.need_now.last
+        role, last = request.need_now.role, request.need_now.end
         if last > request.max_sequence(role):
             request.fail(
                 BadRequest(
@@ -219,7 +284,9 @@ class Engine:
         if request.id in self._ledgers:
             settle_draft(request, self._ledgers.pop(request.id))
         request.counters.finished_at = request.clock()
-        self.scheduler.retire(request)
+        with self._counting:
+            self.scheduler.retire(request)
+            self._totals.add(request)
         self._views.pop(request.id, None)
         request.need = None
         for sequence in request.sequences.values():
@@ -227,3 +294,17 @@ class Engine:
                 self.scheduler.keep(sequence)
             else:
                 sequence.release()
+        self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
+        for listener in self.on_end:
+            listener(request)
+
+
+def describe(works: list[Work]) -> dict[str, Any]:
+    """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
+    how many rows it answers.
+    """
+    reads = {
+        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.end - work.first_row + 1} answers"
+        for work in works
+    }
+    return {"rows": sum(work.end - work.start for work in works), **reads}

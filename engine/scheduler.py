@@ -17,7 +17,7 @@ DECODE_TOKENS = 32
 @dataclass(frozen=True)
 class Work:
     """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
-    first_row..end.
+    first_row..end.  Of the path behind them, `ahead` tokens are still wanted.
     """
 
     request: Request
@@ -25,13 +25,7 @@ class Work:
     start: int
     end: int
     first_row: int
-
-
-@dataclass(frozen=True)
-class SchedulerOutput:
-    """One step: the work of each model, by the model's name."""
-
-    works: dict[str, list[Work]]
+    ahead: int = 0
 
 
 class Scheduler:
@@ -101,19 +95,21 @@ class Scheduler:
         else:
             self.waiting.remove(request)
 
-    def schedule(self) -> SchedulerOutput:
-        """The tokens that the running requests' needs ask for, at most `max_batch_tokens` for each model."""
-        works: dict[str, list[Work]] = {}
-        left = dict.fromkeys(self.pools, self.max_batch_tokens)
+    def schedule(self, model: str) -> list[Work]:
+        """What the running requests now need of one model: at most `max_batch_tokens` tokens."""
+        works = []
+        left = self.max_batch_tokens
         for request in self._short_ones_first():
             need = request.need_now
-            model = self.models_of[need.role]
+            if self.models_of[need.role] != model:
+                continue
             start = request.sequences[need.role].num_computed
-            end = min(need.last, start + left[model])
+            end = min(need.last, start + left)
             if end > start:
-                left[model] -= end - start
-                works.setdefault(model, []).append(Work(request, need.role, start, end, need.first))
-        return SchedulerOutput(works)
+                left -= end - start
+                ahead = need.end - end if end == need.last else 0
+                works.append(Work(request, need.role, start, end, need.first, ahead))
+        return works
 
     def _short_ones_first(self) -> Iterable[Request]:
         def is_long(request: Request) -> bool:
