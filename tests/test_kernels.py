@@ -6,7 +6,7 @@ import functools
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,6 @@ def cpu(op: str, isa: _C.Isa) -> Run:
     """The op's C++ implementation on one instruction set."""
     run = next(found.run for found in load(op).implementations if found.name == "cpu")
     return functools.partial(run, isa=isa) if "isa" in inspect.signature(run).parameters else run
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @per_isa
