@@ -56,6 +56,12 @@ model_options = shared(
         type=click.Path(dir_okay=False, writable=True),
         help="Write a timeline of all steps, for Perfetto or chrome://tracing.",
     ),
+    option(
+        "--drafter",
+        default="guide",
+        metavar="guide|ngram|none",
+        help="Who drafts: the guide; ngram looks up what stood behind the last tokens before.",
+    ),
 )
 
 policy_options = shared(
@@ -150,6 +156,7 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         device=flags["device"],
         kv_cache_memory=flags["kv_cache_memory"],
         speculate=read_speculate(flags["speculate"]),
+        drafter=flags["drafter"],
         max_len=flags["max_len"],
         progress=progress,
         trace=flags["trace"],

@@ -11,17 +11,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nudging.adaptive import Ledger
+from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
-from nudging.errors import BadRequest
+from nudging.errors import BadRequest, OutOfBlocks
 from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
-from nudging.scheduler import Scheduler, Work
+from nudging.scheduler import Scheduler, SchedulerOutput, Work
 from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
@@ -93,21 +95,17 @@ class Engine:
                 self._open(request)
                 self._advance(request)
             self._retire_finished()
-        with self._tracer.span("engine", "plan"):
-            plan = self.scheduler.schedule()
-        for found in plan.found:
-            self._ledgers[found.request.id].spare(found.role, found.end, found.end - found.start)
-        for request in plan.preempted:
-            for role in request.policy.roles:
-                # Lazy would have to read its text again, too.
-                self._ledgers[request.id].rewind(role, 0)
-        for model, works in plan.works.items():
-            self._execute(model, works)
+        for model in cheapest_first(self.costs):
+            with self._tracer.span("engine", "plan"):
+                plan = self.scheduler.schedule(model)
+                steps = self._path_steps(model, plan.works)
+            self._follow(plan)
+            self._compute(model, plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
-                for work in works:
+                for work in plan.works:
                     self._advance(work.request)
                     moved.append(work.request)
-        moved += self._retire_finished()
+            moved += self._retire_finished()
         self._tracer.level(
             "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
         )
@@ -139,6 +137,52 @@ class Engine:
         with self._counting:
             self._views[request.id] = RequestView(request, ledger)
 
+    def _follow(self, plan: SchedulerOutput) -> None:
+        """Keep the ledgers true to what was found and lost."""
+        for found in plan.found:
+            self._ledgers[found.request.id].spare(found.role, found.end, found.end - found.start)
+        for request in plan.preempted:
+            for role in request.policy.roles:
+                # Lazy would have to read its text again, too.
+                self._ledgers[request.id].rewind(role, 0)
+
+    def _path_steps(self, model: str, works: list[Work]) -> int:
+        """How many tokens of their paths the works get in this step; see `path_steps`."""
+        if not any(work.ahead for work in works):
+            return 1
+        dearest = cheapest_first(self.costs)[-1]
+        lengths = [work.ahead + 1 for work in works]
+        if model == dearest:
+            return min(lengths)
+        needs = (request.need for request in self.scheduler.running)
+        ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
+        answer = self.costs[dearest].of(ready + len(works))
+        return path_steps(lengths, ready, self.costs[model].of(len(works)), answer)
+
+    def _compute(self, model: str, works: list[Work], steps: int) -> None:
+        """Run a model on its works and then on their paths, `steps` passes in all."""
+        works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
+        while works:
+            self._execute(model, works)
+            works = [onward for work in works if (onward := self._onward(work)) is not None]
+
+    def _onward(self, work: Work) -> Work | None:
+        """The next token of a work's path: the one that its last row picked; None where the path ends."""
+        request, role, at = work.request, work.role, work.end
+        if work.ahead == 0 or request.is_finished:
+            return None
+        sequence = request.sequences[role]
+        row = sequence.rows.get(at)
+        if row is None or row.token in request.need_now.ends:
+            return None
+        self._ledgers[request.id].rewind(role, sequence.set_context(at, (row.token,)))
+        try:
+            copies = sequence.prepare_write(at, at + 1)
+        except OutOfBlocks:
+            # The rest becomes a need of its own, for which the scheduler finds the blocks.
+            return None
+        return Work(request, role, at, at + 1, at + 1, work.ahead - 1, tuple(copies), is_onward=True)
+
     def _execute(self, model: str, works: list[Work]) -> None:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
@@ -146,7 +190,9 @@ class Engine:
         began = self._clock()
         with self._tracer.span(model, "pass", lambda: describe(works)):
             rows = iter(runner.execute(works, wanted))
-        self.costs[model].record(sum(work.end - work.start for work in works), self._clock() - began)
+        if runner.passes_made:
+            seconds = (self._clock() - began) / runner.passes_made
+            self.costs[model].record(sum(work.end - work.start for work in works), seconds)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]
@@ -193,7 +239,7 @@ class Engine:
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
-        role, last = request.need_now.role, request.need_now.last
+        role, last = request.need_now.role, request.need_now.end
         if last > request.max_sequence(role):
             request.fail(
                 BadRequest(

@@ -13,6 +13,8 @@ import torch
 
 from nudging.chat import plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
+from nudging.graph_runner import GraphRunner
+from nudging.graphs import CudaRecorder
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
@@ -136,7 +138,15 @@ def make_runners(
         raise BadRequest(
             f"kv_cache_memory is {memory} bytes; these models need at least {least} for two blocks each"
         )
+    # One block of each model's budget is no pool's: see KVCache.
     return {
-        name: ModelRunner(decoder, rounds * users[name], block_size, prefix_caching)
+        name: make_runner(decoder, rounds * users[name] - 1, block_size, prefix_caching)
         for name, decoder in decoders.items()
     }
+
+
+def make_runner(decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool) -> ModelRunner:
+    """The runner for the decoder's device: a GPU's passes are recorded and replayed."""
+    if decoder.device.type == "cuda":
+        return GraphRunner(decoder, num_blocks, block_size, CudaRecorder(), prefix_caching)
+    return ModelRunner(decoder, num_blocks, block_size, prefix_caching)

@@ -21,12 +21,20 @@ from nudging.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Need:
     """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's
-    sequence.
+    sequence, and behind them `ahead` more along the model's own path, where every next token is the one that
+    the row before it picked; a token of `ends` ends the path.
     """
 
     role: str
     first: int
     last: int
+    ahead: int = 0
+    ends: frozenset[int] = frozenset()
+
+    @property
+    def end(self) -> int:
+        """The last position that may be computed for it."""
+        return self.last + self.ahead
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nudging.batch import KVCache, build_batch
+from nudging.batch import BatchBuilder, KVCache
 from nudging.blocks import BlockPool
 from nudging.decide import Wanted, decide
 from nudging.errors import NumericalError
@@ -31,12 +31,15 @@ class ModelRunner:
             decoder.dtype,
             decoder.device,
         )
+        # How many passes the last `execute` took: none where its rows had been computed before.
+        self.passes_made = 1
+        self._builder = BatchBuilder(block_size, decoder.device, self.cache.spare_slot)
 
     @torch.inference_mode()
     def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         """The rows of all works, in order; `wanted` says what each row is asked for."""
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
-        batch = build_batch(works, self.pool.block_size, self.decoder.device)
+        batch = self._builder.build(works)
         return decide(self.decoder.forward(batch, self.cache), wanted)
 
     def poison(self) -> None:

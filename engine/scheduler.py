@@ -23,7 +23,8 @@ HEADROOM_BLOCKS = 1
 @dataclass(frozen=True)
 class Work:
     """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
-    first_row..end.
+    first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
+    token of such a path.
 
     `copies` are the (source, destination) blocks to copy before: those it writes and shares with others.
     """
@@ -33,7 +34,9 @@ class Work:
     start: int
     end: int
     first_row: int
+    ahead: int = 0
     copies: tuple[tuple[int, int], ...] = ()
+    is_onward: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,9 @@ class Found:
 
 @dataclass(frozen=True)
 class SchedulerOutput:
-    """One step: the work of each model, by the model's name; what was found since the last one; and who had
-    to give its blocks back.
-    """
+    """The work of one model; what was found since the last plan; and who had to give its blocks back."""
 
-    works: dict[str, list[Work]]
+    works: list[Work]
     found: list[Found]
     preempted: list[Request]
 
@@ -130,21 +131,20 @@ class Scheduler:
                     self._take_prompt(sibling, role, request)
         request.siblings = ()
 
-    def schedule(self) -> SchedulerOutput:
-        """The tokens that the running requests' needs ask for, at most `max_batch_tokens` for each model.
+    def schedule(self, model: str) -> SchedulerOutput:
+        """What the running requests now need of one model: at most `max_batch_tokens` tokens.
 
         Who cannot have the blocks for its tokens waits for another step; one that is the only one left and
         still lacks a block fails with OutOfBlocks.
         """
-        ready = [request for request in self.running if self._find_computed(request)]
-        ends = self._share_tokens(ready)
-        works: dict[str, list[Work]] = {}
+        ends = self._share_tokens(model)
+        works = []
         for request in tuple(self.running):
             if request not in ends or request in self._preempted:
                 continue
             work = self._own_blocks(request, ends[request])
             if work is not None:
-                works.setdefault(self.models_of[work.role], []).append(work)
+                works.append(work)
         # What an ended request handed on may have ended since, too.
         found = [one for one in self._found if not one.request.is_finished]
         output = SchedulerOutput(works, found, self._preempted)
@@ -193,28 +193,29 @@ class Scheduler:
         if not request.counters.preemptions:
             request.counters.cached += max(min(sequence.num_computed, sequence.prompt_len) - start, 0)
 
-    def _share_tokens(self, requests: list[Request]) -> dict[Request, int]:
-        """Up to which token each of `requests` computes in this step.
+    def _share_tokens(self, model: str) -> dict[Request, int]:
+        """Up to which token each running request that needs the model computes in this step.
 
         Texts are written before prompts are read, each in order of rank; but long needs together get a
         PROMPT_SHARE of the budget.  So a prompt of P tokens behind others of Q, whatever else runs, is read
         in at most ceil((P + Q) / share) steps that it has memory for.
         """
-        short: dict[str, list[Request]] = {model: [] for model in self.pools}
-        long: dict[str, list[Request]] = {model: [] for model in self.pools}
-        for request in requests:
+        short: list[Request] = []
+        long: list[Request] = []
+        for request in self.running:
             need = request.need_now
+            if self.models_of[need.role] != model or not self._find_computed(request):
+                continue
             if _pending(request) > DECODE_TOKENS:
                 request.long_need = (need.role, need.first)
             # What began as a long need stays one to its last token.  A budget of one token cannot be shared.
             is_long = request.long_need == (need.role, need.first) and self.max_batch_tokens > 1
-            (long if is_long else short)[self.models_of[need.role]].append(request)
+            (long if is_long else short).append(request)
         ends: dict[Request, int] = {}
-        for model in self.pools:
-            share = max(int(PROMPT_SHARE * self.max_batch_tokens), 1)
-            share = min(share, sum(map(_pending, long[model])))
-            left = self._spend(short[model], self.max_batch_tokens - share, ends)
-            self._spend(long[model], left + share, ends)
+        share = max(int(PROMPT_SHARE * self.max_batch_tokens), 1)
+        share = min(share, sum(map(_pending, long)))
+        left = self._spend(short, self.max_batch_tokens - share, ends)
+        self._spend(long, left + share, ends)
         return ends
 
     def _spend(self, requests: list[Request], left: int, ends: dict[Request, int]) -> int:
@@ -247,7 +248,8 @@ class Scheduler:
         except OutOfBlocks as error:
             request.fail(error)
             return None
-        return Work(request, need.role, start, end, need.first, tuple(copies))
+        ahead = need.ahead if end == need.last else 0
+        return Work(request, need.role, start, end, need.first, ahead, tuple(copies))
 
     def _make_room(self, request: Request) -> bool:
         """Whether every pool holds what the request will need soon, beside those that outrank it.

@@ -19,9 +19,9 @@ class MissingRow(BaseException):
     Like GeneratorExit it is no error: a policy that handles its own exceptions must not catch it.
     """
 
-    def __init__(self, role: str, position: int) -> None:
-        super().__init__(f"{role} has not answered at {position} yet")
-        self.need = Need(role, position, position)
+    def __init__(self, need: Need) -> None:
+        super().__init__(f"{need.role} has not answered at {need.first} yet")
+        self.need = need
 
 
 class RequestView:
@@ -39,7 +39,7 @@ class RequestView:
 
     def row(self, role: str) -> Row:
         sequence, position = self._context(role)
-        return self._row(role, sequence, position)
+        return self._row(sequence, Need(role, position, position))
 
     def rollout(self, role: str, length: int) -> list[Row]:
         sequence, position = self._context(role)
@@ -120,12 +120,13 @@ class RequestView:
         self._contexts[role] = (text, len(ids))
         return sequence, len(ids)
 
-    def _row(self, role: str, sequence: Sequence, position: int) -> Row:
+    def _row(self, sequence: Sequence, need: Need) -> Row:
+        """The row at `need.first`; where it is missing, all of the need is."""
         if not self._drafting:
-            self._ledger.ask(role, position)
-        row = sequence.want_row(position)
+            self._ledger.ask(need.role, need.first)
+        row = sequence.want_row(need.first)
         if row is None:
-            raise MissingRow(role, position)
+            raise MissingRow(need)
         return row
 
     def _continue(
@@ -142,7 +143,7 @@ class RequestView:
         for at in range(position, last):
             if rows:
                 self._ledger.rewind(role, sequence.set_context(at - 1, (rows[-1].token,)))
-            rows.append(self._row(role, sequence, at))
+            rows.append(self._row(sequence, Need(role, at, at, last - 1 - at, ends)))
             if rows[-1].token in ends:
                 break
         return rows

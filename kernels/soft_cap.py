@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -22,3 +23,8 @@ def _soft_cap_cpu(logits: Tensor, cap: float, isa: _C.Isa = BEST) -> Tensor:
     threads = torch.get_num_threads()
     _C.soft_cap(isa, threads, DTYPES[logits.dtype], logits.data_ptr(), out.data_ptr(), logits.numel(), cap)
     return out
+
+
+soft_cap.impl_at(
+    "triton", runs_on=lambda logits, cap: on_cuda(logits), at="nudging.kernels.gpu.soft_cap:soft_cap"
+)

@@ -2,13 +2,18 @@
 on it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from nudging import LLM
+from tests import interpreter
 from tests.tiny import write_tiny_checkpoint
+
+# Before a test imports a kernel.
+interpreter.install()
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +32,11 @@ def tiny_llm(tiny_pair: dict[str, Path]) -> Iterator[LLM]:
         for runner in llm._engine.runners.values():
             runner.poison()
         yield llm
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads that compute, for this test alone."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

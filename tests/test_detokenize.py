@@ -8,22 +8,11 @@ from hypothesis import strategies as st
 
 from nudging.detokenize import Detokenizer, StopChecker
 from nudging.errors import BadRequest
-from nudging.tokenizer import Tokenizer
+from tests.fake import TableTokenizer
+from tests.oracle import cut_at_stop
 from tests.texts import ANY_TEXT
 
 PROPERTY = settings(max_examples=300, deadline=None, derandomize=True)
-
-
-class TableTokenizer(Tokenizer):
-    """Any tokens at all; it cuts nothing."""
-
-    def __init__(self, table: list[bytes]) -> None:
-        super().__init__(table, (), bos_id=None, eos_id=None, drops_first_space=False, rules=("none", ""))
-
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        raise NotImplementedError
-
-    _cut = encode
 
 
 def streamed(table: list[bytes]) -> tuple[list[str], str]:
@@ -71,15 +60,6 @@ def test_after_a_flush_a_new_text_begins() -> None:
     assert detokenizer.push(0) == ""
     assert detokenizer.flush() == "\ufffd"
     assert detokenizer.push(1) == "\ufffd"
-
-
-def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The text as a reader would cut it who sees one character after another."""
-    for end in range(1, len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            return text[: end - max(map(len, found))], True
-    return text, False
 
 
 # Two letters only, so that stop strings overlap themselves, each other and what looked like their beginning.
