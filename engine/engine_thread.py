@@ -111,14 +111,18 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                while self._commands:
-                    obey(*self._commands.popleft())
-                if self._engine.has_work:
-                    for request in self._engine.step():
-                        self._report(request)
+                self._turn()
         except BaseException as error:  # noqa: BLE001 - a broken engine must not leave anyone waiting
             self._failure = error
         self._end_everything()
+
+    def _turn(self) -> None:
+        """Obey what was asked for, then step once."""
+        while self._commands:
+            obey(*self._commands.popleft())
+        if self._engine.has_work:
+            for request in self._engine.step():
+                self._report(request)
 
     def _wait_for_work(self) -> bool:
         with self._wake:

@@ -44,7 +44,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._reserved = dict.fromkeys(pools, 0)
-        # Sequences of open generations that no request uses now, the longest unused first.
+        # Sequences of open generations that no running request uses, the longest unused first.
         self._kept: list[Sequence] = []
 
     def blocks_needed(self, request: Request) -> dict[str, int]:
@@ -65,6 +65,9 @@ class Scheduler:
             needed = self.blocks_needed(self.waiting[0])
             if any(self._reserved[m] + n > self.pools[m].total for m, n in needed.items()):
                 break
+            # Now that its memory is reserved nobody else may reclaim it.
+            for sequence in self.waiting[0].sequences.values():
+                self.take(sequence)
             self._reclaim(needed)
             for model, count in needed.items():
                 self._reserved[model] += count
@@ -74,6 +77,7 @@ class Scheduler:
 
     def keep(self, sequence: Sequence) -> None:
         """Leave a sequence its blocks while nobody uses it, until they are needed elsewhere."""
+        self.take(sequence)
         self._kept.append(sequence)
 
     def take(self, sequence: Sequence) -> None:
