@@ -52,7 +52,7 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits (see `check_fits`); sequences it brings along stay kept while it waits."""
+        """Queue a request that fits (see `check_fits`); what it brings along stays kept while it waits."""
         self.scheduler.waiting.append(request)
 
     def check_fits(self, request: Request) -> None:
