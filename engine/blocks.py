@@ -49,7 +49,7 @@ class BlockPool:
 
     def check(self) -> None:
         """Assert I2: every block is either free or owned, and no block is listed twice."""
-        owned = sum(count > 0 for count in self._references)
+        owned = self.total - self._references.count(0)
         assert len(set(self._free)) == len(self._free), "a block is in the free list twice"
         assert self.num_free + owned == self.total, (
             f"{self.num_free} free + {owned} owned != {self.total} blocks"

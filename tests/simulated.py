@@ -65,6 +65,7 @@ class SimTokenizer(Tokenizer):
 
 
 TOKENIZER = SimTokenizer()
+TEMPLATE = plain_chat_template()
 EOS = {"base": frozenset({0}), "guide": frozenset({0, 1})}
 
 
@@ -199,11 +200,13 @@ class SimRunner(ModelRunner):
         self.pool: SimPool = pool
         self.cache: Any = pool.cache
         self.clock = clock
+        self.passes = 0
         self.rows_made = 0
         # Rows, counted from the first one ever made, that come out as NaN.
         self.nan_rows: set[int] = set()
 
     def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
+        self.passes += 1
         wants = iter(wanted)
         rows: list[Row | NumericalError] = []
         written: set[int] = set()
@@ -308,18 +311,18 @@ class SimLLM(LLM):
         names = ("base", "base" if setup.one_model else "guide")
         sizes = (VOCAB, VOCAB + setup.padding)
         self.clock = SimClock()
-        runners: dict[str, ModelRunner] = {}
+        runners: dict[str, SimRunner] = {}
         for i, name in enumerate(dict.fromkeys(names)):
             model = FakeModel(0x1234567 * i, sizes[i], setup.agreement)
             runners[name] = SimRunner(model, SimPool(setup.blocks[i], setup.block_size), self.clock)
-        template = plain_chat_template()
+        self.runners = list(runners.values())
         tokenizer = TOKENIZER if setup.has_text else None
         self.roles = {
-            role: Role(role, name, tokenizer, template, EOS[role], runners[name].decoder.vocab, setup.max_len)
+            role: Role(role, name, tokenizer, TEMPLATE, EOS[role], runners[name].decoder.vocab, setup.max_len)
             for role, name in zip(("base", "guide"), names, strict=True)
         }
         models_of = {role.name: role.model for role in self.roles.values()}
-        self._engine = Engine(runners, models_of, setup.max_batch_tokens, clock=self.clock)
+        self._engine = Engine(dict(runners), models_of, setup.max_batch_tokens, clock=self.clock)
         self._thread = EngineThread(self._engine) if threaded else InlineThread(self._engine)
         self._draft_len = None
         self._drafter = setup.drafter
