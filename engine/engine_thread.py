@@ -26,8 +26,12 @@ class EngineThread:
         self._closing = False
         self._failure: BaseException | None = None
         self._handles: dict[str, Handle] = {}
-        self._thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
+        thread.start()
+        return thread
 
     def submit(self, requests: list[Request], handle: Handle) -> None:
         """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""

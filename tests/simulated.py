@@ -24,6 +24,7 @@ from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import NumericalError, OutOfBlocks
+from nudging.handle import Handle
 from nudging.policies.protocol import Policy
 from nudging.request import Request
 from nudging.roles import Role
@@ -266,13 +267,11 @@ class InlineThread(EngineThread):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._thread.join()
-        self._thread = threading.current_thread()
         # How often each request's end was reported.
         self.ends: dict[str, int] = {}
 
-    def _run(self) -> None:
-        """Nothing runs by itself."""
+    def _start(self) -> threading.Thread:
+        return threading.current_thread()
 
     def turn(self) -> None:
         """What the thread does between two looks at whether there is work."""
@@ -281,6 +280,11 @@ class InlineThread(EngineThread):
     def close(self) -> None:
         super().close()
         self._end_everything()
+
+    def _refuse(self, requests: list[Request], handle: Handle, error: BaseException | None) -> None:
+        for request in requests if error is not None else ():
+            self.ends[request.id] = self.ends.get(request.id, 0) + 1
+        super()._refuse(requests, handle, error)
 
     def _report(self, request: Request) -> None:
         if request.is_finished:
