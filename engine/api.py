@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from nudging.policies.protocol import Policy
 from nudging.prompts import Messages, Prompt, read_chat, read_prompt
 from nudging.request import Request
 from nudging.roles import Role, check_policy
+from nudging.totals import EngineStats
+from nudging.trace import Trace, Tracer
 
 MAX_DRAFT = 15
 Checkpoint = str | os.PathLike[str]
@@ -46,8 +48,9 @@ class LLM:
     never drafts.  Both change speed, never a token.  `max_len`: the longest prompt + text in tokens, where a
     checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
     read in parts.  Use as a context manager or call `close()`: then every request has ended and all memory is
-    free.  `progress`: a bar while weights load; None shows it where stderr is a terminal.  Raises BadRequest
-    and CheckpointError.
+    free.  `progress`: a bar while weights load; None shows it where stderr is a terminal.  `trace`: a file
+    to which a timeline of all steps is written, for Perfetto or chrome://tracing.  Raises BadRequest,
+    CheckpointError and OSError.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class LLM:
         block_size: int = 16,
         max_len: int | None = None,
         progress: bool | None = None,
+        trace: str | os.PathLike[str] | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -80,7 +84,9 @@ class LLM:
         shown = sys.stderr.isatty() if progress is None else progress
         self.roles, decoders = load_roles(checkpoints, read_dtype(dtype), read_device(device), shown, max_len)
         runners = make_runners(decoders, self.roles, memory, block_size)
-        self._engine = Engine(runners, {r.name: r.model for r in self.roles.values()}, max_batch_tokens)
+        models_of = {role.name: role.model for role in self.roles.values()}
+        self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
+        self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
         self._thread = EngineThread(self._engine)
         self._ids = itertools.count()
 
@@ -101,6 +107,7 @@ class LLM:
         twice.
         """
         self._thread.close()
+        self._tracer.close()
         self._engine.runners.clear()
 
     def generate(
@@ -214,6 +221,14 @@ class LLM:
         """The log-probability of each token of `continuation` after `prompt`, under the policy."""
         with self.open(prompt, policy) as generation:
             return generation.score(continuation)
+
+    def stats(self) -> EngineStats:
+        """How many requests run and wait, how full the caches are, and what was written so far."""
+        return self._engine.stats()
+
+    def on_end(self, listener: Callable[[Request], None]) -> None:
+        """Call `listener` with every request that has ended, on the engine's thread; it must not block."""
+        self._engine.on_end.append(listener)
 
     @property
     def default_policy(self) -> Policy:

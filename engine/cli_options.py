@@ -51,6 +51,11 @@ model_options = shared(
         metavar="auto|off|N",
         help="Tokens drafted ahead for every pass of the base; never changes a token.",
     ),
+    option(
+        "--trace",
+        type=click.Path(dir_okay=False, writable=True),
+        help="Write a timeline of all steps, for Perfetto or chrome://tracing.",
+    ),
 )
 
 policy_options = shared(
@@ -147,4 +152,5 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         speculate=read_speculate(flags["speculate"]),
         max_len=flags["max_len"],
         progress=progress,
+        trace=flags["trace"],
     )

@@ -58,6 +58,9 @@ class Counters:
     passes: dict[str, int] = field(default_factory=dict)
     drafted: int = 0
     accepted: int = 0
+    # How often the request gave its blocks back to a higher-ranked one, and the tokens it computed again.
+    preemptions: int = 0
+    recomputed: int = 0
     # How many drafts had so many of their tokens accepted.
     cycles: dict[int, int] = field(default_factory=dict)
     submitted_at: float = 0.0
@@ -66,8 +69,8 @@ class Counters:
 
 
 class Request:
-    """Everything the engine knows of one job.  `need` is None only when it is finished or waits to be
-    admitted.
+    """Everything the engine knows of one job.  `need` is None only before its first admission and after
+    its end.
     """
 
     def __init__(
@@ -82,10 +85,11 @@ class Request:
         first_position: int = 0,
         drafter: str = "guide",
         clock: Callable[[], float] = time.monotonic,
+        priority: int = 0,
     ) -> None:
         """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
         token, for texts that go on from earlier ones.  `drafter`: who drafts, by its name in DRAFTERS.
-        `clock`: the seconds of now, the engine's own clock.
+        `clock`: the seconds of now, the engine's own clock.  `priority`: lower ones run earlier.
         """
         self.id = request_id
         self.policy = policy
@@ -96,6 +100,9 @@ class Request:
         self.draft_len = draft_len
         self.drafter = drafter
         self.first_position = first_position
+        self.priority = priority
+        # Its place among all requests, the smaller the higher: (priority, arrival), given by the scheduler.
+        self.rank = (priority, 0)
         self.max_tokens = min(
             params.max_tokens, *(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)
         )
@@ -132,12 +139,22 @@ class Request:
         """The text so far, as far as it is final."""
         return "".join(piece.text for piece in self.pieces) + self.tail
 
+    @property
+    def ahead(self) -> int:
+        """The most tokens computed behind the text: the policy's look-ahead and a draft."""
+        return self.policy.lookahead + (MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len)
+
+    def context_length(self, role: str) -> int:
+        """How many tokens `role` has to read of the prompt and the text so far."""
+        if self.policy.shares_ids:
+            return len(self.prompts[role].ids) + len(self.output)
+        return len(self.sequences[role].tokens)
+
     def max_sequence(self, role: str) -> int:
-        """The most tokens that `role`'s sequence may hold: what admission reserves and the engine
+        """The most tokens that `role`'s sequence may hold: what has to fit into the pool, and the engine
         enforces.
         """
-        written = self.max_tokens + self.policy.lookahead
-        written += MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len
+        written = self.max_tokens + self.ahead
         if not self.policy.shares_ids:
             # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
             written = 2 * (written + 2 * self.policy.lookahead)

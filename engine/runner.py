@@ -30,15 +30,10 @@ class ModelRunner:
             decoder.device,
         )
 
-    def prepare(self, work: Work) -> None:
-        """Own, alone, every block that the work writes.  Raises OutOfBlocks where the pool is short."""
-        table = work.request.sequences[work.role].block_table
-        table.grow(work.end)
-        self.cache.copy_blocks(table.make_writable(work.start, work.end))
-
     @torch.inference_mode()
     def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
-        """The rows of all works (prepared before), in order; `wanted` says what each row is asked for."""
+        """The rows of all works, in order; `wanted` says what each row is asked for."""
+        self.cache.copy_blocks([pair for work in works for pair in work.copies])
         batch = build_batch(works, self.pool.block_size, self.decoder.device)
         return decide(self.decoder.forward(batch, self.cache), wanted)
 

@@ -158,16 +158,16 @@ class SimCache:
         self.tokens = bytearray([UNWRITTEN]) * num_slots
         self.states = [-1] * num_slots
 
-    def poison(self, block: int) -> None:
-        begin, end = block * self.block_size, (block + 1) * self.block_size
-        self.tokens[begin:end] = bytes([UNWRITTEN]) * self.block_size
-        self.states[begin:end] = [-1] * self.block_size
+    def contents(self, block: int) -> tuple[bytes, list[int]]:
+        cells = slice(block * self.block_size, (block + 1) * self.block_size)
+        return bytes(self.tokens[cells]), self.states[cells]
 
-    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
-        size = self.block_size
-        for source, to in pairs:
-            for cells in (self.tokens, self.states):
-                cells[to * size : (to + 1) * size] = cells[source * size : (source + 1) * size]
+    def fill(self, block: int, contents: tuple[bytes, list[int]]) -> None:
+        cells = slice(block * self.block_size, (block + 1) * self.block_size)
+        self.tokens[cells], self.states[cells] = contents
+
+    def forget(self, block: int) -> None:
+        self.fill(block, (bytes([UNWRITTEN]) * self.block_size, [-1] * self.block_size))
 
     def read(self, table: list[int], length: int) -> bytes:
         """The tokens of the first `length` slots that a table leads to."""
@@ -176,25 +176,35 @@ class SimCache:
 
 
 class SimPool(BlockPool):
-    """A pool whose blocks forget what they held when they are given out, and whose allocations can fail."""
+    """A pool whose blocks forget what they held before they are written, and whose allocations can fail."""
 
     def __init__(self, total: int, block_size: int) -> None:
         super().__init__(total, block_size)
         self.cache = SimCache(total * block_size, block_size)
         self.allocations = 0
         self.fails_at = -1
+        self._fresh: list[int] = []
 
     def allocate(self) -> int:
         self.allocations += 1
         if self.allocations == self.fails_at:
             raise OutOfBlocks(f"allocation {self.fails_at} is made to fail")
         block = super().allocate()
-        self.cache.poison(block)
+        self._fresh.append(block)
         return block
+
+    def begin(self, copies: list[tuple[int, int]]) -> None:
+        """What was given out since the last pass forgets what it held, and is then copied into."""
+        contents = [self.cache.contents(source) for source, _ in copies]
+        for block in self._fresh:
+            self.cache.forget(block)
+        self._fresh.clear()
+        for (_, to), content in zip(copies, contents, strict=True):
+            self.cache.fill(to, content)
 
 
 class SimRunner(ModelRunner):
-    """A fake model over a paged cache in plain Python; `prepare` is the real one."""
+    """A fake model over a paged cache in plain Python."""
 
     def __init__(self, model: FakeModel, pool: SimPool, clock: SimClock) -> None:
         self.decoder: Any = model
@@ -208,6 +218,7 @@ class SimRunner(ModelRunner):
 
     def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         self.passes += 1
+        self.pool.begin([pair for work in works for pair in work.copies])
         wants = iter(wanted)
         rows: list[Row | NumericalError] = []
         written: set[int] = set()
@@ -327,6 +338,7 @@ class SimLLM(LLM):
         }
         models_of = {role.name: role.model for role in self.roles.values()}
         self._engine = Engine(dict(runners), models_of, setup.max_batch_tokens, clock=self.clock)
+        self._tracer = self._engine._tracer
         self._thread = EngineThread(self._engine) if threaded else InlineThread(self._engine)
         self._draft_len = None
         self._drafter = setup.drafter

@@ -242,8 +242,9 @@ def assert_untouched(llm: SimLLM) -> None:
             f"{runner.pool.total - runner.pool.num_free} blocks leak"
         )
     scheduler = engine.scheduler
-    assert not any(scheduler._reserved.values()), f"still reserved: {scheduler._reserved}"
-    left = (scheduler.running, scheduler.waiting, scheduler._kept, engine._views, engine._ledgers)
+    left = (scheduler.running, scheduler.waiting, scheduler._kept, scheduler._preempted)
+    assert not any(left), f"left behind: {left}"
+    left = (engine._views, engine._ledgers)
     assert not any(left), f"left behind: {left}"
     assert not llm._thread._handles
     assert not llm._thread._commands

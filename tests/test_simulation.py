@@ -83,8 +83,11 @@ def counts_noise_from_one(engine: Engine, work: Any) -> Any:
     return wanted
 
 
-def forgets_what_was_reserved(scheduler: Scheduler, request: Request) -> None:
-    (scheduler.running if request in scheduler.running else scheduler.waiting).remove(request)
+def preempts_without_taking_the_blocks(scheduler: Scheduler, request: Request) -> None:
+    tables = [sequence.block_table.fork() for sequence in request.sequences.values()]
+    ORIGINAL["_preempt"](scheduler, request)
+    for sequence, table in zip(request.sequences.values(), tables, strict=True):
+        sequence.block_table = table
 
 
 def ends_twice(thread: EngineThread, requests: list[Request]) -> None:
@@ -109,7 +112,7 @@ FAULTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Sequence, "truncate", keeps_rows_of_what_is_gone),
     (Sequence, "truncate", keeps_keys_of_what_is_gone),
     (Engine, "_wanted", counts_noise_from_one),
-    (Scheduler, "retire", forgets_what_was_reserved),
+    (Scheduler, "_preempt", preempts_without_taking_the_blocks),
     (Scheduler, "_short_ones_first", serves_nobody_once),
     (EngineThread, "_abort", ends_twice),
     (RequestView, "row", commits_drafts_unseen),
