@@ -18,6 +18,7 @@ from nudging.generation import Generation
 from nudging.handle import Handle
 from nudging.policies.protocol import Policy, Step, View
 from nudging.request import Request
+from nudging.scheduler import Scheduler, SchedulerOutput
 from nudging.sequence import Sequence
 from tests.simulated import VOCAB, Expected, InlineThread, Setup, SimLLM, expect
 
@@ -54,19 +55,30 @@ class World:
         self.engine = self.llm._engine
         assert isinstance(self.llm._thread, InlineThread)
         self.thread = self.llm._thread
+        self._victims: list[Request] = []
+        self.engine.scheduler.schedule = self._schedule  # type: ignore[method-assign]
         self.jobs: list[Job] = []
         self.generations: list[Generation] = []
         self.turns = 0
         self.finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
+        self.preemptions = 0
         self.digest = 0
         # What a request may end with where a fault was planted.
         self.excused: type[Exception] | None = None
 
     def submit(
-        self, prompt: Any, params: SamplingParams, policy: Policy, speculate: str | int, is_read: bool = True
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        policy: Policy,
+        speculate: str | int = "auto",
+        priority: int = 0,
+        is_read: bool = True,
     ) -> Job:
         """Start a request.  Raises BadRequest where the server refuses it."""
         handle = self.llm.submit(prompt, params, policy, speculate)
+        for request in handle._requests:
+            request.priority = priority
         return self._watch(Job(handle, handle._requests, [], 0, is_read=is_read))
 
     def extend(self, generation: Generation, params: SamplingParams) -> Job:
@@ -85,6 +97,9 @@ class World:
         self.jobs.append(job)
         waiting = (request for other in self.jobs for request in other.requests)
         job.bound = self.turns + sum(map(most_turns, waiting))
+        for other in self.jobs:
+            if other.requests[0].priority > job.requests[0].priority:
+                other.bound += sum(map(most_turns, job.requests))
         return job
 
     def _fits(self, request: Request) -> bool:
@@ -111,6 +126,18 @@ class World:
     def close(self, generation: Generation) -> None:
         generation.close()
         self.generations.remove(generation)
+
+    def preempt(self, request: Request) -> None:
+        """In the next step, take a running request's blocks away as if a higher-ranked one needed them."""
+        self._victims.append(request)
+
+    def _schedule(self) -> SchedulerOutput:
+        scheduler = self.engine.scheduler
+        for victim in self._victims:
+            if victim in scheduler.running:
+                scheduler._preempt(victim)
+        self._victims.clear()
+        return Scheduler.schedule(scheduler)
 
     def is_idle(self, generation: Generation) -> bool:
         return all(job.generation is not generation for job in self.jobs)
@@ -178,6 +205,7 @@ class World:
         outputs = job.handle.result(timeout=0).outputs
         for i, (request, output, want) in enumerate(zip(job.requests, outputs, job.expected, strict=True)):
             self.finished[output.finish_reason] += 1
+            self.preemptions += output.stats.preemptions
             self.digest = crc32(
                 repr((self.turns, i, output.token_ids, output.finish_reason)).encode(), self.digest
             )
@@ -333,7 +361,8 @@ class Life:
         rng = self.rng
         speculate = "off" if self.is_lean else rng.choice(["auto", "auto", "off", rng.randrange(16)])
         policy, params = self._policy(), self._params()
-        self.world.submit(self._prompt(policy), params, policy, speculate, is_read=rng.random() < 0.5)
+        priority = rng.choice([0, 0, 0, -1, 1])
+        self.world.submit(self._prompt(policy), params, policy, speculate, priority, rng.random() < 0.5)
 
     def _use_a_generation(self) -> None:
         rng, world = self.rng, self.world
@@ -417,15 +446,17 @@ def main() -> None:
     parser.add_argument("--lives", type=int, default=1, help="how many seeds from there on")
     parser.add_argument("--steps", type=int, default=STEPS, help="turns before clients stop coming")
     options = parser.parse_args()
-    began, turns, requests = time.perf_counter(), 0, 0
+    began, turns, requests, preemptions = time.perf_counter(), 0, 0, 0
     for seed in range(options.seed, options.seed + options.lives):
         life = live(seed, options.steps)
         turns += life.world.turns
         requests += sum(life.world.finished.values())
+        preemptions += life.world.preemptions
         if options.lives == 1:
             print(life.setup, life.world.finished, f"{life.refused} refused, digest {life.world.digest:08x}")
     seconds = time.perf_counter() - began
-    print(f"{turns} turns, {requests} requests in {seconds:.2f} s: {turns / seconds:.0f} turns/s")
+    print(f"{turns} turns, {requests} requests, {preemptions} preemptions in {seconds:.2f} s:", end=" ")
+    print(f"{turns / seconds:.0f} turns/s")
 
 
 if __name__ == "__main__":

@@ -141,3 +141,14 @@ def test_a_generation_that_waits_gives_way_to_those_before_it() -> None:
     world.extend(generation, GREEDY)
     world.drain()
     assert len(generation.token_ids) == 24
+
+
+def test_short_requests_that_never_stop_coming_do_not_starve_a_long_prompt() -> None:
+    world = World(Setup(blocks=(400, 400), max_batch_tokens=4))
+    job = world.submit([2] * 100, SamplingParams(max_tokens=1), Base(), "off")
+    for _ in range(150):
+        while len(world.jobs) < 8:
+            world.submit([3], GREEDY, Base(), "off")
+        world.turn()
+    assert job.handle.is_finished, f"{job.requests[0].sequences['base'].num_computed} of 100 tokens are read"
+    world.drain()
