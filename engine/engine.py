@@ -86,6 +86,7 @@ class Engine:
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that moved, the finished ones among them."""
+        late = self._retire_late()
         with self._tracer.span("engine", "admit"):
             moved = [request for request in self.scheduler.admit() if request.id not in self._views]
             for request in moved:
@@ -110,7 +111,7 @@ class Engine:
         )
         if not self.has_work:
             self.check()
-        return list(dict.fromkeys(moved))
+        return list(dict.fromkeys(late + moved))
 
     def stats(self) -> EngineStats:
         """How full the engine is and what it has done; callable from any thread, a step may be under way."""
@@ -235,6 +236,13 @@ class Engine:
         for request in finished:
             self._retire(request)
         return finished
+
+    def _retire_late(self) -> list[Request]:
+        late = [r for r in (*self.scheduler.running, *self.scheduler.waiting) if r.is_late]
+        for request in late:
+            request.expire()
+            self._retire(request)
+        return late
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.detokenize import Detokenizer, StopChecker
+from nudging.errors import DeadlineExceeded
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prompts import RolePrompt
@@ -86,10 +87,12 @@ class Request:
         drafter: str = "guide",
         clock: Callable[[], float] = time.monotonic,
         priority: int = 0,
+        timeout: float | None = None,
     ) -> None:
         """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
         token, for texts that go on from earlier ones.  `drafter`: who drafts, by its name in DRAFTERS.
-        `clock`: the seconds of now, the engine's own clock.  `priority`: lower ones run earlier.
+        `clock`: the seconds of now, the engine's own clock.  `priority`, `timeout`: see
+        RequestOptions.
         """
         self.id = request_id
         self.policy = policy
@@ -113,6 +116,8 @@ class Request:
         self.pieces: list[Piece] = []
         self.tail = ""
         self.need: Need | None = None
+        # Role and first row of the last need that was a prompt to read, not a text to write.
+        self.long_need: tuple[str, int] | None = None
         self.draft: Draft | None = None
         # Tokens known to come (a text being scored): every role reads them all in one pass.
         self.known_ahead: tuple[int, ...] = ()
@@ -120,6 +125,7 @@ class Request:
         self.error: BaseException | None = None
         self.clock = clock
         self.counters = Counters(submitted_at=clock())
+        self.timeout = timeout
         self.tokenizer = roles["base" if "base" in policy.roles else policy.roles[0]].tokenizer
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
         self._stops = StopChecker(params.stop) if params.stop else None
@@ -194,6 +200,20 @@ class Request:
             else:
                 tail += self._stops.flush()
         self.tail = tail
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is over."""
+        return self.timeout is not None and self.clock() - self.counters.submitted_at >= self.timeout
+
+    def expire(self) -> None:
+        """End because the time is over: what was written stays readable."""
+        self.finish("abort")
+        if self.finish_reason == "abort":
+            self.error = DeadlineExceeded(
+                f"{len(self.output)} of {self.max_tokens} tokens were written within the timeout of "
+                f"{self.timeout} s; raise timeout, lower max_tokens or give it a lower priority number"
+            )
 
     def fail(self, error: BaseException) -> None:
         """End with an error: what was written stays readable."""

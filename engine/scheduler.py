@@ -5,7 +5,6 @@ budgets.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nudging.blocks import BlockPool
@@ -15,6 +14,8 @@ from nudging.sequence import Sequence
 
 # A request with at most this many tokens to compute is being written, not read: it goes before long prompts.
 DECODE_TOKENS = 32
+# Of each step's tokens so much is for long prompts, where there are any.
+PROMPT_SHARE = 0.25
 # Room to grow, in blocks, that admission leaves to each sequence: preemption is for what nobody foresaw.
 HEADROOM_BLOCKS = 1
 
@@ -126,26 +127,37 @@ class Scheduler:
         return SchedulerOutput(works, preempted)
 
     def _share_tokens(self) -> dict[Request, int]:
-        """Up to which token each running request computes in this step."""
-        ends = {}
-        left = dict.fromkeys(self.pools, self.max_batch_tokens)
-        for request in self._short_ones_first():
+        """Up to which token each running request computes in this step.
+
+        Texts are written before prompts are read, each in order of rank; but long needs together get a
+        PROMPT_SHARE of the budget.  So a prompt of P tokens behind others of Q, whatever else runs, is read
+        in at most ceil((P + Q) / share) steps that it has memory for.
+        """
+        short: dict[str, list[Request]] = {model: [] for model in self.pools}
+        long: dict[str, list[Request]] = {model: [] for model in self.pools}
+        for request in self.running:
             need = request.need_now
-            model = self.models_of[need.role]
-            start = request.sequences[need.role].num_computed
-            end = min(need.last, start + left[model])
-            if end > start:
-                left[model] -= end - start
-                ends[request] = end
+            if _pending(request) > DECODE_TOKENS:
+                request.long_need = (need.role, need.first)
+            # What began as a long need stays one to its last token.  A budget of one token cannot be shared.
+            is_long = request.long_need == (need.role, need.first) and self.max_batch_tokens > 1
+            (long if is_long else short)[self.models_of[need.role]].append(request)
+        ends: dict[Request, int] = {}
+        for model in self.pools:
+            share = max(int(PROMPT_SHARE * self.max_batch_tokens), 1)
+            share = min(share, sum(map(_pending, long[model])))
+            left = self._spend(short[model], self.max_batch_tokens - share, ends)
+            self._spend(long[model], left + share, ends)
         return ends
 
-    def _short_ones_first(self) -> Iterable[Request]:
-        def is_long(request: Request) -> bool:
-            need = request.need_now
-            pending = need.last - request.sequences[need.role].num_computed
-            return pending > DECODE_TOKENS
-
-        return sorted(self.running, key=is_long)
+    def _spend(self, requests: list[Request], left: int, ends: dict[Request, int]) -> int:
+        """Give `requests` the tokens they need, in order, while `left` lasts; returns what is left then."""
+        for request in requests:
+            count = min(_pending(request), left)
+            if count > 0:
+                ends[request] = request.sequences[request.need_now.role].num_computed + count
+                left -= count
+        return left
 
     def _own_blocks(self, request: Request, end: int) -> Work | None:
         """The request's work up to `end` with the blocks it writes, lower-ranked requests' if need be."""
@@ -254,6 +266,12 @@ class Scheduler:
 
     def _pool(self, role: str) -> BlockPool:
         return self.pools[self.models_of[role]]
+
+
+def _pending(request: Request) -> int:
+    """How many tokens the request's need asks for."""
+    need = request.need_now
+    return need.last - request.sequences[need.role].num_computed
 
 
 def _rank(request: Request) -> tuple[int, int]:

@@ -284,6 +284,19 @@ def test_a_bad_line_is_its_own_error_and_the_others_go_on(tiny_pair: Pair) -> No
     assert len({json.dumps(r["token_ids"]) for r in written[1::2]}) == 1
 
 
+def test_a_line_has_its_own_priority_and_timeout(tiny_pair: Pair) -> None:
+    ids = [60, 61, 62]
+    lines = [
+        {"prompt_token_ids": ids, "priority": 1, "timeout": 60},
+        {"prompt_token_ids": ids, "timeout": 0.02},
+        {"prompt_token_ids": ids, "timeout": "soon"},
+    ]
+    records = generate(tiny_pair, "--max-tokens", 400, "--ignore-eos", lines=lines, status=1)
+    assert len(records[0]["token_ids"]) == 400
+    assert records[1]["error"]["type"] == "DeadlineExceeded"
+    assert records[2]["error"]["message"].startswith("timeout is 'soon'")
+
+
 def test_a_line_that_is_not_utf8_is_an_error(tiny_pair: Pair) -> None:
     result = run("generate", "--base", tiny_pair["base"], "--input", "-", stdin=b'{"prompt": "\xff"}\n')
     assert result.exit_code == 1

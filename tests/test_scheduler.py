@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nudging import BadRequest, Base, Nudging, SamplingParams
+from nudging import BadRequest, Base, DeadlineExceeded, Nudging, SamplingParams
 from nudging.engine import Engine
 from nudging.policies import Policy
 from nudging.prompts import RolePrompt
@@ -261,3 +261,91 @@ def test_a_failed_allocation_ends_one_request_wherever_it_happens(monkeypatch: p
         if calls < n:
             return
     raise AssertionError("the injection never passed the end")
+
+
+def running_request(roles: dict[str, Role], engine: Engine, name: str, **options: Any) -> Request:
+    job = request(roles, name, 3, 400, **options)
+    engine.add(job)
+    return job
+
+
+@pytest.mark.parametrize("budget", [2, 8, 40])
+def test_a_long_prompt_is_read_within_the_stated_bound_however_many_write(budget: int) -> None:
+    engine, roles = small_engine(2000, max_batch_tokens=budget)
+    writing = [running_request(roles, engine, f"r{i}") for i in range(2 * budget)]
+    for _ in range(10):
+        engine.step()
+    first, second = request(roles, "first", 120, 1), request(roles, "second", 150, 1)
+    engine.add(first)
+    engine.add(second)
+    share = max(budget // 4, 1)
+    for job, bound in ((first, 120), (second, 270)):
+        steps = 0
+        while not job.is_finished:
+            engine.step()
+            steps += 1
+        assert steps <= -(-bound // share), "ceil((P + Q) / share)"
+    assert any(len(job.output) > 20 for job in writing), "and the others went on writing"
+
+
+def test_texts_are_written_while_a_long_prompt_is_read() -> None:
+    engine, roles = small_engine(2000, max_batch_tokens=40)
+    engine.add(request(roles, "long", 400, 5))
+    writing = [running_request(roles, engine, f"r{i}") for i in range(20)]
+    engine.step()
+    engine.step()
+    before = [len(job.output) for job in writing]
+    for _ in range(5):
+        engine.step()
+    assert [len(job.output) - n for job, n in zip(writing, before, strict=True)] == [5] * 20
+
+
+def test_a_budget_of_one_token_serves_everybody() -> None:
+    engine, roles = small_engine(200, max_batch_tokens=1)
+    jobs = [request(roles, f"r{i}", (3, 50)[i % 2], 5) for i in range(6)]
+    for job in jobs:
+        engine.add(job)
+    finish(engine)
+    assert [len(job.output) for job in jobs] == [5] * 6
+
+
+def test_a_lower_priority_number_runs_earlier() -> None:
+    engine, roles = small_engine(26)
+    jobs = [request(roles, f"r{p}", 10, 50, priority=p) for p in (3, 1, 2, 0)]
+    for job in jobs:
+        engine.add(job)
+    finish(engine)
+    ended = sorted(jobs, key=lambda job: job.counters.finished_at)
+    assert [job.priority for job in ended] == [0, 1, 2, 3]
+
+
+def test_who_is_late_ends_at_once_running_preempted_or_waiting() -> None:
+    now = 0.0
+    engine, roles = small_engine(20)
+    jobs = [
+        request(roles, name, 9, 60, timeout=timeout, clock=lambda: now)
+        for name, timeout in (("patient", None), ("runs", 5.0), ("was preempted", 5.0), ("waits", 5.0))
+    ]
+    for job in jobs[:3]:
+        engine.add(job)
+    while not any(job.counters.preemptions for job in jobs):
+        engine.step()
+    engine.add(jobs[3])
+    engine.step()
+    states = [job in engine.scheduler.running for job in jobs]
+    assert states == [True, True, False, False]
+    now = 4.9
+    engine.step()
+    assert not any(job.is_finished for job in jobs)
+    now = 5.0
+    moved = engine.step()
+    assert [job.finish_reason for job in jobs] == [None, "abort", "abort", "abort"]
+    assert set(jobs) == set(moved), "everybody is told"
+    for job in jobs[1:]:
+        assert isinstance(job.error, DeadlineExceeded)
+        assert f"{len(job.output)} of 60 tokens were written within the timeout of 5.0 s" in str(job.error)
+    held = {block for sequence in jobs[0].sequences.values() for block in sequence.block_table.ids}
+    assert sum(r.pool.total - r.pool.num_free for r in engine.runners.values()) == len(held)
+    finish(engine)
+    assert (len(jobs[0].output), jobs[0].error) == (60, None)
+    assert_all_free(engine)
