@@ -149,7 +149,16 @@ class Generation:
         seed = self._seed if params.seed is None else params.seed
         name = f"generation-{id(self)}-{next(self._count)}"
         request = Request(
-            name, policy, params, seed, prompts, self._roles, 0, len(self.token_ids), **self._options
+            name,
+            policy,
+            params,
+            seed,
+            prompts,
+            self._roles,
+            0,
+            len(self.token_ids),
+            clock=self._engine.clock,
+            **self._options,
         )
         request.known_ahead = known_ahead
         request.keeps_sequences = True

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from zlib import crc32
 
 from nudging import BadRequest, Base, Guide, Nudging, SamplingParams
+from nudging.errors import DeadlineExceeded
 from nudging.generation import Generation
 from nudging.handle import Handle
 from nudging.policies.protocol import Policy, Step, View
@@ -60,7 +61,8 @@ class World:
         self.jobs: list[Job] = []
         self.generations: list[Generation] = []
         self.turns = 0
-        self.finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
+        # How requests ended, those that were late counted apart.
+        self.finished = dict.fromkeys(("stop", "length", "abort", "error", "late"), 0)
         self.preemptions = 0
         self.digest = 0
         # What a request may end with where a fault was planted.
@@ -72,13 +74,11 @@ class World:
         params: SamplingParams,
         policy: Policy,
         speculate: str | int = "auto",
-        priority: int = 0,
         is_read: bool = True,
+        **options: Any,
     ) -> Job:
         """Start a request.  Raises BadRequest where the server refuses it."""
-        handle = self.llm.submit(prompt, params, policy, speculate)
-        for request in handle._requests:
-            request.priority = priority
+        handle = self.llm.submit(prompt, params, policy, speculate, **options)
         return self._watch(Job(handle, handle._requests, [], 0, is_read=is_read))
 
     def extend(self, generation: Generation, params: SamplingParams) -> Job:
@@ -113,8 +113,8 @@ class World:
         job.is_cancelled = True
         job.handle.cancel()
 
-    def open(self, prompt: Any, policy: Policy) -> Generation:
-        generation = self.llm.open(prompt, policy)
+    def open(self, prompt: Any, policy: Policy, **options: Any) -> Generation:
+        generation = self.llm.open(prompt, policy, **options)
         self.generations.append(generation)
         return generation
 
@@ -145,10 +145,17 @@ class World:
     def turn(self) -> None:
         """One turn of the engine's thread, and then everything is checked."""
         had_work = bool(self.engine.has_work)
+        began = self.llm.clock.now
         before = self._progress() if had_work else None
         self.thread.turn()
         self.turns += 1
         assert not had_work or self._progress() != before, "a step moved nobody"
+        for job in self.jobs:
+            for request in job.requests:
+                late = (
+                    request.timeout is not None and began - request.counters.submitted_at >= request.timeout
+                )
+                assert request.is_finished or not late, f"{request.id} goes on after its time"
         self.check()
 
     def _progress(self) -> tuple[int, int, int]:
@@ -204,7 +211,8 @@ class World:
     def _check_end(self, job: Job) -> None:
         outputs = job.handle.result(timeout=0).outputs
         for i, (request, output, want) in enumerate(zip(job.requests, outputs, job.expected, strict=True)):
-            self.finished[output.finish_reason] += 1
+            late = isinstance(output.error, DeadlineExceeded)
+            self.finished["late" if late else output.finish_reason] += 1
             self.preemptions += output.stats.preemptions
             self.digest = crc32(
                 repr((self.turns, i, output.token_ids, output.finish_reason)).encode(), self.digest
@@ -230,6 +238,9 @@ class World:
         if isinstance(request.policy, Broken) or (request.error is not None and job.may_fail):
             return True
         if self.excused is not None and isinstance(request.error, self.excused):
+            return True
+        if isinstance(request.error, DeadlineExceeded):
+            assert request.is_late, f"{request.id} ended before its time"
             return True
         return request.finish_reason == "abort" and job.is_cancelled
 
@@ -361,15 +372,15 @@ class Life:
         rng = self.rng
         speculate = "off" if self.is_lean else rng.choice(["auto", "auto", "off", rng.randrange(16)])
         policy, params = self._policy(), self._params()
-        priority = rng.choice([0, 0, 0, -1, 1])
-        self.world.submit(self._prompt(policy), params, policy, speculate, priority, rng.random() < 0.5)
+        is_read = rng.random() < 0.5
+        self.world.submit(self._prompt(policy), params, policy, speculate, is_read, **self._options())
 
     def _use_a_generation(self) -> None:
         rng, world = self.rng, self.world
         idle = [generation for generation in world.generations if world.is_idle(generation)]
         if not idle or (len(world.generations) < 4 and rng.random() < 0.2):
             policy = self._policy()
-            world.open(self._prompt(policy), policy)
+            world.open(self._prompt(policy), policy, **self._options())
             return
         generation = rng.choice(idle)
         action = rng.random()
@@ -409,6 +420,11 @@ class Life:
         threshold, comparator = rng.choice([0.0, 0.25, 0.4, 0.4, 0.6, 1.5]), rng.choice(["<", "<="])
         granularity = "token" if kind < 0.7 else "word" if kind < 0.97 else "reference"
         return Nudging(threshold, granularity, comparator)
+
+    def _options(self) -> dict[str, Any]:
+        rng = self.rng
+        timeout = rng.uniform(1.0, 40.0) if rng.random() < 0.1 else None
+        return {"priority": rng.choice([0, 0, 0, -1, 1]), "timeout": timeout}
 
     def _params(self, n: int | None = None) -> SamplingParams:
         rng = self.rng

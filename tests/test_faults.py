@@ -94,18 +94,31 @@ def turns_of(schedule: Callable[[World], object]) -> int:
     return world.turns
 
 
-def test_three_requests_are_cancelled_at_every_turn_in_all_ways() -> None:
+def cancel_at(turns: tuple[int, ...], last: int) -> None:
+    """Cancel each of the three requests at its turn; beyond the last one means never."""
+    world = World(SETUP)
+    jobs = three_requests(world)
+    for turn in range(last + 1):
+        for job, at in zip(jobs, turns, strict=True):
+            if at == turn:
+                world.cancel(job)
+        world.turn()
+    world.drain()
+
+
+def test_any_two_of_three_requests_are_cancelled_at_any_turns() -> None:
     last = turns_of(three_requests)
     assert 8 <= last <= 14
-    for turns in itertools.product(range(last + 1), repeat=3):
-        world = World(SETUP)
-        jobs = three_requests(world)
-        for turn in range(last + 1):
-            for job, at in zip(jobs, turns, strict=True):
-                if at == turn:
-                    world.cancel(job)
-            world.turn()
-        world.drain()
+    for never in range(3):
+        for turns in itertools.product(range(last + 2), repeat=2):
+            cancel_at((*turns[:never], last + 1, *turns[never:]), last)
+
+
+@pytest.mark.slow
+def test_all_three_requests_are_cancelled_at_any_turns() -> None:
+    last = turns_of(three_requests)
+    for turns in itertools.product(range(last + 2), repeat=3):
+        cancel_at(turns, last)
 
 
 def test_cancelling_frees_the_memory_in_the_same_turn() -> None:

@@ -1,6 +1,5 @@
 """Whole lives of a server, each from a seed; and that the simulation notices what it is there to notice."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,8 +95,12 @@ def ends_twice(thread: EngineThread, requests: list[Request]) -> None:
         thread.ends[request.id] = thread.ends.get(request.id, 0) + 1  # type: ignore[attr-defined]
 
 
-def serves_nobody_once(scheduler: Scheduler) -> list[Request]:
-    return [] if len(scheduler.running) == 2 else ORIGINAL["_short_ones_first"](scheduler)
+def serves_nobody_at_times(scheduler: Scheduler) -> dict[Request, int]:
+    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler)
+
+
+def sleeps_over_its_time(request: Request) -> bool:
+    return False
 
 
 def commits_drafts_unseen(view: RequestView, role: str) -> Any:
@@ -106,23 +109,24 @@ def commits_drafts_unseen(view: RequestView, role: str) -> Any:
     return sequence.rows.get(position + 1) or view._row(role, sequence, position)
 
 
-FAULTS: list[tuple[type, str, Callable[..., Any]]] = [
+FAULTS: list[tuple[type, str, Any]] = [
     (BlockTable, "make_writable", writes_into_shared_blocks),
     (BlockTable, "make_writable", forgets_to_copy),
     (Sequence, "truncate", keeps_rows_of_what_is_gone),
     (Sequence, "truncate", keeps_keys_of_what_is_gone),
     (Engine, "_wanted", counts_noise_from_one),
     (Scheduler, "_preempt", preempts_without_taking_the_blocks),
-    (Scheduler, "_short_ones_first", serves_nobody_once),
+    (Scheduler, "_share_tokens", serves_nobody_at_times),
+    (Request, "is_late", property(sleeps_over_its_time)),
     (EngineThread, "_abort", ends_twice),
     (RequestView, "row", commits_drafts_unseen),
 ]
 ORIGINAL = {name: getattr(owner, name) for owner, name, _ in FAULTS}
 
 
-@pytest.mark.parametrize(("owner", "name", "fault"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("owner", "name", "fault"), FAULTS, ids=str)
 def test_a_planted_fault_is_noticed(
-    owner: type, name: str, fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    owner: type, name: str, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, fault)
     with pytest.raises(AssertionError):

@@ -45,6 +45,7 @@ PARAMS = st.builds(
     stop_token_ids=st.sampled_from([(), (5, 9)]),
     ignore_eos=st.booleans(),
 )
+OPTIONS = st.fixed_dictionaries({"priority": st.integers(-1, 1), "timeout": st.none() | st.floats(0.5, 20.0)})
 
 
 class Server(RuleBasedStateMachine):
@@ -65,11 +66,11 @@ class Server(RuleBasedStateMachine):
         params=PARAMS,
         policy=POLICIES,
         speculate=st.sampled_from(["auto", "off", 1, 4]),
-        priority=st.integers(-1, 1),
+        options=OPTIONS,
     )
-    def add(self, prompt: list[int], params: Any, policy: Policy, speculate: Any, priority: int) -> None:
+    def add(self, prompt: list[int], params: Any, policy: Policy, speculate: Any, options: Any) -> None:
         with suppress(BadRequest):
-            self.world.submit(prompt, params, policy, speculate, priority)
+            self.world.submit(prompt, params, policy, speculate, **options)
 
     @rule(turns=st.integers(1, 5))
     def step(self, turns: int) -> None:
@@ -91,11 +92,11 @@ class Server(RuleBasedStateMachine):
     def preempt(self, index: int) -> None:
         self.world.preempt(self.pick(index, self.world.engine.scheduler.running))
 
-    @rule(prompt=IDS, policy=POLICIES)
-    def open(self, prompt: list[int], policy: Policy) -> None:
+    @rule(prompt=IDS, policy=POLICIES, options=OPTIONS)
+    def open(self, prompt: list[int], policy: Policy, options: Any) -> None:
         if len(self.world.generations) < 4:
             with suppress(BadRequest):
-                self.world.open(prompt, policy)
+                self.world.open(prompt, policy, **options)
 
     @precondition(lambda self: self.idle())
     @rule(index=INDEX, params=PARAMS)
