@@ -304,6 +304,7 @@ class LLM:
                 self.roles,
                 draft_len,
                 drafter=self._drafter,
+                clock=self._engine.clock,
                 **options,
             )
             for i in range(params.n)

@@ -94,7 +94,7 @@ class BlockPool:
 
     def check(self) -> None:
         """Assert I2: every block is free, owned or cached, and nothing twice; cached ones are findable."""
-        owned = sum(count > 0 for count in self._references)
+        owned = self.total - self._references.count(0)
         assert len(set(self._free)) == len(self._free), "a block is in the free list twice"
         assert self.num_free + owned + self.num_cached == self.total, (
             f"{self.num_free} free + {owned} owned + {self.num_cached} cached != {self.total} blocks"

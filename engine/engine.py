@@ -43,9 +43,10 @@ class Engine:
         tracer: Tracer | None = None,
     ) -> None:
         """`costs`: what passes of each model cost; None learns them from the passes that are made.
-        `clock`: the seconds of now; passes are timed with it.  `tracer`: who is told where the time goes.
+        `clock`: the seconds of now; passes and requests are timed with it.  `tracer`: who is told where the
+        time goes.
         """
-        self._clock = clock
+        self.clock = clock
         self._tracer = tracer or Tracer()
         self._totals = Totals()
         # Between opened and counted a request must be seen exactly once by who asks from another thread.
@@ -187,11 +188,11 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
-        began = self._clock()
+        began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works)):
             rows = iter(runner.execute(works, wanted))
         if runner.passes_made:
-            seconds = (self._clock() - began) / runner.passes_made
+            seconds = (self.clock() - began) / runner.passes_made
             self.costs[model].record(sum(work.end - work.start for work in works), seconds)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)

@@ -26,8 +26,12 @@ class EngineThread:
         self._closing = False
         self._failure: BaseException | None = None
         self._handles: dict[str, Handle] = {}
-        self._thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
+        thread.start()
+        return thread
 
     def submit(self, requests: list[Request], handle: Handle) -> None:
         """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""
@@ -111,14 +115,18 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                while self._commands:
-                    obey(*self._commands.popleft())
-                if self._engine.has_work:
-                    for request in self._engine.step():
-                        self._report(request)
+                self._turn()
         except BaseException as error:  # noqa: BLE001 - a broken engine must not leave anyone waiting
             self._failure = error
         self._end_everything()
+
+    def _turn(self) -> None:
+        """Obey what was asked for, then step once."""
+        while self._commands:
+            obey(*self._commands.popleft())
+        if self._engine.has_work:
+            for request in self._engine.step():
+                self._report(request)
 
     def _wait_for_work(self) -> bool:
         with self._wake:

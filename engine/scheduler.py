@@ -130,6 +130,7 @@ class Scheduler:
                 for role in request.sequences:
                     self._take_prompt(sibling, role, request)
         request.siblings = ()
+        self._found = [found for found in self._found if found.request is not request]
 
     def schedule(self, model: str) -> SchedulerOutput:
         """What the running requests now need of one model: at most `max_batch_tokens` tokens.
@@ -145,9 +146,7 @@ class Scheduler:
             work = self._own_blocks(request, ends[request])
             if work is not None:
                 works.append(work)
-        # What an ended request handed on may have ended since, too.
-        found = [one for one in self._found if not one.request.is_finished]
-        output = SchedulerOutput(works, found, self._preempted)
+        output = SchedulerOutput(works, self._found, self._preempted)
         self._found, self._preempted = [], []
         return output
 
