@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nudging.adaptive import Ledger
+from nudging.adaptive import Account, Ledger
 from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
@@ -58,6 +58,8 @@ class Engine:
         self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
+        # Of the adaptive requests, by their drafter and their models.
+        self._accounts: dict[tuple[str, ...], Account] = {}
 
     @property
     def has_work(self) -> bool:
@@ -136,8 +138,15 @@ class Engine:
                 pool = self.runners[self.models_of[role]].pool
                 request.sequences[role] = Sequence(pool, request.prompts[role].ids)
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
-        ledger = self._ledgers[request.id] = Ledger(costs)
+        ledger = self._ledgers[request.id] = Ledger(costs, self._account(request))
         self._views[request.id] = RequestView(request, ledger)
+
+    def _account(self, request: Request) -> Account:
+        """Where the request's costs are promised: nowhere else, if the caller fixed the length of drafts."""
+        if request.draft_len is not None:
+            return Account()
+        models = (self.models_of[role] for role in request.policy.roles)
+        return self._accounts.setdefault((request.drafter, *models), Account())
 
     def _path_steps(self, model: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
@@ -282,7 +291,9 @@ class Engine:
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
-            settle_draft(request, self._ledgers.pop(request.id))
+            ledger = self._ledgers.pop(request.id)
+            settle_draft(request, ledger)
+            ledger.close(request.finish_reason in ("stop", "length"))
         request.counters.finished_at = request.clock()
         with self._counting:
             self.scheduler.retire(request)
