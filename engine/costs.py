@@ -16,7 +16,8 @@ class PassCosts:
 
     def __init__(self, weight_bytes: int, bytes_per_second: float = 1e10) -> None:
         self._seconds: list[float | None] = [None] * BUCKETS
-        self._prior = weight_bytes / bytes_per_second
+        # What `of` answers for each bucket: asked far more often than anything is timed.
+        self._expected = [weight_bytes / bytes_per_second] * BUCKETS
 
     def record(self, rows: int, seconds: float) -> None:
         """One pass of `rows` rows took `seconds`."""
@@ -27,11 +28,11 @@ class PassCosts:
             self._seconds[bucket] = seconds
         else:
             self._seconds[bucket] = old + SMOOTHING * (seconds - old)
+        expected = next(cost for cost in self._seconds if cost is not None)
+        for i, cost in enumerate(self._seconds):
+            expected = max(expected, cost or 0.0)
+            self._expected[i] = expected
 
     def of(self, rows: int) -> float:
         """The expected seconds of a pass of `rows` rows; never less than for fewer rows."""
-        bucket = min((rows - 1).bit_length(), BUCKETS - 1)
-        smaller = [cost for cost in self._seconds[: bucket + 1] if cost is not None]
-        if smaller:
-            return max(smaller)
-        return next((cost for cost in self._seconds[bucket:] if cost is not None), self._prior)
+        return self._expected[min((rows - 1).bit_length(), BUCKETS - 1)]

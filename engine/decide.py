@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from nudging.params import SamplingParams
 from nudging.sequence import Row
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """How one row of a batch is turned into a `Row`: `position` is the output position its noise is
     keyed by.
     """
@@ -65,17 +65,18 @@ def decide(
         part = logits if whole else logits[chosen, :size].contiguous()
         stats = known if whole and known is not None else softmax_stats(part)
         columns = zip(stats.argmax.tolist(), stats.max.tolist(), stats.lse.tolist(), strict=True)
-        for i, line, (top, peak, lse) in zip(chosen, part, columns, strict=False):
-            rows[i] = _row(line, wanted[i], top, peak, lse)
+        for line, (i, (top, peak, lse)) in enumerate(zip(chosen, columns, strict=False)):
+            rows[i] = _row(part, line, wanted[i], top, peak, lse)
     return rows
 
 
-def _row(logits: Tensor, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:
+def _row(logits: Tensor, line: int, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:
+    """One line of `logits` as a row; most requests need no more of it than its statistics."""
     row = likeliest(top, peak, lse)
     if isinstance(row, NumericalError) or (want.is_plain and not want.keep_logits):
         return row
-    token = top if want.is_plain else pick_token(logits, want.params, want.seed, want.position)
-    return Row(token, top, row.top_prob, logits.clone() if want.keep_logits else None)
+    token = top if want.is_plain else pick_token(logits[line], want.params, want.seed, want.position)
+    return Row(token, top, row.top_prob, logits[line].clone() if want.keep_logits else None)
 
 
 def likeliest(top: int, peak: float, lse: float) -> Row | NumericalError:

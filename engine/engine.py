@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from nudging.adaptive import Ledger
+from nudging.adaptive import Account, Ledger
 from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
@@ -60,6 +60,8 @@ class Engine:
         self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
+        # Of the adaptive requests, by their drafter and their models.
+        self._accounts: dict[tuple[str, ...], Account] = {}
 
     @property
     def has_work(self) -> bool:
@@ -134,7 +136,7 @@ class Engine:
 
     def _open(self, request: Request) -> None:
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
-        ledger = self._ledgers[request.id] = Ledger(costs)
+        ledger = self._ledgers[request.id] = Ledger(costs, self._account(request))
         with self._counting:
             self._views[request.id] = RequestView(request, ledger)
 
@@ -146,6 +148,13 @@ class Engine:
             for role in request.policy.roles:
                 # Lazy would have to read its text again, too.
                 self._ledgers[request.id].rewind(role, 0)
+
+    def _account(self, request: Request) -> Account:
+        """Where the request's costs are promised: nowhere else, if the caller fixed the length of drafts."""
+        if request.draft_len is not None:
+            return Account()
+        models = (self.models_of[role] for role in request.policy.roles)
+        return self._accounts.setdefault((request.drafter, *models), Account())
 
     def _path_steps(self, model: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
@@ -297,7 +306,9 @@ class Engine:
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
-            settle_draft(request, self._ledgers.pop(request.id))
+            ledger = self._ledgers.pop(request.id)
+            settle_draft(request, ledger)
+            ledger.close(request.finish_reason in ("stop", "length"))
         request.counters.finished_at = request.clock()
         with self._counting:
             self.scheduler.retire(request)
