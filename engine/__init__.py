@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nudging.errors import (
         BadRequest,
         CheckpointError,
+        DeadlineExceeded,
         EngineClosed,
         NudgingError,
         NumericalError,
@@ -26,6 +27,7 @@ HOMES = {
     "LLM": "api",
     "BadRequest": "errors",
     "CheckpointError": "errors",
+    "DeadlineExceeded": "errors",
     "EngineClosed": "errors",
     "NudgingError": "errors",
     "NumericalError": "errors",
@@ -43,6 +45,7 @@ __all__ = [
     "BadRequest",
     "Base",
     "CheckpointError",
+    "DeadlineExceeded",
     "EngineClosed",
     "Generation",
     "Guide",

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nudging.aio_generation import AsyncGeneration
-from nudging.api import LLM, Checkpoint, Speculate
+from nudging.api import LLM
+from nudging.arguments import Checkpoint, Speculate
 from nudging.errors import EngineClosed
 from nudging.handle import Handle
 from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prompts import Messages, Prompt
+from nudging.request_options import RequestOptions
 
 
 class AsyncLLM:
@@ -70,9 +72,12 @@ class AsyncLLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """As `LLM.generate`."""
-        return await results(self._opened().submit_all(prompts, sampling_params, policy, speculate))
+        return await results(
+            self._opened().submit_all(prompts, sampling_params, policy, speculate, **options)
+        )
 
     async def chat(
         self,
@@ -80,9 +85,12 @@ class AsyncLLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """As `LLM.chat`."""
-        return await results(self._opened().submit_chats(messages, sampling_params, policy, speculate))
+        return await results(
+            self._opened().submit_chats(messages, sampling_params, policy, speculate, **options)
+        )
 
     async def stream(
         self,
@@ -90,9 +98,10 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Delta]:
         """The text as it is written; leaving the iterator early cancels the request."""
-        handle = self.submit(prompt, sampling_params, policy, speculate)
+        handle = self.submit(prompt, sampling_params, policy, speculate, **options)
         try:
             async for delta in handle:
                 yield delta
@@ -105,9 +114,10 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncHandle:
         """Start one prompt and return at once.  Raises BadRequest, EngineClosed."""
-        return AsyncHandle(self._opened().submit(prompt, sampling_params, policy, speculate))
+        return AsyncHandle(self._opened().submit(prompt, sampling_params, policy, speculate, **options))
 
     def submit_chat(
         self,
@@ -115,23 +125,32 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncHandle:
         """Like `submit`, for a conversation."""
-        return AsyncHandle(self._opened().submit_chat(messages, sampling_params, policy, speculate))
+        return AsyncHandle(
+            self._opened().submit_chat(messages, sampling_params, policy, speculate, **options)
+        )
 
-    def open(self, prompt: Prompt, policy: Policy | None = None) -> AsyncGeneration:
+    def open(
+        self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncGeneration:
         """As `LLM.open`; use it as an async context manager."""
-        return AsyncGeneration(self._opened().open(prompt, policy))
+        return AsyncGeneration(self._opened().open(prompt, policy, **options))
 
     async def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """As `LLM.logits`."""
         return await asyncio.to_thread(self._opened().logits, role, token_ids)
 
     async def score(
-        self, prompt: Prompt, continuation: str | Sequence[int], policy: Policy | None = None
+        self,
+        prompt: Prompt,
+        continuation: str | Sequence[int],
+        policy: Policy | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[float]:
         """As `LLM.score`."""
-        return await asyncio.to_thread(self._opened().score, prompt, continuation, policy)
+        return await asyncio.to_thread(self._opened().score, prompt, continuation, policy, **options)
 
     def _opened(self) -> LLM:
         if self._llm is None:

@@ -7,32 +7,49 @@ import itertools
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nudging.drafters import DRAFTERS
+from nudging.arguments import (
+    Checkpoint,
+    Speculate,
+    check_ids,
+    check_sizes,
+    is_one_prompt,
+    name_roles,
+    read_drafter,
+    read_speculate,
+    spread,
+)
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
 from nudging.generation import Generation
 from nudging.handle import Handle
-from nudging.loading import load_roles, make_runners, read_bytes, read_device, read_dtype
+from nudging.loading import (
+    load_roles,
+    make_runners,
+    read_bytes,
+    read_device,
+    read_dtype,
+    read_quantization,
+    read_threads,
+)
 from nudging.options import unknown_option
 from nudging.output import Delta, RequestOutput
-from nudging.params import SamplingParams, is_int
+from nudging.params import SamplingParams
 from nudging.policies import Base, Nudging
 from nudging.policies.protocol import Policy
 from nudging.prompts import Messages, Prompt, read_chat, read_prompt
 from nudging.request import Request
-from nudging.roles import Role, check_policy
-
-MAX_DRAFT = 15
-Checkpoint = str | os.PathLike[str]
-Speculate = str | int
+from nudging.request_options import RequestOptions, check_request_options
+from nudging.roles import check_policy
+from nudging.totals import EngineStats
+from nudging.trace import Trace, Tracer
 
 
 class LLM:
@@ -40,14 +57,17 @@ class LLM:
 
     `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`;
     equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.
-    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens are drafted for every pass of the
-    base; "auto" drafts as many as pay, "off" none.  `drafter`: "guide" drafts with the guide where the policy
-    has one, "ngram" looks up what followed the text's last tokens before (also for one model alone), "none"
-    never drafts.  Both change speed, never a token.  `max_len`: the longest prompt + text in tokens, where a
-    checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
+    `dtype`: "auto" is each checkpoint's own.  `quantization`: "int8" keeps all weights of matrix products as
+    int8 with a scale for each output channel, another precision at half the memory traffic of 16 bits.
+    `threads`: of the ops on the CPU, torch's number by default; changes no token.  `speculate`: how many
+    tokens are drafted for every pass of the base; "auto" drafts as many as pay, "off" none.
+    `drafter`: "guide" drafts with the guide where the policy has one, "ngram" looks up what followed the
+    text's last tokens before (also for one model alone), "none" never drafts.  Both change speed, never a
+    token.  `max_len`: the longest prompt + text in tokens, where a checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
     read in parts.  Use as a context manager or call `close()`: then every request has ended and all memory is
-    free.  `progress`: a bar while weights load; None shows it where stderr is a terminal.  Raises BadRequest
-    and CheckpointError.
+    free.  `progress`: a bar while weights load; None shows it where stderr is a terminal.  `trace`: a file
+    to which a timeline of all steps is written, for Perfetto or chrome://tracing.  Raises BadRequest,
+    CheckpointError and OSError.
     """
 
     def __init__(
@@ -58,6 +78,8 @@ class LLM:
         models: Mapping[str, Checkpoint] | None = None,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
+        quantization: str | None = None,
+        threads: int | None = None,
         kv_cache_memory: int | str = "1GiB",
         speculate: Speculate = "auto",
         drafter: str = "guide",
@@ -65,6 +87,7 @@ class LLM:
         block_size: int = 16,
         max_len: int | None = None,
         progress: bool | None = None,
+        trace: str | os.PathLike[str] | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -78,9 +101,13 @@ class LLM:
         self._drafter = read_drafter(drafter)
         checkpoints = name_roles(base, guide, models or {})
         shown = sys.stderr.isatty() if progress is None else progress
-        self.roles, decoders = load_roles(checkpoints, read_dtype(dtype), read_device(device), shown, max_len)
-        runners = make_runners(decoders, self.roles, memory, block_size)
-        self._engine = Engine(runners, {r.name: r.model for r in self.roles.values()}, max_batch_tokens)
+        precision = read_dtype(dtype), read_device(device)
+        num_threads, quantized = read_threads(threads), read_quantization(quantization)
+        self.roles, decoders = load_roles(checkpoints, *precision, shown, max_len, quantized)
+        runners = make_runners(decoders, self.roles, memory, block_size, num_threads)
+        models_of = {role.name: role.model for role in self.roles.values()}
+        self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
+        self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
         self._thread = EngineThread(self._engine)
         self._ids = itertools.count()
 
@@ -101,6 +128,7 @@ class LLM:
         twice.
         """
         self._thread.close()
+        self._tracer.close()
         self._engine.runners.clear()
 
     def generate(
@@ -109,14 +137,15 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Continue every prompt; the results are in the prompts' order.
 
         A prompt is a str, a list of token ids or a dict of either per role.  Parameters and policy are
-        one for all or one for each.  Raises BadRequest before anything runs when any of them cannot be
-        served.
+        one for all or one for each; `options` are those of RequestOptions.  Raises BadRequest before
+        anything runs when any of them cannot be served.
         """
-        handles = self.submit_all(prompts, sampling_params, policy, speculate)
+        handles = self.submit_all(prompts, sampling_params, policy, speculate, **options)
         return [handle.result() for handle in handles]
 
     def chat(
@@ -125,9 +154,10 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Answer conversations ({"role", "content"} dicts), each written in every role's own template."""
-        handles = self.submit_chats(messages, sampling_params, policy, speculate)
+        handles = self.submit_chats(messages, sampling_params, policy, speculate, **options)
         return [handle.result() for handle in handles]
 
     def stream(
@@ -136,9 +166,10 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Iterator[Delta]:
         """The text as it is written; leaving the iterator early cancels the request."""
-        handle = self.submit(prompt, sampling_params, policy, speculate)
+        handle = self.submit(prompt, sampling_params, policy, speculate, **options)
         try:
             yield from handle
         finally:
@@ -150,10 +181,10 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Handle:
         """Start one prompt and return at once; callable from any thread.  Raises BadRequest, EngineClosed."""
-        job = self._job(read_prompt, prompt, sampling_params, policy, speculate)
-        return self._start(job)
+        return self._start(self._job(read_prompt, prompt, sampling_params, policy, speculate, options))
 
     def submit_chat(
         self,
@@ -161,9 +192,10 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Handle:
         """Like `submit`, for a conversation."""
-        return self._start(self._job(read_chat, messages, sampling_params, policy, speculate))
+        return self._start(self._job(read_chat, messages, sampling_params, policy, speculate, options))
 
     def submit_all(
         self,
@@ -171,10 +203,11 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[Handle]:
         """`generate` without the waiting: all prompts are checked, then all are started."""
         listed = [prompts] if is_one_prompt(prompts) else list(prompts)
-        return self._start_all(read_prompt, listed, sampling_params, policy, speculate)
+        return self._start_all(read_prompt, listed, sampling_params, policy, speculate, options)
 
     def submit_chats(
         self,
@@ -182,21 +215,25 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[Handle]:
         """`chat` without the waiting: all conversations are checked, then all are started."""
         single = len(messages) > 0 and isinstance(messages[0], Mapping)
         listed = [messages] if single else list(messages)
-        return self._start_all(read_chat, listed, sampling_params, policy, speculate)
+        return self._start_all(read_chat, listed, sampling_params, policy, speculate, options)
 
-    def open(self, prompt: Prompt, policy: Policy | None = None) -> Generation:
+    def open(
+        self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]
+    ) -> Generation:
         """A text to be extended, forked, rewound and scored, with the cache of every role kept between
-        calls.
+        calls; `options` hold for each call.
         """
         self._thread.check_open()
+        check_request_options(options)
         policy = policy or self.default_policy
         check_policy(policy, self.roles)
         prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles])
-        return Generation(self._engine, self._thread, self.roles, policy, prompts)
+        return Generation(self._engine, self._thread, self.roles, policy, prompts, options)
 
     def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What `role` says after each prefix of `token_ids`: float32 [len(token_ids), vocab]."""
@@ -209,11 +246,23 @@ class LLM:
         return result
 
     def score(
-        self, prompt: Prompt, continuation: str | Sequence[int], policy: Policy | None = None
+        self,
+        prompt: Prompt,
+        continuation: str | Sequence[int],
+        policy: Policy | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[float]:
         """The log-probability of each token of `continuation` after `prompt`, under the policy."""
-        with self.open(prompt, policy) as generation:
+        with self.open(prompt, policy, **options) as generation:
             return generation.score(continuation)
+
+    def stats(self) -> EngineStats:
+        """How many requests run and wait, how full the caches are, and what was written so far."""
+        return self._engine.stats()
+
+    def on_end(self, listener: Callable[[Request], None]) -> None:
+        """Call `listener` with every request that has ended, on the engine's thread; it must not block."""
+        self._engine.on_end.append(listener)
 
     @property
     def default_policy(self) -> Policy:
@@ -221,12 +270,18 @@ class LLM:
         return Nudging() if "guide" in self.roles else Base()
 
     def _start_all(
-        self, reader: Any, listed: Sequence[Any], params: Any, policy: Any, speculate: Speculate | None
+        self,
+        reader: Any,
+        listed: Sequence[Any],
+        params: Any,
+        policy: Any,
+        speculate: Speculate | None,
+        options: RequestOptions,
     ) -> list[Handle]:
         all_params = spread("sampling_params", params, len(listed))
         policies = spread("policy", policy, len(listed))
         each = zip(listed, all_params, policies, strict=True)
-        jobs = [self._job(reader, prompt, p, q, speculate) for prompt, p, q in each]
+        jobs = [self._job(reader, prompt, p, q, speculate, options) for prompt, p, q in each]
         return [self._start(job) for job in jobs]
 
     def _job(
@@ -236,9 +291,11 @@ class LLM:
         params: SamplingParams | None,
         policy: Policy | None,
         speculate: Speculate | None,
+        options: RequestOptions,
     ) -> list[Request]:
         """The n requests of one prompt, all checked."""
         self._thread.check_open()
+        check_request_options(options)
         params, policy = params or SamplingParams(), policy or self.default_policy
         if not isinstance(params, SamplingParams):
             raise BadRequest(f"sampling_params is a {type(params).__name__}; give SamplingParams(...)")
@@ -259,6 +316,7 @@ class LLM:
                 self.roles,
                 draft_len,
                 drafter=self._drafter,
+                **options,
             )
             for i in range(params.n)
         ]
@@ -270,69 +328,3 @@ class LLM:
         handle = Handle(requests[0].id.rpartition("-")[0], requests, self._thread)
         self._thread.submit(requests, handle)
         return handle
-
-
-def check_sizes(**sizes: Any) -> None:
-    """Raise BadRequest for a size that is no whole number in range."""
-    for name, value in sizes.items():
-        if not is_int(value) or not 1 <= value <= 1 << 20:
-            raise BadRequest(f"{name} is {value!r}; it must be a whole number from 1 to {1 << 20}")
-
-
-def name_roles(
-    base: Checkpoint, guide: Checkpoint | None, models: Mapping[str, Checkpoint]
-) -> dict[str, Checkpoint]:
-    """The checkpoint of every role.  Raises BadRequest for a role named twice."""
-    twice = [name for name in ("base", "guide") if name in models]
-    if twice:
-        raise BadRequest(f"models= names {twice[0]!r}, which has an argument of its own; use {twice[0]}=...")
-    return {"base": base, **({} if guide is None else {"guide": guide}), **models}
-
-
-def read_speculate(value: Speculate) -> int | None:
-    """The number of drafted tokens a pass; None for as many as pay.  Raises BadRequest."""
-    if value == "auto":
-        return None
-    if value == "off":
-        return 0
-    if not is_int(value) or not 0 <= int(value) <= MAX_DRAFT:
-        raise BadRequest(
-            f"speculate is {value!r}; it must be 'auto', 'off' or a whole number from 0 to {MAX_DRAFT}"
-        )
-    return int(value)
-
-
-def read_drafter(value: Any) -> str:
-    """The name of a drafter.  Raises BadRequest."""
-    if not isinstance(value, str) or value not in DRAFTERS:
-        raise BadRequest(f"drafter is {value!r}; it must be one of {', '.join(DRAFTERS)}")
-    return value
-
-
-def is_one_prompt(prompts: Any) -> bool:
-    """Whether this is one prompt and not a list of prompts."""
-    return isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and is_int(prompts[0]))
-
-
-def spread(name: str, value: Any, count: int) -> list[Any]:
-    """One value for each of `count` prompts.  Raises BadRequest for a list of another length."""
-    if not isinstance(value, (list, tuple)):
-        return [value] * count
-    if len(value) != count:
-        raise BadRequest(
-            f"{name} has {len(value)} entries and there are {count} prompts; give one, or one for each"
-        )
-    return list(value)
-
-
-def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:
-    """Raise BadRequest for a stop id or a biased id that a model does not have, or stop strings without
-    text.
-    """
-    size = min(role.vocab_size for role in roles)
-    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
-        for token in ids:
-            if token >= size:
-                raise BadRequest(f"{name} names token {token}; ids go from 0 to {size - 1}")
-    if params.stop and any(role.tokenizer is None for role in roles):
-        raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")

@@ -83,6 +83,12 @@ class BlockTable:
         other.ids = list(self.ids)
         return other
 
+    def missing(self, first: int, last: int) -> int:
+        """How many blocks have to be allocated before the tokens of [first, last) can be written."""
+        end = self.pool.blocks_for(last)
+        shared = sum(map(self.pool.is_shared, self.ids[first // self.pool.block_size : end]))
+        return shared + max(end - len(self.ids), 0)
+
     def make_writable(self, first: int, last: int) -> list[tuple[int, int]]:
         """Own alone every block that holds a token of [first, last): the (source, destination) copies to
         make.

@@ -22,9 +22,21 @@ def bench() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def pair(arguments: tuple[str, ...]) -> None:
     """Base alone, guide alone, eager, lazy and speculative nudging, and rivals; `--help` shows the flags."""
+    run("benchmarks.pair", arguments)
+
+
+@bench.command(context_settings=PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def batch(arguments: tuple[str, ...]) -> None:
+    """Tokens per second against the number of requests that run at once; `--help` shows the flags."""
+    run("benchmarks.batch", arguments)
+
+
+def run(module: str, arguments: tuple[str, ...]) -> None:
+    """Run a benchmark of the checkout and exit as it does."""
     if not (ROOT / "benchmarks" / "pair.py").is_file():
         raise click.ClickException(
             "the benchmarks are in the source checkout only; clone it and run this there"
         )
-    done = subprocess.run([sys.executable, "-m", "benchmarks.pair", *arguments], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
     sys.exit(done.returncode)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nudging.policies.protocol import Policy
 
 KEYS = ("prompt", "prompt_token_ids", "messages")
+OPTIONS = ("priority", "timeout")
 ROLES = ("base", "guide")
 
 
@@ -101,8 +102,8 @@ def read_lines(path: str | None, prompt: str | None) -> list[bytes]:
     return lines
 
 
-def read_line(line: bytes) -> tuple[str, Any]:
-    """What a line of the input asks for: one of KEYS and its value.  Raises BadRequest."""
+def read_line(line: bytes) -> tuple[str, Any, dict[str, Any]]:
+    """What a line of the input asks for: one of KEYS, its value, and OPTIONS.  Raises BadRequest."""
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -111,16 +112,17 @@ def read_line(line: bytes) -> tuple[str, Any]:
         ) from error
     if not isinstance(record, dict):
         raise BadRequest(f"the line is {kind_of(record)}; give an object with one of {', '.join(KEYS)}")
+    options = {key: record.pop(key) for key in OPTIONS if key in record}
     unknown = [key for key in record if key not in KEYS]
     if unknown:
-        raise unknown_option("a line", unknown, KEYS)
+        raise unknown_option("a line", unknown, KEYS + OPTIONS)
     if len(record) != 1:
         raise BadRequest(
             f"the line has {' and '.join(record) or 'no key'}; give exactly one of {', '.join(KEYS)}"
         )
     [(key, value)] = record.items()
     check_value(key, value)
-    return key, value
+    return key, value, options
 
 
 def check_value(key: str, value: Any) -> None:
@@ -158,7 +160,7 @@ def is_progress_shown(output_path: str) -> bool:
 
 def check_request(llm: LLM, params: SamplingParams, policy: Policy) -> None:
     """Raise BadRequest for what no line could mend: the flags and these models do not go together."""
-    from nudging.api import check_ids
+    from nudging.arguments import check_ids
     from nudging.roles import check_policy
 
     check_policy(policy, llm.roles)
@@ -175,9 +177,9 @@ def open_output(path: str, stack: ExitStack) -> BinaryIO:
 def start(llm: LLM, line: bytes, params: SamplingParams, policy: Policy) -> Handle | BadRequest:
     """The running job of a line, or what is wrong with it."""
     try:
-        key, value = read_line(line)
+        key, value, options = read_line(line)
         submit = llm.submit_chat if key == "messages" else llm.submit
-        return submit(value, params, policy)
+        return submit(value, params, policy, **options)
     except BadRequest as error:
         return error
 

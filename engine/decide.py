@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nudging.errors import NumericalError
 from nudging.kernels.sample import pick
-from nudging.kernels.softmax_stats import softmax_stats
+from nudging.kernels.softmax_stats import SoftmaxStats, softmax_stats
 from nudging.params import SamplingParams
 from nudging.sequence import Row
 
@@ -26,6 +26,11 @@ class Wanted:
     position: int
     vocab_size: int
     keep_logits: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the token picked is the likeliest one."""
+        return self.params.temperature == 0 and not self.params.logit_bias
 
 
 @dataclass(frozen=True)
@@ -47,30 +52,39 @@ def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int)
     return pick(logits, *warmth, seed=seed, position=position)
 
 
-def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
-    """One row per row of `logits` [rows, vocab] fp32; a row with NaN becomes an error and touches no
-    other.
+def decide(
+    logits: Tensor, wanted: list[Wanted], known: SoftmaxStats | None = None
+) -> list[Row | NumericalError]:
+    """One row for each of the first rows of `logits` [rows, vocab] fp32; one with NaN becomes an error and
+    touches no other.  `known`: the statistics of all of `logits`, where they are there already.
     """
     rows: list[Row | NumericalError] = [NumericalError("unreached")] * len(wanted)
     for size in {want.vocab_size for want in wanted}:
         chosen = [i for i, want in enumerate(wanted) if want.vocab_size == size]
         whole = len(chosen) == len(wanted) and size == logits.shape[1]
         part = logits if whole else logits[chosen, :size].contiguous()
-        stats = softmax_stats(part)
+        stats = known if whole and known is not None else softmax_stats(part)
         columns = zip(stats.argmax.tolist(), stats.max.tolist(), stats.lse.tolist(), strict=True)
-        for i, line, (top, peak, lse) in zip(chosen, part, columns, strict=True):
+        for i, line, (top, peak, lse) in zip(chosen, part, columns, strict=False):
             rows[i] = _row(line, wanted[i], top, peak, lse)
     return rows
 
 
 def _row(logits: Tensor, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:
+    row = likeliest(top, peak, lse)
+    if isinstance(row, NumericalError) or (want.is_plain and not want.keep_logits):
+        return row
+    token = top if want.is_plain else pick_token(logits, want.params, want.seed, want.position)
+    return Row(token, top, row.top_prob, logits.clone() if want.keep_logits else None)
+
+
+def likeliest(top: int, peak: float, lse: float) -> Row | NumericalError:
+    """The row that picks its likeliest token, of logit `peak` and log-sum-exp `lse`."""
     if not math.isfinite(peak) or math.isnan(lse):
         return NumericalError(
             f"the model's logits are not finite (max {peak}, log-sum-exp {lse}); check its weights"
         )
-    plain = want.params.temperature == 0 and not want.params.logit_bias
-    token = top if plain else pick_token(logits, want.params, want.seed, want.position)
-    return Row(token, top, math.exp(peak - lse), logits.clone() if want.keep_logits else None)
+    return Row(top, top, math.exp(peak - lse))
 
 
 def logprob_of(logits: Tensor, token: int, num_top: int) -> TokenLogprob:

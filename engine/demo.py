@@ -50,7 +50,7 @@ def demo(questions: int, threshold: float, **flags: Any) -> None:
     asked = load_questions() if ask_all else spread_over_kinds(load_questions(), questions)
     with (
         open_llm(flags, "pocket:base", "pocket:guide", progress=False) as pair,
-        open_llm(flags, "pocket:base-aligned", None, progress=False) as aligned,
+        open_llm({**flags, "trace": None}, "pocket:base-aligned", None, progress=False) as aligned,
     ):
         arms = make_arms(pair, aligned, policy)
         if ask_all:

@@ -8,10 +8,14 @@ computed yet.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from nudging.adaptive import Ledger
+from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
@@ -20,7 +24,9 @@ from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler, Work
-from nudging.sequence import Row, Sequence
+from nudging.sequence import Row
+from nudging.totals import EngineStats, Totals
+from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
 
 
@@ -34,11 +40,18 @@ class Engine:
         max_batch_tokens: int = 2048,
         costs: Mapping[str, PassCosts] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        tracer: Tracer | None = None,
     ) -> None:
         """`costs`: what passes of each model cost; None learns them from the passes that are made.
-        `clock`: the seconds of now; passes are timed with it.
+        `clock`: the seconds of now; passes are timed with it.  `tracer`: who is told where the time goes.
         """
         self._clock = clock
+        self._tracer = tracer or Tracer()
+        self._totals = Totals()
+        # Between opened and counted a request must be seen exactly once by who asks from another thread.
+        self._counting = threading.Lock()
+        # Called with every request that has ended, on the thread that steps.
+        self.on_end: list[Callable[[Request], None]] = []
         self.runners = runners
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
@@ -52,10 +65,9 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits (see `check_fits`); sequences it brings along are in use from now on."""
-        for sequence in request.sequences.values():
-            self.scheduler.take(sequence)
-        self.scheduler.waiting.append(request)
+        """Queue a request that fits (see `check_fits`)."""
+        self.scheduler.add(request)
+        self._tracer.begin(request.id, policy=repr(request.policy))
 
     def check_fits(self, request: Request) -> None:
         """Raise BadRequest when the pools could never hold the request, even alone."""
@@ -76,22 +88,45 @@ class Engine:
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that moved, the finished ones among them."""
-        moved = self.scheduler.admit()
-        for request in moved:
-            self._open(request)
-            self._advance(request)
-        self._retire_finished()
-        for model, works in self.scheduler.schedule().works.items():
-            ready = [work for work in works if self._prepared(model, work)]
-            if ready:
-                self._execute(model, ready)
-            for work in works:
-                self._advance(work.request)
-                moved.append(work.request)
-        self._retire_finished()
+        late = self._retire_late()
+        with self._tracer.span("engine", "admit"):
+            moved = [request for request in self.scheduler.admit() if request.id not in self._views]
+            for request in moved:
+                self._open(request)
+                self._advance(request)
+            self._retire_finished()
+        for model in cheapest_first(self.costs):
+            with self._tracer.span("engine", "plan"):
+                plan = self.scheduler.schedule(model)
+                steps = self._path_steps(model, plan.works)
+            for request in plan.preempted:
+                for role in request.policy.roles:
+                    # Lazy would have to read its text again, too.
+                    self._ledgers[request.id].rewind(role, 0)
+            self._compute(model, plan.works, steps)
+            with self._tracer.span("engine", "decide and commit"):
+                for work in plan.works:
+                    self._advance(work.request)
+                    moved.append(work.request)
+            moved += self._retire_finished()
+        self._tracer.level(
+            "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
+        )
         if not self.has_work:
             self.check()
-        return list(dict.fromkeys(moved))
+        return list(dict.fromkeys(late + moved))
+
+    def stats(self) -> EngineStats:
+        """How full the engine is and what it has done; callable from any thread, a step may be under way."""
+        with self._counting:
+            totals = self._totals.copy()
+            opened = [view.request for view in self._views.values()]
+        for request in opened:
+            totals.add(request)
+        pools = {name: runner.pool for name, runner in self.runners.items()}
+        usage = {name: 1 - pool.num_free / pool.total for name, pool in pools.items()}
+        precision = {name: runner.decoder.precision for name, runner in self.runners.items()}
+        return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, precision, totals)
 
     def check(self) -> None:
         """Assert I1 and I2 of everything."""
@@ -101,36 +136,64 @@ class Engine:
             runner.pool.check()
 
     def _open(self, request: Request) -> None:
-        for role in request.policy.roles:
-            if role not in request.sequences:
-                pool = self.runners[self.models_of[role]].pool
-                request.sequences[role] = Sequence(pool, request.prompts[role].ids)
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
         ledger = self._ledgers[request.id] = Ledger(costs)
-        self._views[request.id] = RequestView(request, ledger)
+        with self._counting:
+            self._views[request.id] = RequestView(request, ledger)
 
-    def _prepared(self, model: str, work: Work) -> bool:
-        """Whether the work's blocks are there; where the pool is short, that request alone ends."""
+    def _path_steps(self, model: str, works: list[Work]) -> int:
+        """How many tokens of their paths the works get in this step; see `path_steps`."""
+        if not any(work.ahead for work in works):
+            return 1
+        dearest = cheapest_first(self.costs)[-1]
+        lengths = [work.ahead + 1 for work in works]
+        if model == dearest:
+            return min(lengths)
+        needs = (request.need for request in self.scheduler.running)
+        ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
+        answer = self.costs[dearest].of(ready + len(works))
+        return path_steps(lengths, ready, self.costs[model].of(len(works)), answer)
+
+    def _compute(self, model: str, works: list[Work], steps: int) -> None:
+        """Run a model on its works and then on their paths, `steps` passes in all."""
+        works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
+        while works:
+            self._execute(model, works)
+            works = [onward for work in works if (onward := self._onward(work)) is not None]
+
+    def _onward(self, work: Work) -> Work | None:
+        """The next token of a work's path: the one that its last row picked; None where the path ends."""
+        request, role, at = work.request, work.role, work.end
+        if work.ahead == 0 or request.is_finished:
+            return None
+        sequence = request.sequences[role]
+        row = sequence.rows.get(at)
+        if row is None or row.token in request.need_now.ends:
+            return None
+        self._ledgers[request.id].rewind(role, sequence.set_context(at, (row.token,)))
         try:
-            self.runners[model].prepare(work)
-        except OutOfBlocks as error:
-            work.request.fail(error)
-            return False
-        return True
+            copies = sequence.prepare_write(at, at + 1)
+        except OutOfBlocks:
+            # The rest becomes a need of its own, for which the scheduler finds the blocks.
+            return None
+        return Work(request, role, at, at + 1, at + 1, work.ahead - 1, tuple(copies), is_onward=True)
 
     def _execute(self, model: str, works: list[Work]) -> None:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
         began = self._clock()
-        rows = iter(runner.execute(works, wanted))
-        self.costs[model].record(sum(work.end - work.start for work in works), self._clock() - began)
+        with self._tracer.span(model, "pass", lambda: describe(works)):
+            rows = iter(runner.execute(works, wanted))
+        if runner.passes_made:
+            seconds = (self._clock() - began) / runner.passes_made
+            self.costs[model].record(sum(work.end - work.start for work in works), seconds)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]
-            sequence.num_computed = work.end
-            passes = work.request.counters.passes
-            passes[work.role] = passes.get(work.role, 0) + 1
+            counters = work.request.counters
+            counters.recomputed += sequence.computed(work.end)
+            counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
             for position in range(work.first_row, work.end + 1):
                 row = next(rows)
                 if isinstance(row, Row):
@@ -169,7 +232,7 @@ class Engine:
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
-        role, last = request.need_now.role, request.need_now.last
+        role, last = request.need_now.role, request.need_now.end
         if last > request.max_sequence(role):
             request.fail(
                 BadRequest(
@@ -211,19 +274,44 @@ class Engine:
         row = sequence.rows.get(sequence.prompt_len + len(request.output))
         return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
 
-    def _retire_finished(self) -> None:
-        for request in [r for r in self.scheduler.running if r.is_finished]:
+    def _retire_finished(self) -> list[Request]:
+        finished = [request for request in self.scheduler.running if request.is_finished]
+        for request in finished:
             self._retire(request)
+        return finished
+
+    def _retire_late(self) -> list[Request]:
+        late = [r for r in (*self.scheduler.running, *self.scheduler.waiting) if r.is_late]
+        for request in late:
+            request.expire()
+            self._retire(request)
+        return late
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
             settle_draft(request, self._ledgers.pop(request.id))
         request.counters.finished_at = request.clock()
-        self.scheduler.retire(request)
-        self._views.pop(request.id, None)
+        with self._counting:
+            self.scheduler.retire(request)
+            self._totals.add(request)
+            self._views.pop(request.id, None)
         request.need = None
         for sequence in request.sequences.values():
             if request.keeps_sequences:
                 self.scheduler.keep(sequence)
             else:
                 sequence.release()
+        self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
+        for listener in self.on_end:
+            listener(request)
+
+
+def describe(works: list[Work]) -> dict[str, Any]:
+    """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
+    how many rows it answers.
+    """
+    reads = {
+        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.end - work.first_row + 1} answers"
+        for work in works
+    }
+    return {"rows": sum(work.end - work.start for work in works), **reads}

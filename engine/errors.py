@@ -21,5 +21,9 @@ class NumericalError(NudgingError):
     """A model produced NaN logits for a request."""
 
 
+class DeadlineExceeded(NudgingError, TimeoutError):
+    """A request was not finished within its timeout."""
+
+
 class EngineClosed(NudgingError):
     """The engine was closed before or while the request ran."""

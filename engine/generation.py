@@ -19,6 +19,7 @@ from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
 from nudging.prompts import RolePrompt
 from nudging.request import Request
+from nudging.request_options import RequestOptions
 from nudging.roles import Role
 from nudging.sequence import Sequence
 from nudging.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ class Generation:
         roles: Mapping[str, Role],
         policy: Policy,
         prompts: Mapping[str, RolePrompt],
+        options: RequestOptions,
     ) -> None:
         if not policy.shares_ids:
             raise BadRequest(f"{policy!r} works on whole texts and cannot be opened; use generate()")
@@ -52,6 +54,7 @@ class Generation:
         self._thread = thread
         self._roles = roles
         self._prompts = dict(prompts)
+        self._options = options
         self._sequences: dict[str, Sequence] = {}
         self._count = itertools.count()
         self._seed = random.getrandbits(64)
@@ -90,7 +93,7 @@ class Generation:
     def fork(self) -> Generation:
         """An independent copy; the caches are shared until one of the two writes."""
         self._check_open()
-        other = Generation(self._engine, self._thread, self._roles, self.policy, self._prompts)
+        other = Generation(self._engine, self._thread, self._roles, self.policy, self._prompts, self._options)
         other.token_ids = list(self.token_ids)
         other.authors = list(self.authors)
         other._seed = self._seed
@@ -143,7 +146,9 @@ class Generation:
                 )
         seed = self._seed if params.seed is None else params.seed
         name = f"generation-{id(self)}-{next(self._count)}"
-        request = Request(name, policy, params, seed, prompts, self._roles, 0, len(self.token_ids))
+        request = Request(
+            name, policy, params, seed, prompts, self._roles, 0, len(self.token_ids), **self._options
+        )
         request.known_ahead = known_ahead
         request.keeps_sequences = True
         request.sequences = self._thread.call(lambda: self._adopt(prompts))

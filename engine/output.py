@@ -23,8 +23,9 @@ class Stats:
 
     `nudged_tokens` counts tokens not written by the base; `drafted` and `accepted` count tokens computed
     ahead and those of them that became text; `accepted_lengths[n]` counts the drafts of which n tokens did;
-    `ttft_ms` and `tpot_ms` are milliseconds to the first token, and for each later one on average (None where
-    there was none).
+    `preemptions` counts how often the request gave its cache back to a higher-ranked one, `recomputed` the
+    tokens it computed again for that.  `ttft_ms` and `tpot_ms` are milliseconds to the first token, and for
+    each later one on average (None where there was none).
     """
 
     tokens: int
@@ -37,6 +38,8 @@ class Stats:
     ttft_ms: float | None
     tpot_ms: float | None
     accepted_lengths: tuple[int, ...] = ()
+    preemptions: int = 0
+    recomputed: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,4 +153,6 @@ def stats(request: Request) -> Stats:
         accepted_lengths=tuple(
             counters.cycles.get(n, 0) for n in range(max(counters.cycles, default=-1) + 1)
         ),
+        preemptions=counters.preemptions,
+        recomputed=counters.recomputed,
     )

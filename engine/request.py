@@ -9,6 +9,7 @@ from typing import Any
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.detokenize import Detokenizer, StopChecker
+from nudging.errors import DeadlineExceeded
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prompts import RolePrompt
@@ -20,12 +21,20 @@ from nudging.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Need:
     """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's
-    sequence.
+    sequence, and behind them `ahead` more along the model's own path, where every next token is the one that
+    the row before it picked; a token of `ends` ends the path.
     """
 
     role: str
     first: int
     last: int
+    ahead: int = 0
+    ends: frozenset[int] = frozenset()
+
+    @property
+    def end(self) -> int:
+        """The last position that may be computed for it."""
+        return self.last + self.ahead
 
 
 @dataclass
@@ -58,6 +67,9 @@ class Counters:
     passes: dict[str, int] = field(default_factory=dict)
     drafted: int = 0
     accepted: int = 0
+    # How often the request gave its blocks back to a higher-ranked one, and the tokens it computed again.
+    preemptions: int = 0
+    recomputed: int = 0
     # How many drafts had so many of their tokens accepted.
     cycles: dict[int, int] = field(default_factory=dict)
     submitted_at: float = 0.0
@@ -66,8 +78,8 @@ class Counters:
 
 
 class Request:
-    """Everything the engine knows of one job.  `need` is None only when it is finished or waits to be
-    admitted.
+    """Everything the engine knows of one job.  `need` is None only before its first admission and after
+    its end.
     """
 
     def __init__(
@@ -82,10 +94,13 @@ class Request:
         first_position: int = 0,
         drafter: str = "guide",
         clock: Callable[[], float] = time.monotonic,
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> None:
         """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
         token, for texts that go on from earlier ones.  `drafter`: who drafts, by its name in DRAFTERS.
-        `clock`: the seconds of now, the engine's own clock.
+        `clock`: the seconds of now, the engine's own clock.  `priority`, `timeout`: see
+        RequestOptions.
         """
         self.id = request_id
         self.policy = policy
@@ -96,6 +111,9 @@ class Request:
         self.draft_len = draft_len
         self.drafter = drafter
         self.first_position = first_position
+        self.priority = priority
+        # Its place among all requests, the smaller the higher: (priority, arrival), given by the scheduler.
+        self.rank = (priority, 0)
         self.max_tokens = min(
             params.max_tokens, *(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)
         )
@@ -106,6 +124,8 @@ class Request:
         self.pieces: list[Piece] = []
         self.tail = ""
         self.need: Need | None = None
+        # Role and first row of the last need that was a prompt to read, not a text to write.
+        self.long_need: tuple[str, int] | None = None
         self.draft: Draft | None = None
         # Tokens known to come (a text being scored): every role reads them all in one pass.
         self.known_ahead: tuple[int, ...] = ()
@@ -113,6 +133,7 @@ class Request:
         self.error: BaseException | None = None
         self.clock = clock
         self.counters = Counters(submitted_at=clock())
+        self.timeout = timeout
         self.tokenizer = roles["base" if "base" in policy.roles else policy.roles[0]].tokenizer
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
         self._stops = StopChecker(params.stop) if params.stop else None
@@ -132,12 +153,22 @@ class Request:
         """The text so far, as far as it is final."""
         return "".join(piece.text for piece in self.pieces) + self.tail
 
+    @property
+    def ahead(self) -> int:
+        """The most tokens computed behind the text: the policy's look-ahead and a draft."""
+        return self.policy.lookahead + (MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len)
+
+    def context_length(self, role: str) -> int:
+        """How many tokens `role` has to read of the prompt and the text so far."""
+        if self.policy.shares_ids:
+            return len(self.prompts[role].ids) + len(self.output)
+        return len(self.sequences[role].tokens)
+
     def max_sequence(self, role: str) -> int:
-        """The most tokens that `role`'s sequence may hold: what admission reserves and the engine
+        """The most tokens that `role`'s sequence may hold: what has to fit into the pool, and the engine
         enforces.
         """
-        written = self.max_tokens + self.policy.lookahead
-        written += MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len
+        written = self.max_tokens + self.ahead
         if not self.policy.shares_ids:
             # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
             written = 2 * (written + 2 * self.policy.lookahead)
@@ -177,6 +208,20 @@ class Request:
             else:
                 tail += self._stops.flush()
         self.tail = tail
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is over."""
+        return self.timeout is not None and self.clock() - self.counters.submitted_at >= self.timeout
+
+    def expire(self) -> None:
+        """End because the time is over: what was written stays readable."""
+        self.finish("abort")
+        if self.finish_reason == "abort":
+            self.error = DeadlineExceeded(
+                f"{len(self.output)} of {self.max_tokens} tokens were written within the timeout of "
+                f"{self.timeout} s; raise timeout, lower max_tokens or give it a lower priority number"
+            )
 
     def fail(self, error: BaseException) -> None:
         """End with an error: what was written stays readable."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import torch
 
-from nudging.batch import KVCache, build_batch
+from nudging import _C
+from nudging.batch import BatchBuilder, KVCache
 from nudging.blocks import BlockPool
 from nudging.decide import Wanted, decide
 from nudging.errors import NumericalError
+from nudging.kernels.cpu import use_team
 from nudging.models.decoder import Decoder
 from nudging.scheduler import Work
 from nudging.sequence import Row
 
 
 class ModelRunner:
-    """A decoder, its block pool and its cache of `num_blocks` blocks."""
+    """A decoder, its block pool and its cache of `num_blocks` blocks; `team`: the threads of CPU ops."""
 
-    def __init__(self, decoder: Decoder, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, decoder: Decoder, num_blocks: int, block_size: int, team: _C.Team | None = None
+    ) -> None:
         config = decoder.config
         self.decoder = decoder
+        self.team = team or _C.Team(torch.get_num_threads())
         self.pool = BlockPool(num_blocks, block_size)
         self.cache = KVCache(
             config.num_layers,
@@ -29,18 +34,17 @@ class ModelRunner:
             decoder.dtype,
             decoder.device,
         )
-
-    def prepare(self, work: Work) -> None:
-        """Own, alone, every block that the work writes.  Raises OutOfBlocks where the pool is short."""
-        table = work.request.sequences[work.role].block_table
-        table.grow(work.end)
-        self.cache.copy_blocks(table.make_writable(work.start, work.end))
+        # How many passes the last `execute` took: none where its rows had been computed before.
+        self.passes_made = 1
+        self._builder = BatchBuilder(block_size, decoder.device, self.cache.spare_slot)
 
     @torch.inference_mode()
     def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
-        """The rows of all works (prepared before), in order; `wanted` says what each row is asked for."""
-        batch = build_batch(works, self.pool.block_size, self.decoder.device)
-        return decide(self.decoder.forward(batch, self.cache), wanted)
+        """The rows of all works, in order; `wanted` says what each row is asked for."""
+        self.cache.copy_blocks([pair for work in works for pair in work.copies])
+        batch = self._builder.build(works)
+        with use_team(self.team):
+            return decide(self.decoder.forward(batch, self.cache), wanted)
 
     def poison(self) -> None:
         """Fill every slot with NaN (tests: what is read without having been written cannot hide)."""

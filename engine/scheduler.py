@@ -1,23 +1,32 @@
-"""Which tokens each model computes in the next step: data only, decided from needs and budgets."""
+"""Who runs, with whose memory, and which tokens each model computes next: decided from ranks, needs and
+budgets.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from bisect import insort
 from dataclasses import dataclass
 
 from nudging.blocks import BlockPool
+from nudging.errors import OutOfBlocks
 from nudging.request import Request
 from nudging.sequence import Sequence
 
 # A request with at most this many tokens to compute is being written, not read: it goes before long prompts.
 DECODE_TOKENS = 32
+# Of each step's tokens so much is for long prompts, where there are any.
+PROMPT_SHARE = 0.25
+# Room to grow, in blocks, that admission leaves to each sequence: preemption is for what nobody foresaw.
+HEADROOM_BLOCKS = 1
 
 
 @dataclass(frozen=True)
 class Work:
     """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
-    first_row..end.
+    first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
+    token of such a path.
+
+    `copies` are the (source, destination) blocks to copy before: those it writes and shares with others.
     """
 
     request: Request
@@ -25,51 +34,70 @@ class Work:
     start: int
     end: int
     first_row: int
+    ahead: int = 0
+    copies: tuple[tuple[int, int], ...] = ()
+    is_onward: bool = False
 
 
 @dataclass(frozen=True)
 class SchedulerOutput:
-    """One step: the work of each model, by the model's name."""
+    """The work of one model, and who had to give its blocks back for it."""
 
-    works: dict[str, list[Work]]
+    works: list[Work]
+    preempted: list[Request]
 
 
 class Scheduler:
-    """First come, first served.  A request is admitted when every pool it uses can hold it to its end."""
+    """Requests ranked by priority, then arrival; memory by rank.
+
+    A request is admitted in its turn, when every pool has room for what it and the running ones hold and will
+    soon hold.  Where a block is needed and none is free, idle caches go first; then the lowest-ranked running
+    request gives all its blocks back and waits again: its text and its rows stay, and what is computed again
+    is bit for bit what it was.  A request that nobody ranks below keeps its blocks and sits the step out.
+
+    Nothing is lost and nothing stands still: every request fits alone (`Engine.check_fits`), the
+    highest-ranked one can have the blocks of all others and gets tokens in every step, so it comes to its
+    end, and then the next one is the highest.  Nor do two throw each other out in turn: the higher one is
+    never preempted for the lower one, and that one comes back only when both fit with room to grow.
+    """
 
     def __init__(self, pools: dict[str, BlockPool], models_of: dict[str, str], max_batch_tokens: int) -> None:
         self.pools = pools
         self.models_of = models_of
         self.max_batch_tokens = max_batch_tokens
-        self.waiting: deque[Request] = deque()
+        # Both in order of rank, the highest first.
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
-        self._reserved = dict.fromkeys(pools, 0)
+        self._arrivals = 0
+        self._preempted: list[Request] = []
         # Sequences of open generations that no request uses now, the longest unused first.
         self._kept: list[Sequence] = []
 
-    def blocks_needed(self, request: Request) -> dict[str, int]:
-        """The most blocks of each model's pool that the request can ever own.
+    def add(self, request: Request) -> None:
+        """Queue a request and make its sequences; those it brings along may be reclaimed until it runs."""
+        request.rank = (request.priority, self._arrivals)
+        self._arrivals += 1
+        for role in request.policy.roles:
+            if role not in request.sequences:
+                request.sequences[role] = Sequence(self._pool(role), request.prompts[role].ids)
+        insort(self.waiting, request, key=_rank)
 
-        One block more for each sequence than its tokens fill: a fork may have to copy its last block.
-        """
+    def blocks_needed(self, request: Request) -> dict[str, int]:
+        """The most blocks of each model's pool that the request can own while it is the only one."""
         needed = dict.fromkeys(self.pools, 0)
         for role in request.policy.roles:
-            model = self.models_of[role]
-            needed[model] += self.pools[model].blocks_for(request.max_sequence(role)) + 1
+            needed[self.models_of[role]] += self._pool(role).blocks_for(request.max_sequence(role))
         return needed
 
     def admit(self) -> list[Request]:
-        """Move requests from the head of the queue to the running ones while memory lasts."""
+        """Move requests from the head of the queue to the running ones while there is room."""
         admitted = []
-        while self.waiting:
-            needed = self.blocks_needed(self.waiting[0])
-            if any(self._reserved[m] + n > self.pools[m].total for m, n in needed.items()):
-                break
-            self._reclaim(needed)
-            for model, count in needed.items():
-                self._reserved[model] += count
-            admitted.append(self.waiting.popleft())
-        self.running += admitted
+        while self.waiting and self._make_room(self.waiting[0]):
+            request = self.waiting.pop(0)
+            for sequence in request.sequences.values():
+                self.take(sequence)
+            insort(self.running, request, key=_rank)
+            admitted.append(request)
         return admitted
 
     def keep(self, sequence: Sequence) -> None:
@@ -80,45 +108,176 @@ class Scheduler:
         """A kept sequence is in use again, or gone."""
         self._kept = [kept for kept in self._kept if kept is not sequence]
 
-    def _reclaim(self, needed: dict[str, int]) -> None:
-        """Release kept sequences until what is reserved and `needed` fits beside the rest."""
-        for model, count in needed.items():
-            pool = self.pools[model]
-            mine = [kept for kept in self._kept if kept.block_table.pool is pool]
-            held = sum(len(kept.block_table.ids) for kept in mine)
-            for kept in mine:
-                if self._reserved[model] + count + held <= pool.total:
-                    break
-                held -= len(kept.block_table.ids)
-                kept.release()
-
     def retire(self, request: Request) -> None:
         """Take a finished request out, wherever it stands."""
-        if request in self.running:
-            self.running.remove(request)
-            for model, count in self.blocks_needed(request).items():
-                self._reserved[model] -= count
-        else:
-            self.waiting.remove(request)
+        (self.running if request in self.running else self.waiting).remove(request)
 
-    def schedule(self) -> SchedulerOutput:
-        """The tokens that the running requests' needs ask for, at most `max_batch_tokens` for each model."""
-        works: dict[str, list[Work]] = {}
-        left = dict.fromkeys(self.pools, self.max_batch_tokens)
-        for request in self._short_ones_first():
+    def schedule(self, model: str) -> SchedulerOutput:
+        """What the running requests now need of one model: at most `max_batch_tokens` tokens.
+
+        Who cannot have the blocks for its tokens waits for another step; one that is the only one left and
+        still lacks a block fails with OutOfBlocks.
+        """
+        ends = self._share_tokens(model)
+        works = []
+        for request in tuple(self.running):
+            if request not in ends or request in self._preempted:
+                continue
+            work = self._own_blocks(request, ends[request])
+            if work is not None:
+                works.append(work)
+        preempted, self._preempted = self._preempted, []
+        return SchedulerOutput(works, preempted)
+
+    def _share_tokens(self, model: str) -> dict[Request, int]:
+        """Up to which token each running request that needs the model computes in this step.
+
+        Texts are written before prompts are read, each in order of rank; but long needs together get a
+        PROMPT_SHARE of the budget.  So a prompt of P tokens behind others of Q, whatever else runs, is read
+        in at most ceil((P + Q) / share) steps that it has memory for.
+        """
+        short: list[Request] = []
+        long: list[Request] = []
+        for request in self.running:
             need = request.need_now
-            model = self.models_of[need.role]
-            start = request.sequences[need.role].num_computed
-            end = min(need.last, start + left[model])
-            if end > start:
-                left[model] -= end - start
-                works.setdefault(model, []).append(Work(request, need.role, start, end, need.first))
-        return SchedulerOutput(works)
+            if self.models_of[need.role] != model:
+                continue
+            if _pending(request) > DECODE_TOKENS:
+                request.long_need = (need.role, need.first)
+            # What began as a long need stays one to its last token.  A budget of one token cannot be shared.
+            is_long = request.long_need == (need.role, need.first) and self.max_batch_tokens > 1
+            (long if is_long else short).append(request)
+        ends: dict[Request, int] = {}
+        share = max(int(PROMPT_SHARE * self.max_batch_tokens), 1)
+        share = min(share, sum(map(_pending, long)))
+        left = self._spend(short, self.max_batch_tokens - share, ends)
+        self._spend(long, left + share, ends)
+        return ends
 
-    def _short_ones_first(self) -> Iterable[Request]:
-        def is_long(request: Request) -> bool:
-            need = request.need_now
-            pending = need.last - request.sequences[need.role].num_computed
-            return pending > DECODE_TOKENS
+    def _spend(self, requests: list[Request], left: int, ends: dict[Request, int]) -> int:
+        """Give `requests` the tokens they need, in order, while `left` lasts; returns what is left then."""
+        for request in requests:
+            count = min(_pending(request), left)
+            if count > 0:
+                ends[request] = request.sequences[request.need_now.role].num_computed + count
+                left -= count
+        return left
 
-        return sorted(self.running, key=is_long)
+    def _own_blocks(self, request: Request, end: int) -> Work | None:
+        """The request's work up to `end` with the blocks it writes, lower-ranked requests' if need be."""
+        need = request.need_now
+        sequence = request.sequences[need.role]
+        start, pool = sequence.num_computed, self._pool(need.role)
+        while sequence.block_table.missing(start, end) > pool.num_free:
+            if self._release_idle(pool):
+                continue
+            victim = self._lowest_holder(pool, above=request)
+            if victim is not None:
+                self._preempt(victim)
+            elif request is self.running[0]:
+                # Nobody else holds a block: if one is missing still, prepare_write says so.
+                break
+            else:
+                return None
+        try:
+            copies = sequence.prepare_write(start, end)
+        except OutOfBlocks as error:
+            request.fail(error)
+            return None
+        ahead = need.ahead if end == need.last else 0
+        return Work(request, need.role, start, end, need.first, ahead, tuple(copies))
+
+    def _make_room(self, request: Request) -> bool:
+        """Whether every pool holds what the request will need soon, beside those that outrank it.
+
+        Idle caches are released for it, and lower-ranked running requests preempted, if that is enough.
+        """
+        claim = self._claim(request)
+        while True:
+            free = {model: pool.num_free for model, pool in self.pools.items()}
+            short = self._short_pools(claim, self.running, free)
+            if not short:
+                return True
+            if any(self._release_idle(pool, but=request) for pool in short):
+                continue
+            higher = [other for other in self.running if other.rank < request.rank]
+            if len(higher) == len(self.running):
+                return False
+            if self._short_pools(claim, higher, self._free_beside([*higher, request])):
+                return False
+            self._preempt(self.running[-1])
+
+    def _short_pools(
+        self, claim: dict[str, int], running: list[Request], free: dict[str, int]
+    ) -> list[BlockPool]:
+        """The pools whose free blocks do not hold `claim` beside the claims of `running`."""
+        left = {model: free[model] - count for model, count in claim.items()}
+        for request in running:
+            for model, count in self._claim(request).items():
+                left[model] -= count
+        return [self.pools[model] for model, count in left.items() if count < 0]
+
+    def _free_beside(self, requests: list[Request]) -> dict[str, int]:
+        """How many blocks of each pool would be free if only `requests` held any."""
+        held: dict[str, set[int]] = {model: set() for model in self.pools}
+        for request in requests:
+            for role, sequence in request.sequences.items():
+                held[self.models_of[role]].update(sequence.block_table.ids)
+        return {model: pool.total - len(held[model]) for model, pool in self.pools.items()}
+
+    def _claim(self, request: Request) -> dict[str, int]:
+        """The blocks the request does not hold and will need soon: for its text, what is written ahead of it,
+        and some growth.
+        """
+        claim = dict.fromkeys(self.pools, 0)
+        for role in request.policy.roles:
+            pool, sequence = self._pool(role), request.sequences[role]
+            soon = request.context_length(role) + request.ahead + HEADROOM_BLOCKS * pool.block_size
+            blocks = pool.blocks_for(min(soon, request.max_sequence(role)))
+            claim[self.models_of[role]] += max(blocks - len(sequence.block_table.ids), 0)
+        return claim
+
+    def _lowest_holder(self, pool: BlockPool, above: Request) -> Request | None:
+        """The lowest-ranked running request below `above` that holds blocks of the pool."""
+        for request in reversed(self.running):
+            if request is above:
+                return None
+            tables = (sequence.block_table for sequence in request.sequences.values())
+            if any(table.pool is pool and table.ids for table in tables):
+                return request
+        return None
+
+    def _release_idle(self, pool: BlockPool, but: Request | None = None) -> bool:
+        """Release the longest unused kept sequence that holds blocks of the pool and is not `but`'s own;
+        False where there is none.
+        """
+        own = [] if but is None else list(but.sequences.values())
+        for sequence in self._kept:
+            if any(sequence is mine for mine in own):
+                continue
+            if sequence.block_table.pool is pool and sequence.block_table.ids:
+                sequence.release()
+                return True
+        return False
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the queue without blocks; text, rows and need stay."""
+        self.running.remove(request)
+        for sequence in request.sequences.values():
+            sequence.release()
+        request.counters.preemptions += 1
+        self._preempted.append(request)
+        insort(self.waiting, request, key=_rank)
+
+    def _pool(self, role: str) -> BlockPool:
+        return self.pools[self.models_of[role]]
+
+
+def _pending(request: Request) -> int:
+    """How many tokens the request's need asks for."""
+    need = request.need_now
+    return need.last - request.sequences[need.role].num_computed
+
+
+def _rank(request: Request) -> tuple[int, int]:
+    return request.rank

@@ -38,6 +38,8 @@ class Sequence:
         self.num_computed = 0
         # Up to here the tokens are prompt and committed output, known to agree; drafts come after.
         self.context_len = len(prompt)
+        # Up to here the cache was computed once and given up since.
+        self.lost = 0
         self.rows: dict[int, Row] = {}
         self.block_table = BlockTable(pool)
 
@@ -57,6 +59,7 @@ class Sequence:
         for position in [p for p in self.rows if p > length]:
             del self.rows[position]
         self.num_computed = min(self.num_computed, length)
+        self.lost = min(self.lost, length)
         self.block_table.shrink(self.num_computed)
 
     def set_context(self, start: int, ids: Ids[int]) -> int | None:
@@ -82,6 +85,22 @@ class Sequence:
             self.num_computed = min(self.num_computed, position - 1)
         return row
 
+    def prepare_write(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Own, alone, the blocks of tokens[start:end]: the (source, destination) block copies to make first.
+
+        Raises OutOfBlocks; what was allocated before it stays owned.
+        """
+        self.block_table.grow(end)
+        return self.block_table.make_writable(start, end)
+
+    def computed(self, end: int) -> int:
+        """The cache now reaches to `end`; returns how many of the tokens it gained had been lost before."""
+        again = max(min(end, self.lost) - self.num_computed, 0)
+        self.num_computed = end
+        if end >= self.lost:
+            self.lost = 0
+        return again
+
     def forget_rows_before(self, position: int) -> None:
         """Drop rows that no policy will ask for any more."""
         for old in [p for p in self.rows if p < position]:
@@ -99,6 +118,7 @@ class Sequence:
         return other
 
     def release(self) -> None:
-        """Give every block back; the tokens stay and can be computed again."""
+        """Give every block back; the tokens and rows stay, and the cache can be computed again."""
+        self.lost = max(self.lost, self.num_computed)
         self.num_computed = 0
         self.block_table.shrink(0)

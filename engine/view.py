@@ -19,27 +19,27 @@ class MissingRow(BaseException):
     Like GeneratorExit it is no error: a policy that handles its own exceptions must not catch it.
     """
 
-    def __init__(self, role: str, position: int) -> None:
-        super().__init__(f"{role} has not answered at {position} yet")
-        self.need = Need(role, position, position)
+    def __init__(self, need: Need) -> None:
+        super().__init__(f"{need.role} has not answered at {need.first} yet")
+        self.need = need
 
 
 class RequestView:
     """The view of one request; see `nudging.policies.protocol.View`."""
 
     def __init__(self, request: Request, ledger: Ledger) -> None:
-        self._request = request
+        self.request = request
         self._ledger = ledger
         self._contexts: dict[str, tuple[str, int]] = {}
         self._drafting = False
 
     @property
     def max_tokens(self) -> int:
-        return self._request.max_tokens - len(self._request.output)
+        return self.request.max_tokens - len(self.request.output)
 
     def row(self, role: str) -> Row:
         sequence, position = self._context(role)
-        return self._row(role, sequence, position)
+        return self._row(sequence, Need(role, position, position))
 
     def rollout(self, role: str, length: int) -> list[Row]:
         sequence, position = self._context(role)
@@ -57,18 +57,18 @@ class RequestView:
         return token in self._eos(role)
 
     def starts_with_space(self, token: int) -> bool:
-        tokenizer = self._request.tokenizer
+        tokenizer = self.request.tokenizer
         if tokenizer is None:
             raise BadRequest("words need a tokenizer and this checkpoint has none; use granularity='token'")
         return tokenizer.starts_with_space(token)
 
     def pick(self, logits: Any) -> int:
-        request = self._request
+        request = self.request
         return pick_token(logits, request.params, request.seed, request.first_position + len(request.output))
 
     def complete(self, role: str, text: str, length: int) -> Completion:
         sequence, position = self._text_context(role, text)
-        ends = self._eos(role) | frozenset(self._request.params.stop_token_ids)
+        ends = self._eos(role) | frozenset(self.request.params.stop_token_ids)
         rows = self._continue(role, sequence, position, length, ends)
         stopped = rows[-1].token in ends
         pieces = [self._tokenizer(role).token_bytes(row.token) for row in rows]
@@ -85,7 +85,7 @@ class RequestView:
         return len(self._tokenizer("base").encode_continuation(text))
 
     def _tokenizer(self, role: str) -> Tokenizer:
-        tokenizer = self._request.roles[role].tokenizer
+        tokenizer = self.request.roles[role].tokenizer
         if tokenizer is None:
             raise BadRequest(
                 f"this policy works on text and {role!r} has no tokenizer; use granularity='token'"
@@ -94,8 +94,8 @@ class RequestView:
 
     def _context(self, role: str) -> tuple[Sequence, int]:
         """The role's sequence, made to begin with prompt + output, and the position after it."""
-        sequence = self._request.sequences[role]
-        output = self._request.output
+        sequence = self.request.sequences[role]
+        output = self.request.output
         written = sequence.context_len - sequence.prompt_len
         self._ledger.rewind(role, sequence.set_context(sequence.context_len, output[written:]))
         sequence.context_len = sequence.prompt_len + len(output)
@@ -105,12 +105,12 @@ class RequestView:
         """The role's sequence, made to begin with prompt + text tokenised together, and the position
         after it.
         """
-        sequence = self._request.sequences[role]
+        sequence = self.request.sequences[role]
         known = self._contexts.get(role)
         if known is not None and known[0] == text:
             return sequence, known[1]
         tokenizer = self._tokenizer(role)
-        prompt = self._request.prompts[role]
+        prompt = self.request.prompts[role]
         if prompt.text is not None:
             ids = tokenizer.encode(prompt.text + text, special=prompt.special)
         else:
@@ -120,12 +120,13 @@ class RequestView:
         self._contexts[role] = (text, len(ids))
         return sequence, len(ids)
 
-    def _row(self, role: str, sequence: Sequence, position: int) -> Row:
+    def _row(self, sequence: Sequence, need: Need) -> Row:
+        """The row at `need.first`; where it is missing, all of the need is."""
         if not self._drafting:
-            self._ledger.ask(role, position)
-        row = sequence.want_row(position)
+            self._ledger.ask(need.role, need.first)
+        row = sequence.want_row(need.first)
         if row is None:
-            raise MissingRow(role, position)
+            raise MissingRow(need)
         return row
 
     def _continue(
@@ -135,17 +136,17 @@ class RequestView:
         is full.
         """
         rows: list[Row] = []
-        max_len = self._request.roles[role].max_len
+        max_len = self.request.roles[role].max_len
         if position > max_len:
             raise BadRequest(f"the text fills the context of {role!r} ({max_len} tokens); lower max_tokens")
         last = min(position + length, max_len + 1)
         for at in range(position, last):
             if rows:
                 self._ledger.rewind(role, sequence.set_context(at - 1, (rows[-1].token,)))
-            rows.append(self._row(role, sequence, at))
+            rows.append(self._row(sequence, Need(role, at, at, last - 1 - at, ends)))
             if rows[-1].token in ends:
                 break
         return rows
 
     def _eos(self, role: str) -> frozenset[int]:
-        return frozenset() if self._request.params.ignore_eos else self._request.roles[role].eos_ids
+        return frozenset() if self.request.params.ignore_eos else self.request.roles[role].eos_ids

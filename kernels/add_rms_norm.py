@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
+from .cuda import on_cuda
 from .op import Op
 from .rms_norm import rms_norm
 
@@ -46,3 +47,10 @@ def _add_rms_norm_cpu(
         unit_offset,
     )
     return total, out
+
+
+add_rms_norm.impl_at(
+    "triton",
+    runs_on=lambda x, y, weight, eps, unit_offset=False: on_cuda(x),
+    at="nudging.kernels.gpu.add_rms_norm:add_rms_norm",
+)

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from nudging import _C
 
+from .check import require, sizes
+
+__all__ = ["BEST", "DTYPES", "choose_isa", "on_cpu", "require", "sizes"]
+
 DTYPES = {torch.float32: _C.DType.f32, torch.bfloat16: _C.DType.bf16, torch.float16: _C.DType.f16}
 
 
@@ -58,21 +62,3 @@ def team() -> _C.Team:
 def on_cpu(x: Tensor) -> bool:
     """Whether the C++ kernels take `x`: a CPU tensor of fp32, bf16 or fp16."""
     return x.is_cpu and x.dtype in DTYPES
-
-
-def sizes(op: str, name: str, tensor: Tensor, dims: int) -> torch.Size:
-    """`tensor.shape`; ValueError unless it has just so many dimensions."""
-    shape = tensor.shape
-    if len(shape) != dims:
-        raise ValueError(f"{op}: {name} is {tuple(shape)}, it must have {dims} dimensions")
-    return shape
-
-
-def require(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """`tensor`, dense; ValueError unless it is a CPU tensor of just this shape and dtype."""
-    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
-        raise ValueError(
-            f"{op}: {name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, "
-            f"not {shape} {dtype} on cpu as the other arguments ask for"
-        )
-    return tensor.contiguous()

@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, sizes, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -50,3 +51,10 @@ def _gated_act_cpu(gate_up: Tensor, activation: str, isa: _C.Isa = BEST) -> Tens
         both // 2,
     )
     return out
+
+
+gated_act.impl_at(
+    "triton",
+    runs_on=lambda gate_up, activation: on_cuda(gate_up),
+    at="nudging.kernels.gpu.gated_act:gated_act",
+)

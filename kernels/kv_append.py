@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import on_cpu, require, sizes, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -42,3 +43,10 @@ def _kv_append_cpu(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
         kv_heads * head_dim * k.element_size(),
         blocks * block_size,
     )
+
+
+kv_append.impl_at(
+    "triton",
+    runs_on=lambda k, v, k_cache, v_cache, slot_mapping: on_cuda(k),
+    at="nudging.kernels.gpu.kv_append:kv_append",
+)

@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, sizes, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -24,3 +25,10 @@ def _layer_norm_cpu(x: Tensor, eps: float, isa: _C.Isa = BEST) -> Tensor:
     out = torch.empty_like(x)
     _C.layer_norm(isa, team(), DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), rows, dim, eps)
     return out
+
+
+layer_norm.impl_at(
+    "triton",
+    runs_on=lambda x, eps: on_cuda(x),
+    at="nudging.kernels.gpu.layer_norm:layer_norm",
+)

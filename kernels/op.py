@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,20 @@ class Op(Generic[P, R]):
             return run
 
         return register
+
+    def impl_at(self, name: str, runs_on: Callable[P, bool], at: str) -> None:
+        """Register the function `at`, a "module:function" that is imported when it first runs, likewise."""
+        module, _, function = at.partition(":")
+
+        @functools.cache
+        def found() -> Callable[P, R]:
+            run: Callable[P, R] = getattr(importlib.import_module(module), function)
+            return run
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            return found()(*args, **kwargs)
+
+        self.impl(name, runs_on)(run)
 
     def chosen(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The name of the implementation that would run these arguments."""

@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -53,7 +54,7 @@ def paged_attention(
     return out
 
 
-def _runs_on(
+def _runs_on_cpu(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -67,7 +68,7 @@ def _runs_on(
     return on_cpu(q) and q.shape[2] <= _C.MAX_HEAD_DIM
 
 
-@paged_attention.impl("cpu", runs_on=_runs_on)
+@paged_attention.impl("cpu", runs_on=_runs_on_cpu)
 def _paged_attention_cpu(
     q: Tensor,
     k_cache: Tensor,
@@ -116,3 +117,22 @@ def _paged_attention_cpu(
         soft_cap,
     )
     return out
+
+
+def _runs_on_cuda(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+) -> bool:
+    return on_cuda(q) and q.shape[2] <= 256
+
+
+paged_attention.impl_at(
+    "triton", runs_on=_runs_on_cuda, at="nudging.kernels.gpu.paged_attention:paged_attention"
+)

@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, require, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -43,3 +44,10 @@ def _rms_norm_cpu(
         unit_offset,
     )
     return out
+
+
+rms_norm.impl_at(
+    "triton",
+    runs_on=lambda x, weight, eps, unit_offset=False: on_cuda(x),
+    at="nudging.kernels.gpu.rms_norm:rms_norm",
+)

@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -48,3 +49,10 @@ def _rope_cpu(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, isa: _C.Is
         max_position,
     )
     return out
+
+
+rope.impl_at(
+    "triton",
+    runs_on=lambda x, positions, cos, sin: on_cuda(x),
+    at="nudging.kernels.gpu.rope:rope",
+)

@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
+from .cuda import on_cuda
 from .kv_append import kv_append
 from .op import Op
 from .rope import rope
@@ -32,21 +33,10 @@ def rope_append(
     return rope.reference(q, positions, cos, sin)
 
 
-def _runs_on(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slot_mapping: Tensor,
-) -> bool:
-    return on_cpu(q)
-
-
-@rope_append.impl("cpu", runs_on=_runs_on)
+@rope_append.impl(
+    "cpu",
+    runs_on=lambda q, k, v, positions, cos, sin, k_cache, v_cache, slot_mapping: on_cpu(q),
+)
 def _rope_append_cpu(
     q: Tensor,
     k: Tensor,
@@ -107,3 +97,10 @@ def _dense_rows(op: str, name: str, x: Tensor, shape: tuple[int, int, int], dtyp
     if x.stride()[1:] != (shape[2], 1) or x.shape != shape or x.dtype != dtype or not x.is_cpu:
         return require(op, name, x, shape, dtype)
     return x
+
+
+rope_append.impl_at(
+    "triton",
+    runs_on=lambda q, k, v, positions, cos, sin, k_cache, v_cache, slot_mapping: on_cuda(q),
+    at="nudging.kernels.gpu.rope_append:rope_append",
+)

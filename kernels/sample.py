@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .cuda import on_cuda
 from .gumbel import gumbel_noise
 from .op import Op
 
@@ -39,6 +40,13 @@ def pick(
         return int(logits.argmax())
     noise = gumbel_noise(seed, position, logits.shape[0]).to(logits.device)
     return int((warp(logits[None], temperature, top_k, top_p, min_p)[0] + noise).argmax())
+
+
+pick.impl_at(
+    "triton",
+    runs_on=lambda logits, temperature, top_k, top_p, min_p, seed, position: on_cuda(logits),
+    at="nudging.kernels.gpu.pick_rows:pick",
+)
 
 
 def _filtered(scores: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:

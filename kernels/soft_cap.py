@@ -6,6 +6,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -21,3 +22,8 @@ def _soft_cap_cpu(logits: Tensor, cap: float, isa: _C.Isa = BEST) -> Tensor:
     out = torch.empty_like(logits)
     _C.soft_cap(isa, team(), DTYPES[logits.dtype], logits.data_ptr(), out.data_ptr(), logits.numel(), cap)
     return out
+
+
+soft_cap.impl_at(
+    "triton", runs_on=lambda logits, cap: on_cuda(logits), at="nudging.kernels.gpu.soft_cap:soft_cap"
+)

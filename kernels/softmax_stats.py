@@ -8,6 +8,7 @@ from torch import Tensor
 from nudging import _C
 
 from .cpu import BEST, DTYPES, on_cpu, sizes, team
+from .cuda import on_cuda
 from .op import Op
 
 
@@ -55,3 +56,8 @@ def _softmax_stats_cpu(logits: Tensor, isa: _C.Isa = BEST) -> SoftmaxStats:
         vocab,
     )
     return SoftmaxStats(top, lse, argmax, entropy)
+
+
+softmax_stats.impl_at(
+    "triton", runs_on=lambda logits: on_cuda(logits), at="nudging.kernels.gpu.softmax_stats:softmax_stats"
+)

@@ -117,6 +117,7 @@ LINEAR = [
     ),
     _linear("bias", linear_args(5, 100, 33, bias=True)),
     _linear("fp32-out", linear_args(5, 64, 33, bias=True, out=torch.float32)),
+    _linear("partitions", linear_args(3, 4100, 20, bias=True)),
     _linear("no-rows", linear_args(0, 64, 33)),
     _linear("strided", _strided_linear),
 ]

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from nudging import LLM
+from tests import interpreter
 from tests.tiny import write_tiny_checkpoint
+
+# Before a test imports a kernel.
+interpreter.install()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ The engine must write what is written here, token for token and author for autho
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -62,6 +62,24 @@ class Written(NamedTuple):
     token_ids: list[int]
     authors: list[str]
     finish_reason: str
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text as a reader would cut it who sees one character after another."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+def end_at_stop(written: Written, stops: Sequence[str], text_of: Callable[[list[int]], str]) -> Written:
+    """What is left of `written` where stop strings end it: the token that completes one is its last."""
+    ids, authors, _ = written
+    for n in range(1, len(ids) + 1):
+        if cut_at_stop(text_of(ids[:n]), stops)[1]:
+            return Written(ids[:n], authors[:n], "stop")
+    return written
 
 
 def choose(row: Tensor, params: Params, position: int) -> int:

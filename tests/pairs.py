@@ -1,16 +1,25 @@
 """Engines and oracles over the same models: what the exactness tests compare."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
+from nudging.decide import TokenLogprob, logprob_of
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
 from tests import oracle
 
 PROMPT = "How many apples are left?"
+
+
+class Outcome(NamedTuple):
+    """All that a job comes to: tokens, authors and end, the text, and log-probabilities where asked for."""
+
+    written: oracle.Written
+    text: str
+    logprobs: tuple[TokenLogprob | None, ...] | None
 
 
 class Twin:
@@ -48,6 +57,21 @@ class Twin:
             return oracle.nudging_token(roles["base"], roles["guide"], p, gate)
         starts = self.llm.roles["base"].tokenizer.starts_with_space
         return oracle.nudging_word(roles["base"], roles["guide"], p, gate, starts)
+
+    def outcome(self, prompt: object, params: SamplingParams, policy: Policy) -> Outcome:
+        """Like `generate`, with the text and log-probabilities, ended by stop strings, too."""
+        text_of = self.llm.roles["base"].tokenizer.text_of
+        written = self.generate(prompt, params, policy)
+        ended = oracle.end_at_stop(written, params.stop, text_of)
+        text = oracle.cut_at_stop(text_of(ended.token_ids), params.stop)[0]
+        if params.logprobs is None:
+            return Outcome(ended, text, None)
+        logprobs = []
+        for i, (token, author) in enumerate(zip(ended.token_ids, ended.authors, strict=True)):
+            ids = prompt[author] if isinstance(prompt, dict) else prompt
+            row = self.last_row(author)(list(ids) + ended.token_ids[:i])
+            logprobs.append(logprob_of(row, token, params.logprobs))
+        return Outcome(ended, text, tuple(logprobs))
 
     def reference(
         self, prompts: dict[str, str], params: SamplingParams, policy: Nudging
@@ -96,6 +120,11 @@ def written(output: CompletionOutput) -> oracle.Written:
     """An engine's output in the oracle's form."""
     assert output.error is None, output.error
     return oracle.Written(list(output.token_ids), list(output.authors), output.finish_reason)
+
+
+def outcome(output: CompletionOutput) -> Outcome:
+    """An engine's output in the twin's form."""
+    return Outcome(written(output), output.text or "", output.logprobs)
 
 
 def assert_same_text(output: CompletionOutput, expected: oracle.WrittenText) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nudging import LLM, BadRequest, Base, EngineClosed, Guide, Nudging, SamplingParams
+from nudging import LLM, BadRequest, Base, DeadlineExceeded, EngineClosed, Guide, Nudging, SamplingParams
 from nudging.policies import Step, View
 from tests.pairs import PROMPT, assert_pools_are_whole, one, written
 
@@ -96,6 +96,18 @@ def test_result_times_out_and_the_request_goes_on(tiny_llm: LLM) -> None:
     with pytest.raises(TimeoutError, match="did not finish within"):
         handle.result(timeout=0.0)
     assert handle.result(timeout=60).outputs[0].finish_reason == "length"
+
+
+def test_a_request_past_its_timeout_ends_with_what_it_has(tiny_llm: LLM) -> None:
+    params = SamplingParams(max_tokens=450, ignore_eos=True)
+    output = tiny_llm.generate(PROMPT, params, timeout=0.05)[0].outputs[0]
+    assert output.finish_reason == "abort"
+    assert isinstance(output.error, DeadlineExceeded)
+    assert len(output.token_ids) < 450
+    with pytest.raises(DeadlineExceeded, match="raise timeout"), tiny_llm.open(PROMPT, timeout=0.05) as text:
+        text.extend(params)
+    assert tiny_llm.generate(PROMPT, timeout=60, priority=-3)[0].outputs[0].error is None
+    assert_pools_are_whole(tiny_llm)
 
 
 def test_many_threads_submit_and_each_gets_its_own(tiny_llm: LLM) -> None:

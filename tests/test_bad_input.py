@@ -167,6 +167,24 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         LLM(base=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"priority": 0.5}, "priority is 0.5; it must be a whole number"),
+        ({"priority": 1 << 31}, "priority is 2147483648"),
+        ({"timeout": 0}, "timeout is 0; it must be None or a number of seconds above 0"),
+        ({"timeout": math.nan}, "timeout is nan"),
+        ({"timeout": True}, "timeout is True"),
+        ({"prioritty": 1}, "did you mean 'priority'"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_option_is_named_with_its_limit(tiny_llm: LLM, options: Any, message: str) -> None:
+    for use in (tiny_llm.submit, tiny_llm.generate, tiny_llm.open):
+        with pytest.raises(BadRequest, match=message):
+            use(PROMPT, **options)
+
+
 def test_lists_must_match_the_prompts(tiny_llm: LLM) -> None:
     with pytest.raises(BadRequest, match="policy has 2 entries and there are 3 prompts"):
         tiny_llm.generate([PROMPT] * 3, policy=[Base(), Base()])

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from benchmarks import batch
 from benchmarks.arms.arm import Limits, Prompts, Sample
+from benchmarks.arms.ours import EngineArm
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.report import add_up, figures, quartiles
 from benchmarks.rounds import DifferentText, run_rounds
+from nudging import LLM, Base
 
 LIMITS = Limits(max_tokens=4, ignore_eos=False)
 PROMPTS: list[Prompts] = [{"base": [1], "guide": [1]}, {"base": [2], "guide": [2]}]
@@ -98,3 +102,31 @@ def test_the_pocket_pair_is_measured_by_one_command(tmp_path: Path) -> None:
     assert arms["speculative k=4"]["drafted"] > 0
     assert 0 < result["agreement"] <= 1
     assert len(result["load_averages"]) == len(result["read_bandwidths"]) == 1
+
+
+def test_batches_of_every_size_are_measured_by_one_command(tmp_path: Path) -> None:
+    arguments = ["--size", "1", "--size", "3", "--rounds", "1", "--max-tokens", "8"]
+    done = CliRunner().invoke(batch.main, [*arguments, "--out", str(tmp_path), "--name", "short"])
+    assert done.exit_code == 0, done.output
+    points = json.loads((tmp_path / "short.json").read_text())["points"]
+    arms = ["base alone", "lazy", "speculative k=4", "adaptive"]
+    assert [(p["arm"], p["size"]) for p in points] == [(arm, size) for size in (1, 3) for arm in arms]
+    assert all(p["tokens_per_second"] > 0 for p in points)
+    assert all(p["to_base"] == 1 for p in points if p["arm"] == "base alone")
+    assert all(p["to_lazy"] == 1 for p in points if p["arm"] == "lazy")
+    assert all((p["drafted"] > 0) == p["arm"].startswith("spec") for p in points if p["arm"] != "adaptive")
+    assert "speculative k=4" in done.output
+
+
+def test_a_text_that_is_another_one_in_a_batch_stops_the_benchmark() -> None:
+    with LLM.pocket() as llm:
+        arm = EngineArm("base alone", "base", llm, Base(), "off")
+        prompts = batch.pocket_prompts(llm, 2)
+        expected: dict[str, batch.Texts] = {}
+        _, texts, *_ = batch.write_together(arm, prompts[:1], LIMITS)
+        batch.check_texts(arm, texts, expected)
+        _, both, *_ = batch.write_together(arm, prompts, LIMITS)
+        batch.check_texts(arm, both, expected)
+        assert expected["base"] == both
+        with pytest.raises(DifferentText, match="prompt 0 in a batch of 2"):
+            batch.check_texts(arm, (both[1], both[0]), expected)

@@ -157,6 +157,16 @@ def test_texts_are_those_of_the_api(
         assert set(record["stats"]) == {f.name for f in dataclasses.fields(output.stats)}
 
 
+def test_the_drafter_is_a_flag_and_changes_no_token(tiny_pair: Pair) -> None:
+    flags = ("--policy", "base", "--speculate", 4, "--max-tokens", 24, "--ignore-eos")
+    lines = [{"prompt": "one two three four " * 8}]
+    [plain], [looked_up] = (
+        generate(tiny_pair, *flags, "--drafter", drafter, lines=lines) for drafter in ("none", "ngram")
+    )
+    assert looked_up["token_ids"] == plain["token_ids"]
+    assert looked_up["stats"]["drafted"] > plain["stats"]["drafted"] == 0
+
+
 def test_a_prompt_may_be_given_in_every_form(tiny_pair: Pair, tiny_llm: LLM) -> None:
     both = {"base": "Hello", "guide": "Sure, Hello"}
     ids = {"base": [5, 6, 7], "guide": [8, 9]}
@@ -284,6 +294,19 @@ def test_a_bad_line_is_its_own_error_and_the_others_go_on(tiny_pair: Pair) -> No
     assert len({json.dumps(r["token_ids"]) for r in written[1::2]}) == 1
 
 
+def test_a_line_has_its_own_priority_and_timeout(tiny_pair: Pair) -> None:
+    ids = [60, 61, 62]
+    lines = [
+        {"prompt_token_ids": ids, "priority": 1, "timeout": 60},
+        {"prompt_token_ids": ids, "timeout": 0.02},
+        {"prompt_token_ids": ids, "timeout": "soon"},
+    ]
+    records = generate(tiny_pair, "--max-tokens", 400, "--ignore-eos", lines=lines, status=1)
+    assert len(records[0]["token_ids"]) == 400
+    assert records[1]["error"]["type"] == "DeadlineExceeded"
+    assert records[2]["error"]["message"].startswith("timeout is 'soon'")
+
+
 def test_a_line_that_is_not_utf8_is_an_error(tiny_pair: Pair) -> None:
     result = run("generate", "--base", tiny_pair["base"], "--input", "-", stdin=b'{"prompt": "\xff"}\n')
     assert result.exit_code == 1
@@ -319,6 +342,7 @@ def test_a_prompt_that_the_memory_cannot_hold_is_an_error(tiny_pair: Pair) -> No
         (("--stop-token-id", "320"), "ids go from 0 to 319"),
         (("--speculate", "-1"), "speculate is '-1'"),
         (("--speculate", "many"), "speculate is 'many'"),
+        (("--drafter", "oracle"), "drafter is 'oracle'"),
         (("--dtype", "int8"), "dtype is 'int8'"),
         (("--device", "tpu"), "device is 'tpu'"),
         (("--kv-cache-memory", "much"), "kv_cache_memory is 'much'"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nudging.detokenize import Detokenizer, StopChecker
 from nudging.errors import BadRequest
 from nudging.tokenizer import Tokenizer
+from tests.oracle import cut_at_stop
 from tests.texts import ANY_TEXT
 
 PROPERTY = settings(max_examples=300, deadline=None, derandomize=True)
@@ -71,15 +72,6 @@ def test_after_a_flush_a_new_text_begins() -> None:
     assert detokenizer.push(0) == ""
     assert detokenizer.flush() == "\ufffd"
     assert detokenizer.push(1) == "\ufffd"
-
-
-def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The text as a reader would cut it who sees one character after another."""
-    for end in range(1, len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            return text[: end - max(map(len, found))], True
-    return text, False
 
 
 # Two letters only, so that stop strings overlap themselves, each other and what looked like their beginning.

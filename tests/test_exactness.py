@@ -1,16 +1,20 @@
 """The engine writes what the straight-line twins write: tokens, authors and the reason to stop."""
 
+import itertools
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.arms.ours import Eager
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
 from tests import oracle
-from tests.pairs import Twin, assert_pools_are_whole, assert_same_text, written
+from tests.pairs import Outcome, Twin, assert_pools_are_whole, assert_same_text, outcome, written
 from tests.tiny import write_tiny_checkpoint
 
 POLICIES: list[Policy] = [
@@ -30,7 +34,7 @@ def prompt_of(seed: int, vocab: int = 320) -> list[int]:
 
 
 def params_of(seed: int, temperature: float) -> SamplingParams:
-    """Parameters that differ with the seed: lengths, filters, biases, stop ids."""
+    """Parameters that differ with the seed: lengths, filters, biases, stop ids and strings, log-probs."""
     rng = random.Random(seed)
     return SamplingParams(
         max_tokens=rng.randrange(1, 32),
@@ -42,6 +46,8 @@ def params_of(seed: int, temperature: float) -> SamplingParams:
         stop_token_ids=rng.choice([(), (rng.randrange(60, 320), rng.randrange(60, 320))]),
         ignore_eos=rng.random() < 0.3,
         logit_bias=rng.choice([None, {rng.randrange(60, 320): 4.0}]),
+        stop=rng.choice([(), (), ("th", "e ", "7"), ("Q", " a", "\n")]),
+        logprobs=rng.choice([None, None, 0, 3]),
     )
 
 
@@ -52,7 +58,7 @@ def test_engine_equals_oracle_alone(tiny_llm: LLM, policy: Policy, temperature: 
     for seed in range(SEEDS):
         prompt, params = prompt_of(seed), params_of(seed, temperature)
         output = tiny_llm.generate(prompt, params, policy)[0].outputs[0]
-        assert written(output) == twin.generate(prompt, params, policy), f"seed {seed}"
+        assert outcome(output) == twin.outcome(prompt, params, policy), f"seed {seed}"
     assert_pools_are_whole(tiny_llm)
 
 
@@ -103,12 +109,19 @@ def random_jobs(seed: str, count: int) -> list[Job]:
 def check_batch(llm: LLM, jobs: list[Job], speculate: str | int) -> list[CompletionOutput]:
     """Run the jobs in one batch, each against its twin."""
     twin = Twin(llm)
-    prompts, params, policies = (list(column) for column in zip(*jobs, strict=True))
-    results = llm.generate(prompts, params, policies, speculate=speculate)
-    for job, result in zip(jobs, results, strict=True):
-        assert written(result.outputs[0]) == twin.generate(*job), job
+    return check_mixed(llm, jobs, [twin.outcome(*job) for job in jobs], [speculate])
+
+
+def check_mixed(
+    llm: LLM, jobs: list[Job], expected: list[Outcome], speculate: Sequence[str | int]
+) -> list[CompletionOutput]:
+    """Run the jobs in one batch, neighbours with unlike drafts."""
+    handles = [llm.submit(*job, drafts) for job, drafts in zip(jobs, itertools.cycle(speculate))]
+    outputs = [handle.result().outputs[0] for handle in handles]
+    for job, output, want in zip(jobs, outputs, expected, strict=True):
+        assert outcome(output) == want, job
     assert_pools_are_whole(llm)
-    return [result.outputs[0] for result in results]
+    return outputs
 
 
 def test_each_role_reads_its_own_prompt(tiny_llm: LLM) -> None:
@@ -205,6 +218,14 @@ def test_chunked_prompts_and_small_blocks_change_nothing(tiny_pair: dict[str, Pa
         assert_pools_are_whole(llm)
 
 
+# Who drafts, and how much: every arm writes the same as drafting nothing does.
+ARMS: dict[str, list[str | int]] = {
+    "guide": ["off", "auto", *range(1, 9)],
+    "ngram": ["auto", *range(1, 9)],
+    "none": ["auto"],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "guide"),
@@ -217,20 +238,32 @@ def test_chunked_prompts_and_small_blocks_change_nothing(tiny_pair: dict[str, Pa
     ],
 )
 def test_every_family_writes_what_its_twin_writes(base: str, guide: str, tmp_path: Path) -> None:
+    """480 jobs of each pair, every one of them in every arm, in batches of unlike arms; eager, too."""
     eos = tuple(range(40, 46))
     write_tiny_checkpoint(tmp_path / "base", base, seed=5, eos=eos)
     write_tiny_checkpoint(tmp_path / "guide", guide, seed=6, hidden_size=32, eos=eos)
-    with LLM(base=tmp_path / "base", guide=tmp_path / "guide", kv_cache_memory="8MiB") as llm:
-        twin = Twin(llm)
-        for speculate in ("off", "auto", 1, 2, 4, 8):
-            jobs = [
-                (prompt_of(seed), params_of(seed, temperature), policy)
-                for seed in range(40)
-                for policy in POLICIES
-                for temperature in (0.0, 1.0)
-            ]
-            prompts, params, policies = (list(column) for column in zip(*jobs, strict=True))
-            results = llm.generate(prompts, params, policies, speculate=speculate)
-            for job, result in zip(jobs, results, strict=True):
-                assert written(result.outputs[0]) == twin.generate(*job), (speculate, job)
-        assert_pools_are_whole(llm)
+    listed = sorted(random_jobs(f"{base} {guide}", 480), key=lambda job: len(job[0]))
+    expected: list[Outcome] = []
+    ends: Counter[str] = Counter()
+    for drafter, arms in ARMS.items():
+        with LLM(
+            base=tmp_path / "base", guide=tmp_path / "guide", kv_cache_memory="8MiB", drafter=drafter
+        ) as llm:
+            if not expected:
+                twin = Twin(llm)
+                expected = [twin.outcome(*job) for job in listed]
+                check_mixed(llm, [eager(job) for job in listed], expected, ["off", 3])
+            for turn in range(len(arms)):
+                outputs = check_mixed(llm, listed, expected, arms[turn:] + arms[:turn])
+                ends.update(output.finish_reason for output in outputs)
+                if drafter == "guide":
+                    assert sum(output.stats.accepted for output in outputs) > 0
+    assert min(ends["stop"], ends["length"]) > 1000
+
+
+def eager(job: Job) -> Job:
+    """The same job by a loop that asks both models at every token."""
+    prompt, params, policy = job
+    if not isinstance(policy, Nudging):
+        return job
+    return prompt, params, Eager(policy.threshold, policy.granularity, policy.comparator)

@@ -23,7 +23,6 @@ from tests.cases import (
     Case,
     Make,
     add_norm_args,
-    exact,
     gated_act_args,
     kv_append_args,
     linear_args,
@@ -36,66 +35,26 @@ from tests.cases import (
     soft_cap_args,
     stats_args,
 )
+from tests.compare import (
+    ROWWISE,
+    Run,
+    assert_same_bits,
+    assert_within,
+    outputs,
+    per_dtype,
+    take,
+    wanted,
+)
 
-Run = Callable[..., Any]
 ISAS = _C.available_isas()
 
 per_isa = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-per_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 def cpu(op: str, isa: _C.Isa) -> Run:
     """The op's C++ implementation on one instruction set."""
     run = next(found.run for found in load(op).implementations if found.name == "cpu")
     return functools.partial(run, isa=isa) if "isa" in inspect.signature(run).parameters else run
-
-
-# The arguments that an op writes into.
-WRITTEN = {"kv_append": (2, 3), "rope_append": (6, 7)}
-
-
-def outputs(op: str, run: Run, args: Args) -> list[Tensor]:
-    """What the op returns and copies of the caches that it writes, as a list."""
-    written = WRITTEN.get(op, ())
-    args = tuple(arg.clone() if i in written else arg for i, arg in enumerate(args))
-    result = run(*args)
-    returned = [result] if isinstance(result, Tensor) else list(result or ())
-    return [*returned, *(args[i] for i in written)]
-
-
-def ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
-    """The unit in the last place of `dtype` at these sizes."""
-    info = torch.finfo(dtype)
-    return torch.exp2(size.clamp(min=info.tiny).log2().floor()) * info.eps
-
-
-def assert_within(case: Case, args: Args, got: Tensor, want: Tensor) -> None:
-    assert got.shape == want.shape
-    if not got.dtype.is_floating_point:
-        assert torch.equal(got.long(), want.long())
-        return
-    finite = want.isfinite()
-    assert torch.equal(got.double()[~finite].nan_to_num(1.5), want[~finite].nan_to_num(1.5))
-    if case.magnitude is None:
-        size = want.abs().amax(-1, keepdim=True).expand_as(want) if want.numel() else want
-    else:
-        size = case.magnitude(args, want)
-    budget = case.ulps * ulp(size, torch.float32)
-    if got.dtype != torch.float32:
-        budget = budget + ulp(want.abs() + budget, got.dtype) / 2
-    error = (got.double() - want).abs()[finite] / budget[finite].clamp(min=1e-300)
-    assert bool((error <= 1).all()), f"{case}: {float(error.max()):.2f} times the tolerance"
-
-
-def bits(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.int16 if x.element_size() == 2 else torch.int32)
-
-
-def assert_same_bits(got: list[Tensor], want: list[Tensor], rows: Any = slice(None)) -> None:
-    """Each tensor of `got` has the bits of the rows of its fellow in `want`."""
-    for one, other in zip(got, want, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(bits(one), bits(other[rows]))
 
 
 @pytest.fixture
@@ -111,33 +70,8 @@ def threads() -> Iterator[Callable[[int], None]]:
 def test_cpu_agrees_with_the_reference_in_fp64(case: Case, dtype: torch.dtype, isa: _C.Isa) -> None:
     op, args = load(case.op), case.make(0, dtype)
     assert op.chosen(*args) == "cpu"
-    # `exact` writes into caches that are fp64 already, others it would copy.
-    caches = WRITTEN.get(case.op, ())
-    widened = tuple(arg.double() if i in caches else arg for i, arg in enumerate(args))
-    wanted = outputs(case.op, functools.partial(exact, op), widened)
-    for got, want in zip(outputs(case.op, cpu(case.op, isa), args), wanted, strict=True):
-        assert_within(case, args, got, want.double() if want.dtype.is_floating_point else want)
-
-
-# Rows: op, arguments of 40 rows, which of them are by row.
-ROWWISE: list[tuple[str, Make, tuple[int, ...]]] = [
-    ("linear", linear_args(40, 513, 33, bias=True), (0,)),
-    ("linear", linear_args(40, 64, 7, out=torch.float32), (0,)),
-    ("rms_norm", norm_args(40, 77), (0,)),
-    ("rms_norm", norm_args(40, 3, 64, unit_offset=True), (0,)),
-    ("add_rms_norm", add_norm_args(40, 77), (0, 1)),
-    ("layer_norm", lambda seed, dtype: (noise(seed)(40, 77, dtype=dtype), 1e-5), (0,)),
-    ("rope", rope_args(40, 3, 80, 20), (0, 1)),
-    ("gated_act", gated_act_args(40, 77, "silu"), (0,)),
-    ("gated_act", gated_act_args(40, 77, "gelu"), (0,)),
-    ("gated_act", gated_act_args(40, 77, "gelu_tanh"), (0,)),
-    ("soft_cap", soft_cap_args(40, 77, 30.0, 20.0), (0,)),
-    ("softmax_stats", stats_args(40, 1025), (0,)),
-]
-
-
-def take(args: Args, by_row: tuple[int, ...], rows: Any) -> Args:
-    return tuple(arg[rows] if i in by_row else arg for i, arg in enumerate(args))
+    for got, want in zip(outputs(case.op, cpu(case.op, isa), args), wanted(case, args), strict=True):
+        assert_within(case, args, got, want)
 
 
 @per_isa

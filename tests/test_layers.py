@@ -19,7 +19,7 @@ FOLDERS = {"nudging": ROOT / "engine", "nudging.kernels": ROOT / "kernels"}
 # Who may import whom: a module imports from its own layer and from those after it.
 LAYERS = (
     ("cli", "cli_*", "demo", "terminal", "__main__"),
-    ("aio",),
+    ("aio", "metrics"),
     ("api",),
     ("aio_generation",),
     ("generation",),
@@ -32,7 +32,8 @@ LAYERS = (
 # The half that runs without torch: importing any of these loads none of it.
 HOST_HALF = (
     "blocks", "chat", "chat_sandbox", "detokenize", "errors", "options", "params", "policies", "prompts",
-    "request", "roles", "scheduler", "sequence", "tokenizer", "tokenizer_json", "tokenizer_sp",
+    "request", "roles", "scheduler", "sequence", "tokenizer", "tokenizer_json", "tokenizer_sp", "totals",
+    "trace",
 )  # fmt: skip
 POLICIES_MAY_IMPORT = ("policies", "kernels", "errors", "options")
 HEAVY = {"torch", "numpy", "triton", "safetensors", "tokenizers", "sentencepiece", "jinja2", "rich", "click"}

@@ -174,7 +174,7 @@ def test_a_team_belongs_to_its_block_and_its_thread() -> None:
 
 WRONG = {
     "positions": (5, 128, "position 128, the table ends before 128"),
-    "slot_mapping": (3, 96, "goes to slot 96, the cache has 96 slots"),
+    "slot_mapping": (3, 100, "goes to slot 100, the cache has 100 slots"),
     "logit_rows": (1, 20, "logit row 20 is wanted, there are 20 rows"),
     "seq_lens": (0, 25, "sequence 0 has length 25, its block table holds 6 blocks of 4"),
 }

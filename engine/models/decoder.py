@@ -56,6 +56,12 @@ class Decoder:
         return every - (weights.embed.numel() if twice else 0)
 
     @property
+    def precision(self) -> str:
+        """What weights are kept in: the dtype, and int8 before it where matrix products read that."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"int8, {dtype}" if isinstance(self.weights.head, Int8Weight) else dtype
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take on the device."""
         parts = [part for w in self.weights.distinct() for part in (w if isinstance(w, Int8Weight) else (w,))]

@@ -71,12 +71,9 @@ def load_model(
         advance = stack.enter_context(_progress_bar(directory.name, num_bytes, progress))
         arena = Arena(arena_size(_parts(top, layers, chosen, quantization)), torch.device(device))
         read = _Reader(tensors, chosen, arena, advance, stack)
-        matrix = read if quantization is None else read.int8
+        matrix: Callable[[Slot], Weight] = read if quantization is None else read.int8
         embed = read(top["embed"])
-        built = tuple(
-            Layer(**{field: (matrix if field in MATRICES else read)(slot) for field, slot in layer.items()})
-            for layer in layers
-        )
+        built = tuple(_read_layer(layer, matrix, read) for layer in layers)
         norm = read(top["norm"]) if "norm" in top else None
         if config.tied:
             _check_tied(embed, tensors, read)
@@ -84,6 +81,14 @@ def load_model(
         else:
             head = matrix(top["head"])
     return Decoder(config, Weights(embed, built, norm, head))
+
+
+def _read_layer(
+    slots: dict[str, Slot], matrix: Callable[[Slot], Weight], vector: Callable[[Slot], Tensor]
+) -> Layer:
+    qkv, o, gate_up, down = (matrix(slots[field]) for field in MATRICES)
+    vectors = {field: vector(slot) for field, slot in slots.items() if field not in MATRICES}
+    return Layer(qkv, o, gate_up, down, **vectors)
 
 
 def _parts(

@@ -1,0 +1,82 @@
+"""What callers give an `LLM`, read and checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nudging.drafters import DRAFTERS
+from nudging.errors import BadRequest
+from nudging.params import SamplingParams, is_int
+from nudging.roles import Role
+
+MAX_DRAFT = 15
+Checkpoint = str | os.PathLike[str]
+Speculate = str | int
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise BadRequest for a size that is no whole number in range."""
+    for name, value in sizes.items():
+        if not is_int(value) or not 1 <= value <= 1 << 20:
+            raise BadRequest(f"{name} is {value!r}; it must be a whole number from 1 to {1 << 20}")
+
+
+def name_roles(
+    base: Checkpoint, guide: Checkpoint | None, models: Mapping[str, Checkpoint]
+) -> dict[str, Checkpoint]:
+    """The checkpoint of every role.  Raises BadRequest for a role named twice."""
+    twice = [name for name in ("base", "guide") if name in models]
+    if twice:
+        raise BadRequest(f"models= names {twice[0]!r}, which has an argument of its own; use {twice[0]}=...")
+    return {"base": base, **({} if guide is None else {"guide": guide}), **models}
+
+
+def read_speculate(value: Speculate) -> int | None:
+    """The number of drafted tokens a pass; None for as many as pay.  Raises BadRequest."""
+    if value == "auto":
+        return None
+    if value == "off":
+        return 0
+    if not is_int(value) or not 0 <= int(value) <= MAX_DRAFT:
+        raise BadRequest(
+            f"speculate is {value!r}; it must be 'auto', 'off' or a whole number from 0 to {MAX_DRAFT}"
+        )
+    return int(value)
+
+
+def read_drafter(value: Any) -> str:
+    """The name of a drafter.  Raises BadRequest."""
+    if not isinstance(value, str) or value not in DRAFTERS:
+        raise BadRequest(f"drafter is {value!r}; it must be one of {', '.join(DRAFTERS)}")
+    return value
+
+
+def is_one_prompt(prompts: Any) -> bool:
+    """Whether this is one prompt and not a list of prompts."""
+    return isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and is_int(prompts[0]))
+
+
+def spread(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each of `count` prompts.  Raises BadRequest for a list of another length."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise BadRequest(
+            f"{name} has {len(value)} entries and there are {count} prompts; give one, or one for each"
+        )
+    return list(value)
+
+
+def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:
+    """Raise BadRequest for a stop id or a biased id that a model does not have, or stop strings without
+    text.
+    """
+    size = min(role.vocab_size for role in roles)
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+        for token in ids:
+            if token >= size:
+                raise BadRequest(f"{name} names token {token}; ids go from 0 to {size - 1}")
+    if params.stop and any(role.tokenizer is None for role in roles):
+        raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")

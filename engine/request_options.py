@@ -1,0 +1,39 @@
+"""How a request is served among others: options that change when its tokens come, and none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from nudging.errors import BadRequest
+from nudging.options import unknown_option
+from nudging.params import is_int, is_number
+
+PRIORITY_LIMIT = 1 << 31
+
+
+class RequestOptions(TypedDict, total=False):
+    """`priority`: lower ones run earlier and may take the memory of higher ones, 0 without.
+
+    `timeout`: seconds from submission after which the request ends as it is, with the finish reason "abort"
+    and DeadlineExceeded as its error; None, the default, for no limit.
+    """
+
+    priority: int
+    timeout: float | None
+
+
+def check_request_options(options: Mapping[str, object]) -> None:
+    """Raise BadRequest for an option that is not known or out of range."""
+    known = RequestOptions.__annotations__
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise unknown_option("a request", unknown, known)
+    priority: Any = options.get("priority", 0)
+    timeout: Any = options.get("timeout")
+    if not is_int(priority) or abs(priority) >= PRIORITY_LIMIT:
+        raise BadRequest(
+            f"priority is {priority!r}; it must be a whole number and less than {PRIORITY_LIMIT} from 0"
+        )
+    if timeout is not None and (not is_number(timeout) or timeout <= 0):
+        raise BadRequest(f"timeout is {timeout!r}; it must be None or a number of seconds above 0")

@@ -1,0 +1,43 @@
+"""The residual sum and its norm on a GPU: a program per row."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..check import require, sizes
+from .math import rms_normed
+from .row import Row
+
+
+@triton.jit
+def _add_rms_norm(
+    x_ptr, y_ptr, weight_ptr, sum_ptr, out_ptr, dim, eps, UNIT_OFFSET: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = tl.arange(0, BLOCK)
+    here = tl.program_id(0).to(tl.int64) * dim + at
+    x = tl.load(x_ptr + here, mask=at < dim, other=0.0).to(tl.float32)
+    y = tl.load(y_ptr + here, mask=at < dim, other=0.0).to(tl.float32)
+    # Rounded before it is normalised, as it would be between two ops.
+    summed = (x + y).to(sum_ptr.dtype.element_ty)
+    tl.store(sum_ptr + here, summed, mask=at < dim)
+    weight = tl.load(weight_ptr + at, mask=at < dim, other=0.0).to(tl.float32)
+    y = rms_normed(summed.to(tl.float32), weight, dim, eps, UNIT_OFFSET, BLOCK)
+    tl.store(out_ptr + here, y.to(out_ptr.dtype.element_ty), mask=at < dim)
+
+
+def add_rms_norm(
+    x: Tensor, y: Tensor, weight: Tensor, eps: float, unit_offset: bool = False
+) -> tuple[Tensor, Tensor]:
+    op = "add_rms_norm"
+    rows, dim = sizes(op, "x", x, 2)
+    x = x.contiguous()
+    y = require(op, "y", y, (rows, dim), x.dtype, x.device)
+    weight = require(op, "weight", weight, (dim,), x.dtype, x.device)
+    summed, out = torch.empty_like(x), torch.empty_like(x)
+    row = Row.of(op, dim)
+    _add_rms_norm[(rows,)](
+        x, y, weight, summed, out, dim, eps,
+        unit_offset, row.block, num_warps=row.warps, enable_fp_fusion=False,
+    )  # fmt: skip
+    return summed, out

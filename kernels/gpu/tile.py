@@ -1,0 +1,103 @@
+"""The one order of additions of every product with a weight on a GPU, and the tiles that compute it.
+
+A row's result does not depend on how many rows there are (I6). The inputs are cut into partitions, a matter
+of the weight's shape alone; within one, an instruction of 16 inputs (fp32: of one) adds onto the sum of those
+before; the partitions' sums are added in order. How many rows, columns and inputs a program takes at a time,
+its warps and its stages follow the number of rows, and none of that changes the order.
+
+The instruction is mma.sync m16n8k16 for a few rows as for thousands. Hopper and Blackwell have faster ones
+for large tiles, but nothing says that those round alike: products of three dimensions never use them.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import torch
+import triton
+import triton.language as tl
+
+T = TypeVar("T")
+
+# Partitions begin at multiples of this; the depth of every tile divides it.
+UNIT = 256
+# A partition of fewer inputs is not worth the launch that adds it.
+MIN_PARTITION = 2048
+# So many programs keep the memory of a GPU busy.
+ENOUGH_PROGRAMS = 128
+
+
+class Tile(NamedTuple):
+    """A program's rows, columns and inputs at a time, its warps and its pipeline's stages."""
+
+    rows: int
+    cols: int
+    depth: int
+    warps: int
+    stages: int
+
+
+# By bytes of an element, then by the most rows and the most columns that the tile is for.  All fit into the
+# 99 KiB of shared memory that any GPU since 2020 has.
+TILES: dict[int, dict[int | None, dict[int | None, Tile]]] = {
+    2: {
+        16: {4096: Tile(16, 16, 256, 4, 6), 16384: Tile(16, 32, 128, 4, 5), None: Tile(16, 64, 128, 4, 5)},
+        64: {8192: Tile(64, 64, 64, 8, 4), None: Tile(64, 128, 64, 8, 4)},
+        None: {None: Tile(128, 128, 64, 8, 3)},
+    },
+    4: {
+        16: {None: Tile(16, 32, 32, 4, 4)},
+        None: {None: Tile(64, 64, 16, 8, 3)},
+    },
+}
+
+
+def _first(table: dict[int | None, T], size: int) -> T:
+    return next(entry for most, entry in table.items() if most is None or size <= most)
+
+
+def tile_for(dtype: torch.dtype, rows: int, cols: int) -> Tile:
+    """The tile of the table for so many rows and columns."""
+
+    by_cols = _first(TILES[dtype.itemsize], rows)
+    return _first(by_cols, cols)
+
+
+def partition(features: int, cols: int) -> int:
+    """Inputs per partition for a weight [cols, features]: of its shape, and of nothing else, a function."""
+    wanted = min(ENOUGH_PROGRAMS // -(-cols // 16), features // MIN_PARTITION)
+    return -(-features // max(wanted, 1) // UNIT) * UNIT
+
+
+@triton.jit
+def dot_tile(
+    x_ptr, weight_ptr, r, c, begin, end, rows, features, x_stride,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """x[r] @ weight[c].T over inputs [begin, end), in fp32: [1, ROWS, COLS].
+
+    r: [ROWS], where those from `rows` on count as zero; c: [COLS], all of them rows of the weight.
+    """
+    k = tl.arange(0, DEPTH)
+    x_at = r[None, :, None].to(tl.int64) * x_stride + k[None, None, :]
+    weight_at = c[None, None, :].to(tl.int64) * features + k[None, :, None]
+    sums = tl.zeros([1, ROWS, COLS], tl.float32)
+    for i in range(begin, end, DEPTH):
+        inside = i + k < end
+        x = tl.load(x_ptr + x_at + i, mask=(r < rows)[None, :, None] & inside[None, None, :], other=0.0)
+        weight = tl.load(weight_ptr + weight_at + i, mask=inside[None, :, None], other=0.0)
+        sums = tl.dot(x, weight, sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
+def all_partitions(
+    x_ptr, weight_ptr, r, c, rows, features, x_stride, partition,
+    PARTITIONS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """x[r] @ weight[c].T over all inputs: see dot_tile."""
+    sums = tl.zeros([1, ROWS, COLS], tl.float32)
+    for p in range(PARTITIONS):
+        end = tl.minimum((p + 1) * partition, features)
+        sums += dot_tile(
+            x_ptr, weight_ptr, r, c, p * partition, end, rows, features, x_stride, ROWS, COLS, DEPTH
+        )
+    return sums

@@ -1,0 +1,138 @@
+"""Calls of the Triton implementations at the sizes of real models, on tensors without data.
+
+Each names the model's shape it stands for; tests/aot.py compiles what it launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.cases import load
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HIDDEN = {"qwen-0.5b": 896, "llama-1b": 2048, "llama-8b": 4096, "gemma-27b": 4608, "llama-70b": 8192}
+HEADS = {"qwen-0.5b": (14, 2, 64), "llama-8b": (32, 8, 128), "gemma-2b": (8, 4, 256)}
+
+Args = tuple[Any, ...]
+SHIPPED: dict[str, Callable[[], Any]] = {}
+
+
+def ship(
+    op: str, name: str, make: Callable[[torch.dtype], Args], dtypes: tuple[str, ...] = tuple(DTYPES)
+) -> None:
+    """The op's Triton implementation on make(dtype), for each of the dtypes."""
+    run = next(found.run for found in load(op).implementations if found.name == "triton")
+    for short in dtypes:
+        dtype = DTYPES[short]
+        SHIPPED[f"{op} {name} {short}"] = lambda dtype=dtype: run(*make(dtype))
+
+
+def norm_args(*shape: int) -> Callable[[torch.dtype], Args]:
+    return lambda dtype: (torch.empty(shape, dtype=dtype), torch.empty(shape[-1], dtype=dtype), 1e-5)
+
+
+def add_norm_args(rows: int, dim: int) -> Callable[[torch.dtype], Args]:
+    return lambda dtype: (torch.empty(rows, dim, dtype=dtype), *norm_args(rows, dim)(dtype))
+
+
+def rope_args(heads: int, kv_heads: int, head_dim: int) -> Callable[[torch.dtype], Args]:
+    """Queries, keys and values as slices of one projection, tables, caches, slots: what rope_append takes."""
+
+    def make(dtype: torch.dtype) -> Args:
+        fused = torch.empty(16, heads + 2 * kv_heads, head_dim, dtype=dtype)
+        table = torch.empty(8192, head_dim // 2)
+        positions = torch.empty(16, dtype=torch.int64)
+        caches = torch.empty(2, 1024, 16, kv_heads, head_dim, dtype=dtype)
+        q, k, v = fused.split((heads, kv_heads, kv_heads), dim=1)
+        return q, k, v, positions, table, table, caches[0], caches[1], positions
+
+    return make
+
+
+def pick(make: Callable[[torch.dtype], Args], *which: int) -> Callable[[torch.dtype], Args]:
+    return lambda dtype: tuple(make(dtype)[i] for i in which)
+
+
+for model, dim in HIDDEN.items():
+    ship("rms_norm", model, norm_args(16, dim))
+    ship("add_rms_norm", model, add_norm_args(16, dim))
+for head_dim in (64, 128):
+    ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim))
+ship("layer_norm", "olmo-7b", pick(norm_args(16, 4096), 0, 2))
+for model, heads in HEADS.items():
+    ship("rope_append", model, rope_args(*heads))
+ship("rope", "llama-8b", pick(rope_args(32, 8, 128), 0, 3, 4, 5))
+ship("kv_append", "llama-8b", pick(rope_args(32, 8, 128), 1, 2, 6, 7, 8))
+for activation in ("silu", "gelu", "gelu_tanh"):
+    ship("gated_act", activation, lambda dtype, name=activation: (torch.empty(16, 28672, dtype=dtype), name))
+ship("soft_cap", "gemma-27b", lambda dtype: (torch.empty(16, 256000, dtype=dtype), 30.0))
+
+
+def linear_args(rows: int, cols: int, features: int, out: Any = None) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        return torch.empty(rows, features, dtype=dtype), torch.empty(cols, features, dtype=dtype), None, out
+
+    return make
+
+
+# A call for every tile, with and without partitions.
+for model, cols, features, some_rows in [
+    ("qwen-0.5b-down", 896, 4864, (16, 64, 512)),
+    ("llama-1b-down", 2048, 8192, (16, 64)),
+    ("llama-8b-qkv", 6144, 4096, (16,)),
+    ("llama-8b-gate-up", 28672, 4096, (16, 64, 512)),
+]:
+    for rows in some_rows:
+        ship("linear", f"{model}-{rows}", linear_args(rows, cols, features))
+for rows in (16, 64, 512):
+    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32))
+
+
+def attention_args(
+    queries: int, length: int, heads: int, kv_heads: int, head_dim: int, window: int = 0, cap: float = 0.0
+) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        caches = (torch.empty(1024, 16, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+        tables, cu, lengths = (torch.empty(s, dtype=torch.int32) for s in ((2, length // 16), (3,), (2,)))
+        q = torch.empty(queries, heads, head_dim, dtype=dtype)
+        return q, *caches, tables, cu, lengths, head_dim**-0.5, window, cap
+
+    return make
+
+
+# Few queries take splits of their own, many take all in one program.
+for model, dtypes, *shape in [
+    ("qwen-0.5b", tuple(DTYPES), 14, 2, 64),
+    ("phi-2b", ("bf16",), 32, 32, 80),
+    ("llama-8b", ("fp32", "bf16"), 32, 8, 128),
+    ("gemma-9b", ("fp32", "bf16"), 16, 8, 256, 4096, 50.0),
+]:
+    ship("paged_attention", f"{model} decode", attention_args(10, 8192, *shape), dtypes)
+    ship("paged_attention", f"{model} prefill", attention_args(8192, 8192, *shape), dtypes)
+for model, vocab in [("llama-2", 32000), ("qwen", 151936)]:
+    ship("softmax_stats", model, lambda dtype, vocab=vocab: (torch.empty(16, vocab, dtype=dtype),))
+
+
+def pick_args(dtype: torch.dtype) -> Args:
+    warm, k, p, faint, seed, position = (torch.empty(16) for _ in range(6))
+    return torch.empty(16, 128256, dtype=dtype), warm, k.int(), p, faint, seed.long(), position.long()
+
+
+ship("pick_rows", "llama-3", pick_args, ("fp32",))
+
+
+def head_args(rows: int, vocab: int, features: int, cap: float) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        x, weight = (torch.empty(n, features, dtype=dtype) for n in (rows, vocab))
+        ids = torch.empty(rows, dtype=torch.int64)
+        return x, weight, vocab, cap, torch.empty(rows), ids, ids
+
+    return make
+
+
+for rows in (16, 64):
+    ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0))
+    ship("lm_head", f"gemma-2b-{rows}", head_args(rows, 256000, 2304, 30.0), ("bf16",))

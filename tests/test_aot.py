@@ -1,0 +1,65 @@
+"""Every Triton kernel compiles for real GPUs and spills nothing; needs none of them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "benchmarks" / "results" / "triton-registers.json"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, "-m", "tests.aot"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["kernels"]
+    return found
+
+
+def kernels_of(file: Path) -> set[str]:
+    """The functions of a file that are launched: those whose name begins with an underscore, by our habit."""
+    functions = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    jitted = [node for node in functions if any("jit" in ast.unparse(d) for d in node.decorator_list)]
+    return {node.name for node in jitted if node.name.startswith("_")}
+
+
+def test_every_kernel_is_compiled_for_every_target(compiled: list[dict[str, Any]]) -> None:
+    every = set().union(*map(kernels_of, (ROOT / "kernels" / "gpu").glob("*.py")))
+    for sm in (80, 90, 100):
+        assert {one["kernel"] for one in compiled if one["sm"] == sm} == every
+
+
+def test_no_kernel_spills(compiled: list[dict[str, Any]]) -> None:
+    assert not [one for one in compiled if one["stack"] or one["local"]]
+
+
+def test_products_of_16_bit_types_have_one_instruction(compiled: list[dict[str, Any]]) -> None:
+    """Tiles of any size have the same bits only if the instruction is the same, and so is its rounding."""
+    products = [one for one in compiled if one["kernel"].startswith("_linear")]
+    used = {(one["call"].split()[-1], *one["matrix_instructions"]) for one in products}
+    instruction = "mma.sync.m16n8k16"
+    assert used == {("fp32",), ("bf16", instruction), ("fp16", instruction)}
+
+
+def test_no_kernel_asks_for_more_shared_memory_than_any_gpu_has(compiled: list[dict[str, Any]]) -> None:
+    assert max(one["shared"] for one in compiled) <= 99 << 10
+
+
+def test_the_table_of_registers_has_every_kernel(compiled: list[dict[str, Any]]) -> None:
+    """The registers themselves are the compiler's: `python -m tests.aot > TABLE` after a change."""
+
+    def key(one: dict[str, Any]) -> tuple[str, str, int]:
+        return one["call"], one["kernel"], one["sm"]
+
+    assert set(map(key, json.loads(TABLE.read_text())["kernels"])) == set(map(key, compiled))

@@ -1,0 +1,145 @@
+"""Models that share a device take turns so that a dear pass answers as many requests as it can."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from nudging import Base, Nudging, SamplingParams
+from nudging.cosched import cheapest_first, path_steps
+from nudging.policies.protocol import Policy
+from nudging.prompts import RolePrompt
+from nudging.request import Request
+from tests.fake import FixedCosts, fake_engine
+
+VOCAB = 32
+LENGTH = 60
+COSTS = {"base": FixedCosts(1.0, 0.002), "guide": FixedCosts(0.1, 0.0002)}
+
+
+def row(token: int, prob: float) -> Tensor:
+    logits = torch.zeros(VOCAB)
+    logits[token % VOCAB] = math.log(prob / (1 - prob) * (VOCAB - 1))
+    return logits
+
+
+def models(agreement: float = 0.85, unsure: float = 0.1) -> dict[str, Callable[[list[int]], Tensor]]:
+    """A base that is now and then unsure, and a guide that mostly agrees with it."""
+
+    def draw(ids: list[int], salt: int) -> float:
+        return random.Random(hash((tuple(ids[-3:]), len(ids), ids[0], salt))).random()
+
+    def base(ids: list[int]) -> Tensor:
+        return row(7 * ids[-1] + len(ids), 0.2 if draw(ids, 1) < unsure else 0.9)
+
+    def guide(ids: list[int]) -> Tensor:
+        return row(7 * ids[-1] + len(ids) + (draw(ids, 2) >= agreement), 0.9)
+
+    return {"base": base, "guide": guide}
+
+
+def cost_per_token(count: int, policy: Policy, draft_len: int | None) -> float:
+    """What `count` requests at once cost, passes counted and not timed, by the tokens they write."""
+    engine, roles = fake_engine(models(), COSTS, num_blocks=4000)
+    spent = 0.0
+
+    def counted(name: str) -> None:
+        execute = engine.runners[name].execute
+
+        def run(works, wanted):  # type: ignore[no-untyped-def]
+            nonlocal spent
+            spent += COSTS[name].of(sum(work.end - work.start for work in works))
+            return execute(works, wanted)
+
+        engine.runners[name].execute = run  # type: ignore[method-assign]
+
+    for name in roles:
+        counted(name)
+    requests = []
+    for i in range(count):
+        prompts = {name: RolePrompt([i % VOCAB, 2, 3]) for name in roles}
+        # Unlike lengths: the requests do not stay in step by themselves.
+        params = SamplingParams(max_tokens=LENGTH + i % 7)
+        requests.append(Request(f"r{i}", policy, params, 0, prompts, roles, draft_len))
+        engine.add(requests[-1])
+    while engine.has_work:
+        engine.step()
+    assert all(request.error is None for request in requests)
+    return spent / sum(len(request.output) for request in requests)
+
+
+@pytest.mark.parametrize("count", [4, 16, 64])
+def test_drafts_pay_for_many_requests_as_they_do_for_one(count: int) -> None:
+    """Drafting requests out of step would each have a dear pass of their own."""
+    policy = Nudging(0.4, "token")
+    base = cost_per_token(count, Base(), 0)
+    assert cost_per_token(count, policy, 4) < 0.65 * base
+    assert cost_per_token(count, policy, 0) < 1.12 * base
+
+
+def test_a_path_is_one_unit_of_work() -> None:
+    """A draft of eight tokens and the pass that verifies it are one step of the engine."""
+    engine, roles = fake_engine(models(agreement=1.0, unsure=0.0), COSTS)
+    prompts = {name: RolePrompt([1, 2, 3]) for name in roles}
+    request = Request("r", Nudging(0.4, "token"), SamplingParams(max_tokens=90), 0, prompts, roles, 8)
+    engine.add(request)
+    steps = 0
+    while engine.has_work:
+        engine.step()
+        steps += 1
+    assert request.counters.passes == {"base": 10, "guide": 10 * 8}
+    assert steps <= 11
+
+
+def test_what_needs_the_base_only_is_answered_in_every_step() -> None:
+    """Others' drafts, which may take many steps, do not stand in its way."""
+    engine, roles = fake_engine(models(), COSTS)
+    prompts = {name: RolePrompt([1, 2, 3]) for name in roles}
+    params = SamplingParams(max_tokens=40)
+    for i in range(3):
+        engine.add(Request(f"n{i}", Nudging(0.4, "token"), params, 0, prompts, roles, 8))
+    alone = Request("b", Base(), params, 0, prompts, roles, 0)
+    engine.add(alone)
+    engine.step()
+    while not alone.is_finished:
+        before = len(alone.output)
+        engine.step()
+        assert len(alone.output) == before + 1
+
+
+def test_paths_go_on_for_as_long_as_the_answer_is_worth_waiting_for() -> None:
+    # One request: its whole path, whatever it costs.
+    assert path_steps([8], 0, 0.5, 1.0) == 8
+    # Two: waiting for the longer path gives 2 answers in 2.6 instead of 1 in 1.8.
+    assert path_steps([8, 16], 0, 0.1, 1.0) == 16
+    assert path_steps([2, 16], 0, 0.1, 1.0) == 2
+    # Many that are ready do not wait for one path, but for one token of it: no path stands still.
+    assert path_steps([16], 63, 0.1, 1.0) == 1
+    assert path_steps([4] * 60, 4, 0.1, 1.0) == 4
+    assert path_steps([4] * 60, 4, 10.0, 1.0) == 4
+    assert path_steps([4], 60, 10.0, 1.0) == 1
+
+
+def test_the_most_answers_per_time_are_chosen() -> None:
+    rng = random.Random(0)
+    for _ in range(500):
+        lengths = [rng.randint(1, 16) for _ in range(rng.randint(1, 8))]
+        ready, step, answer = rng.randrange(8), rng.choice([0.05, 0.2, 1.0]), 1.0
+
+        def rate(steps: int) -> float:
+            joined = sum(length <= steps for length in lengths)  # noqa: B023 - called below, at once
+            return (ready + joined) / (steps * step + answer)  # noqa: B023
+
+        chosen = path_steps(lengths, ready, step, answer)
+        assert rate(chosen) == max(rate(s) for s in range(1, 17))
+
+
+def test_the_cheapest_model_goes_first() -> None:
+    assert cheapest_first({"base": FixedCosts(3.0), "guide": FixedCosts(1.0), "x": FixedCosts(2.0)}) == [
+        "guide",
+        "x",
+        "base",
+    ]

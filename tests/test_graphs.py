@@ -1,0 +1,191 @@
+"""Passes that are recorded once and replayed, checked without a device that records.
+
+`Recording` stands in for one: what it records runs under a watch that refuses everything a graph cannot hold
+(waiting for the device, shapes that depend on data, memory that moves), and is run again at every replay.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
+from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
+from nudging.graph_runner import GraphRunner
+from nudging.graphs import SIZES, padded
+from nudging.scheduler import Work
+from nudging.sequence import Sequence
+from tests.pairs import written
+
+# What makes the host wait for a device, or lets sizes depend on what was computed.
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+
+class Watch(TorchDispatchMode):
+    """Refuses what a recording cannot hold."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert not any(name.startswith(word) for word in WAITS), f"{name} in a recording"
+        return func(*args, **(kwargs or {}))
+
+
+class Recording:
+    """Replays by running again, under the watch; counts both."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            with Watch():
+                run()
+
+        return replay
+
+
+def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **options: Any) -> LLM:
+    """An LLM on the CPU whose models run from recordings."""
+
+    def runner(decoder: Any, num_blocks: int, block_size: int) -> GraphRunner:
+        made = GraphRunner(decoder, num_blocks, block_size, recording)
+        made.poison()
+        return made
+
+    monkeypatch.setattr("nudging.loading.make_runner", runner)
+    return LLM(kv_cache_memory="4MiB", **options)
+
+
+JOBS = [
+    (Base(), "off", {}),
+    (Guide(), "off", {}),
+    (Nudging(0.4, "token"), "off", {}),
+    (Nudging(0.4, "token"), 4, {}),
+    (Nudging(0.4, "word"), 3, {}),
+    (Nudging(0.4, "word"), "auto", {}),
+    (Nudging(0.4, "token"), 3, {"temperature": 1.0, "seed": 5}),
+    (Nudging(0.4, "token"), 3, {"logprobs": 2}),
+    (Nudging(0.4, "token"), 8, {"logit_bias": {7: 3.0}}),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recorded_passes_write_the_same_text(
+    tiny_pair: dict[str, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and in a batch, at prompts of several lengths, with drafts and without."""
+    prompts = [[60 + i + j for j in range(3 + 7 * i)] for i in range(len(JOBS))]
+    params = [SamplingParams(max_tokens=30, ignore_eos=i % 2 == 0, **JOBS[i][2]) for i in range(len(JOBS))]
+    with LLM(**tiny_pair, kv_cache_memory="4MiB", dtype=dtype) as plain:
+        expected = [
+            written(plain.generate(prompt, p, policy, speculate)[0].outputs[0])
+            for prompt, p, (policy, speculate, _) in zip(prompts, params, JOBS, strict=True)
+        ]
+    recording = Recording()
+    with recording_llm(monkeypatch, recording, **tiny_pair, dtype=dtype) as llm:
+        for _ in range(2):
+            handles = [
+                llm.submit(prompt, p, policy, speculate)
+                for prompt, p, (policy, speculate, _) in zip(prompts, params, JOBS, strict=True)
+            ]
+            assert [written(handle.result().outputs[0]) for handle in handles] == expected
+        for prompt, p, (policy, speculate, _), want in zip(prompts, params, JOBS, expected, strict=True):
+            assert written(llm.generate(prompt, p, policy, speculate)[0].outputs[0]) == want
+    assert recording.recorded > 0
+    assert recording.replayed > 3 * recording.recorded
+
+
+def test_a_draft_is_one_recording(tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's tokens go from pass to pass on the device: the host starts two replays a draft."""
+    recording = Recording()
+    with recording_llm(monkeypatch, recording, **tiny_pair) as llm:
+        params = SamplingParams(max_tokens=40, ignore_eos=True)
+        llm.generate([60, 61], params, Nudging(1.5, "token"), 8)
+        before = recording.replayed
+        stats = llm.generate([60, 61], params, Nudging(0.0, "token"), 8)[0].outputs[0].stats
+    assert stats.guide_passes > 2 * stats.base_passes
+    drafts = sum(stats.accepted_lengths)
+    # One of the base, the guide's catching up and its path; new shapes run as they are.
+    assert recording.replayed - before <= 3 * drafts
+
+
+def test_one_bad_row_in_a_path_ends_its_request_alone(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, short = (SamplingParams(max_tokens=n, ignore_eos=True) for n in (40, 10))
+    recording = Recording()
+    with recording_llm(monkeypatch, recording, **tiny_pair) as llm:
+        policy = Nudging(1.5, "word")
+        # Three times: the first ones run as they are and are recorded.
+        whole, expected = [llm.generate([[60], [70]], [long, short], policy) for _ in range(3)][0]
+        runner = llm._engine.runners[llm.roles["guide"].model]
+        assert isinstance(runner, GraphRunner)
+        forward = runner.decoder.forward
+
+        def poisoned(batch: Batch, kv: KVCache) -> Tensor:
+            logits = forward(batch, kv)
+            return torch.where(batch.positions[batch.logit_rows, None] < 20, logits, float("nan"))
+
+        # Recordings look the forward up when they are made.
+        runner._passes.clear()
+        runner._paths.clear()
+        monkeypatch.setattr(runner.decoder, "forward", poisoned)
+        bad, good = (result.outputs[0] for result in llm.generate([[60], [70]], [long, short], policy))
+        assert (bad.finish_reason, type(bad.error)) == ("error", NumericalError)
+        assert 0 < len(bad.token_ids) <= 20
+        assert bad.token_ids == whole.outputs[0].token_ids[: len(bad.token_ids)]
+        assert written(good) == written(expected.outputs[0])
+        assert recording.replayed > 0
+
+
+def work(tokens: int, start: int, end: int, blocks: list[int]) -> Work:
+    class Table:
+        ids = blocks
+
+    class Owner:
+        sequences: dict[str, Any] = {}
+
+    sequence = Sequence.__new__(Sequence)
+    sequence.tokens = list(range(100, 100 + tokens))
+    sequence.block_table = Table()  # type: ignore[assignment]
+    owner = Owner()
+    owner.sequences = {"base": sequence}
+    return Work(owner, "base", start, end, end)  # type: ignore[arg-type]
+
+
+def test_padding_is_a_sequence_of_its_own_in_no_pools_block() -> None:
+    works = [work(9, 6, 9, [3, 5, 7]), work(4, 3, 4, [1])]
+    buffer = BatchBuffer(BatchShape(6, 4, 8, 3), torch.device("cpu"), spare_slot=4000)
+    for _ in range(2):
+        batch = buffer.fill(works, 4)
+        assert batch.ids.tolist() == [106, 107, 108, 103, 0, 0]
+        assert batch.positions.tolist() == [6, 7, 8, 3, 0, 0]
+        assert batch.slot_mapping.tolist() == [22, 23, 28, 7, 4000, 4000]
+        assert batch.cu_seqlens_q.tolist() == [0, 3, 4, 4, 6]
+        assert batch.seq_lens.tolist() == [9, 4, 0, 2]
+        assert batch.logit_rows.tolist() == [2, 3, 0]
+        assert batch.block_tables[0].tolist() == [3, 5, 7] + [IMPOSSIBLE_BLOCK] * 5
+        assert batch.block_tables[1].tolist() == [1] + [IMPOSSIBLE_BLOCK] * 7
+        assert batch.block_tables[2].tolist() == [IMPOSSIBLE_BLOCK] * 8
+        assert batch.block_tables[3].tolist() == [1000] * 8
+        # What an earlier, larger batch left must not shine through.
+        buffer.fill([work(16, 10, 16, [9, 9, 9, 9])], 4)
+
+
+def test_shapes_are_few() -> None:
+    shapes = {
+        padded([work(40, 40 - rows, 40, [0] * 10) for _ in range(seqs)], 4)
+        for rows in range(1, 17)
+        for seqs in range(1, 33)
+    }
+    assert None not in shapes
+    assert len(shapes) < 16 * 32 * 0.75
+    assert all(shape is not None and shape.rows in SIZES for shape in shapes)
+    assert padded([work(40, 20, 40, [0] * 10)], 4) is None, "a prompt is not recorded"

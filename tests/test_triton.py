@@ -1,0 +1,87 @@
+"""Every Triton kernel against its op's reference, and the bits that it promises.
+
+On a machine with a GPU the kernels run there (`make gpu`), elsewhere under Triton's interpreter: the same
+cases, the same tolerances.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from tests.cases import CASES, Args, Case, Make, load
+from tests.compare import (
+    ROWWISE,
+    Run,
+    assert_same_bits,
+    assert_within,
+    outputs,
+    per_dtype,
+    take,
+    wanted,
+)
+from tests.interpreter import DEVICE
+
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+
+# Too long for the interpreter, which takes milliseconds for each step of a program.
+LONG = {"softmax_stats-2x32001"}
+
+
+def triton(op: str) -> Run:
+    """The op's Triton implementation."""
+    return next(found.run for found in load(op).implementations if found.name == "triton")
+
+
+def has_triton(op: str) -> bool:
+    return any(found.name == "triton" for found in load(op).implementations)
+
+
+def on_device(args: Args) -> Args:
+    return tree_map(lambda x: x.to(DEVICE) if isinstance(x, Tensor) else x, args)  # type: ignore[no-any-return]
+
+
+def computed(op: str, args: Args) -> list[Tensor]:
+    """What the kernel gives for these arguments, on the CPU."""
+    return [one.cpu() for one in outputs(op, triton(op), on_device(args))]
+
+
+@per_dtype
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if has_triton(case.op) and (DEVICE == "cuda" or str(case) not in LONG)],
+    ids=str,
+)
+def test_triton_agrees_with_the_reference_in_fp64(case: Case, dtype: torch.dtype) -> None:
+    args = case.make(0, dtype)
+    for got, want in zip(computed(case.op, args), wanted(case, args), strict=True):
+        assert_within(case, args, got, want)
+
+
+@per_dtype
+@pytest.mark.parametrize(("op", "make", "by_row"), [row for row in ROWWISE if has_triton(row[0])])
+def test_bits_of_a_row_do_not_depend_on_how_many_rows_and_where(
+    op: str, make: Make, by_row: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    args = make(1, dtype)
+    whole = computed(op, args)
+    for count in range(1, 18):
+        rows = slice(count, 2 * count)
+        assert_same_bits(computed(op, take(args, by_row, rows)), whole, rows)
+
+
+@per_dtype
+@pytest.mark.parametrize(("op", "make", "by_row"), [row for row in ROWWISE if has_triton(row[0])])
+def test_bits_of_a_row_do_not_depend_on_its_neighbours(
+    op: str, make: Make, by_row: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    args = make(2, dtype)
+    whole = computed(op, args)
+    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(2))
+    assert_same_bits(computed(op, take(args, by_row, shuffled)), whole, shuffled)
+    poisoned = args[0].clone()
+    poisoned[torch.arange(40) != 21] = float("nan")
+    alone = [one[21:22] for one in computed(op, (poisoned, *args[1:]))]
+    assert_same_bits(alone, whole, slice(21, 22))
