@@ -63,11 +63,11 @@ class LLM:
     tokens are drafted for every pass of the base; "auto" drafts as many as pay, "off" none.
     `drafter`: "guide" drafts with the guide where the policy has one, "ngram" looks up what followed the
     text's last tokens before (also for one model alone), "none" never drafts.  Both change speed, never a
-    token.  `max_len`: the longest prompt + text in tokens, where a checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
-    read in parts.  Use as a context manager or call `close()`: then every request has ended and all memory is
-    free.  `progress`: a bar while weights load; None shows it where stderr is a terminal.  `trace`: a file
-    to which a timeline of all steps is written, for Perfetto or chrome://tracing.  Raises BadRequest,
-    CheckpointError and OSError.
+    token.  `max_len`: the longest prompt + text in tokens, where a checkpoint's own context is longer.
+    `max_batch_tokens`: the most tokens of one pass, longer prompts are read in parts.  Use as a context
+    manager or call `close()`: then every request has ended and all memory is free.  `progress`: a bar while
+    weights load; None shows it where stderr is a terminal.  `trace`: a file to which a timeline of all steps
+    is written, for Perfetto or chrome://tracing.  Raises BadRequest, CheckpointError and OSError.
     """
 
     def __init__(
