@@ -54,7 +54,9 @@ class Recording:
 def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **options: Any) -> LLM:
     """An LLM on the CPU whose models run from recordings."""
 
-    def runner(decoder: Any, num_blocks: int, block_size: int, prefix_caching: bool) -> GraphRunner:
+    def runner(
+        decoder: Any, num_blocks: int, block_size: int, prefix_caching: bool, team: Any
+    ) -> GraphRunner:
         made = GraphRunner(decoder, num_blocks, block_size, recording, prefix_caching)
         made.poison()
         return made
