@@ -91,6 +91,8 @@ def test_the_pocket_pair_is_measured_by_one_command(tmp_path: Path) -> None:
     assert all(name in done.stdout for name in arms)
     assert {"base alone", "guide alone", "eager", "lazy", "speculative k=4", "adaptive"} <= set(arms)
     assert "transformers bf16 assisted" in arms
+    assert result["rivals"]["transformers fp32"]["argmax"] >= 0.95
+    assert all(f"{name} was not run: {reason}" in done.stdout for name, reason in result["left_out"].items())
     assert all(arm["tokens"] == 2 * 24 for arm in arms.values()), "all texts are equally long"
     assert arms["eager"]["guide_passes_per_token"] >= 1
     assert arms["eager"]["guide_passes_per_token"] > arms["lazy"]["guide_passes_per_token"]

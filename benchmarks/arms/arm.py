@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 # For each role, the ids of its prompt.
 Prompts = dict[str, list[int]]
@@ -43,3 +48,24 @@ class Arm(Protocol):
     def text(self) -> str | None: ...
     def run(self, prompts: Prompts, limits: Limits) -> Sample:
         """Write one text, greedily; the sample's seconds are from the call to the last token."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What rivals are opened on: two checkpoints, a folder for files of their own, and the base as OpenVINO
+    reads it, where it was exported.
+    """
+
+    base: Path
+    guide: Path
+    device: torch.device
+    threads: int
+    folder: Path
+    openvino_ir: Path | None = None
+
+
+class Rival(Arm, Protocol):
+    """Another engine with the base in it."""
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """What its base says after each of the tokens: fp32 [n, vocab]."""
