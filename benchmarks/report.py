@@ -164,6 +164,7 @@ def show(console: Console, listed: Sequence[Figures], facts: Mapping[str, Any], 
         f"{max(facts['read_bandwidths']) / 1e9:.1f} GB/s; weights read per pass: base "
         f"{facts['pass_bytes']['base'] / 1e6:.1f} MB, guide {facts['pass_bytes']['guide'] / 1e6:.1f} MB; "
         f"load average {min(facts['load_averages']):.1f}-{max(facts['load_averages']):.1f}",
+        soft_wrap=True,
         highlight=False,
     )
     for name, found in facts["rivals"].items():

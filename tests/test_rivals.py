@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.arms.arm import Limits, Prompts, Sample, Setting
+from benchmarks.arms.arm import Limits, Prompts, Sample, Setting, up_to_end
 from benchmarks.pair import check_patterns, matches
 from benchmarks.rivals import DifferentModel, Engine, likeness
 from nudging.errors import BadRequest
@@ -60,3 +60,8 @@ def test_arms_are_chosen_by_pattern_and_a_wrong_one_is_refused() -> None:
     check_patterns(["base*"], arms, {})
     with pytest.raises(BadRequest, match=r"'rival\*'.*rival: not installed"):
         check_patterns(["base*", "rival*"], arms, {"rival": "not installed"})
+
+
+def test_an_end_of_sequence_is_no_token_of_a_text() -> None:
+    assert up_to_end(iter([5, 6, 2, 7]), frozenset({2, 3}), Limits(4, ignore_eos=False)) == (5, 6)
+    assert up_to_end([5, 6, 2, 7], frozenset({2, 3}), Limits(4, ignore_eos=True)) == (5, 6, 2, 7)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +63,13 @@ class Setting:
     threads: int
     folder: Path
     openvino_ir: Path | None = None
+
+
+def up_to_end(token_ids: Iterable[int], eos_ids: frozenset[int], limits: Limits) -> tuple[int, ...]:
+    """The tokens before the end of sequence, which our own texts do not have, either."""
+    if limits.ignore_eos:
+        return tuple(token_ids)
+    return tuple(takewhile(lambda token: token not in eos_ids, token_ids))
 
 
 class Rival(Arm, Protocol):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting
+from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting, up_to_end
+from nudging.models.config import read_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -23,6 +24,7 @@ class TransformersArm:
 
     name: str
     model: Any
+    eos_ids: frozenset[int]
     assistant: Any = None
     text: None = None
 
@@ -37,7 +39,8 @@ class TransformersArm:
         with torch.inference_mode():
             written = self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
             token_ids = written[0, ids.shape[1] :].tolist()
-        return Sample(tuple(token_ids), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Sample(up_to_end(token_ids, self.eos_ids, limits), seconds)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         with torch.inference_mode():
@@ -57,12 +60,15 @@ def transformers_arms(setting: Setting, wanted: Callable[[str], bool]) -> list[R
         model.generation_config.pad_token_id = 0
         return model.to(setting.device).eval()
 
+    eos_ids = frozenset(read_config(setting.base).eos_token_ids)
     arms: list[Rival] = []
     for dtype in DTYPES:
         alone, assisted = f"transformers {dtype}", f"transformers {dtype} assisted"
         with_guide = dtype == "bf16" and wanted(assisted)
         if wanted(alone) or with_guide:
             model = load(setting.base, dtype)
-            arms += [TransformersArm(alone, model)] if wanted(alone) else []
-            arms += [TransformersArm(assisted, model, load(setting.guide, dtype))] if with_guide else []
+            arms += [TransformersArm(alone, model, eos_ids)] if wanted(alone) else []
+            arms += (
+                [TransformersArm(assisted, model, eos_ids, load(setting.guide, dtype))] if with_guide else []
+            )
     return arms

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting
+from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting, up_to_end
 from benchmarks.gguf_file import DTYPES, write_gguf
 from nudging.models.config import read_config
 
@@ -32,12 +32,9 @@ class LlamaCppArm:
         began = time.perf_counter()
         # What it keeps of the last prompt would be read again for nothing.
         self.model.reset()
-        token_ids = []
-        for token in islice(self.model.generate(prompts["base"], temp=0.0), limits.max_tokens):
-            token_ids.append(token)
-            if token in self.eos_ids and not limits.ignore_eos:
-                break
-        return Sample(tuple(token_ids), time.perf_counter() - began)
+        tokens = islice(self.model.generate(prompts["base"], temp=0.0), limits.max_tokens)
+        token_ids = up_to_end(tokens, self.eos_ids, limits)
+        return Sample(token_ids, time.perf_counter() - began)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         model = self.open(True)

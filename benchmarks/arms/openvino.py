@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting
+from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting, up_to_end
+from nudging.models.config import read_config
 
 # By arm: what it computes in. The weights are read as the folder has them, bf16 of a bf16 checkpoint.
 PRECISIONS = {"openvino bf16": "bf16", "openvino bf16 in fp32": "f32"}
@@ -27,6 +28,7 @@ class OpenVinoArm:
     folder: Path
     properties: Mapping[str, Any]
     pipeline: Any
+    eos_ids: frozenset[int]
     text: None = None
 
     def run(self, prompts: Prompts, limits: Limits) -> Sample:
@@ -40,7 +42,8 @@ class OpenVinoArm:
         began = time.perf_counter()
         inputs = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         token_ids = self.pipeline.generate(inputs, options).tokens[0]
-        return Sample(tuple(token_ids), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Sample(up_to_end(token_ids, self.eos_ids, limits), seconds)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         openvino: Any = importlib.import_module("openvino")
@@ -63,6 +66,7 @@ def openvino_arms(setting: Setting, wanted: Callable[[str], bool]) -> list[Rival
     """The base alone, computing in bf16, and in fp32 with the same weights, which some processors prefer."""
     assert setting.openvino_ir is not None
     genai: Any = importlib.import_module("openvino_genai")
+    eos_ids = frozenset(read_config(setting.base).eos_token_ids)
     arms: list[Rival] = []
     for name, precision in PRECISIONS.items():
         if wanted(name):
@@ -72,5 +76,5 @@ def openvino_arms(setting: Setting, wanted: Callable[[str], bool]) -> list[Rival
                 "PERFORMANCE_HINT": "LATENCY",
             }
             pipeline = genai.LLMPipeline(str(setting.openvino_ir), "CPU", **properties)
-            arms.append(OpenVinoArm(name, setting.openvino_ir, properties, pipeline))
+            arms.append(OpenVinoArm(name, setting.openvino_ir, properties, pipeline, eos_ids))
     return arms
