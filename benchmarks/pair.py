@@ -23,7 +23,6 @@ import click
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from benchmarks.arms.arm import Arm, Limits, Prompts, Rival, Setting
 from benchmarks.arms.ours import engine_arms
@@ -134,16 +133,15 @@ def compare_models(
     llm: LLM, rivals: Sequence[Rival], prompts: Sequence[Prompts], limits: Limits
 ) -> dict[str, Likeness]:
     """How near each rival's base is to ours, on the prompts and the base's texts.  Raises DifferentModel."""
+    if not rivals:
+        return {}
     params = SamplingParams(max_tokens=limits.max_tokens, ignore_eos=limits.ignore_eos)
-    results = llm.generate([dict(prompt) for prompt in prompts], params, Base(), "off") if rivals else []
+    results = llm.generate([dict(prompt) for prompt in prompts], params, Base(), "off")
     texts = [
         prompt["base"] + list(result.outputs[0].token_ids)
-        for prompt, result in zip(prompts, results, strict=bool(rivals))
+        for prompt, result in zip(prompts, results, strict=True)
     ]
-
-    def ours(ids: Sequence[int]) -> Tensor:
-        return torch.as_tensor(llm.logits("base", list(ids)))
-
+    ours = [torch.from_numpy(llm.logits("base", ids)).float() for ids in texts]
     return {rival.name: likeness(rival, texts, ours) for rival in rivals}
 
 

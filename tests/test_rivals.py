@@ -25,22 +25,25 @@ class FakeRival:
     def run(self, prompts: Prompts, limits: Limits) -> Sample:
         raise NotImplementedError
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
-        return self.rows
+    def logits(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        return [self.rows for _ in texts]
 
 
 def test_another_model_is_noticed_and_other_rounding_is_not() -> None:
     rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     ids = [list(range(100))]
-    found = likeness(FakeRival(rows + 1e-4), ids, lambda _: rows)
+    found = likeness(FakeRival(rows + 1e-4), ids, [rows])
     assert found.argmax == 1.0
     assert found.probability < 1e-6, "a constant changes no probability"
+    nearly = rows.clone()
+    nearly.scatter_(1, rows.topk(2, 1).indices[:, 1:], rows.max(1, keepdim=True).values + 0.1)
+    assert likeness(FakeRival(nearly), ids, [rows]).argmax == 0.0, "near-ties all lost, and no other model"
     shifted = rows.clone()
     shifted[:3] = shifted[:3].roll(1, dims=1)
-    assert likeness(FakeRival(shifted), ids, lambda _: rows).argmax == 0.97
+    assert likeness(FakeRival(shifted), ids, [rows]).argmax == 0.97
     for other in (rows.roll(1, dims=1), torch.full_like(rows, float("nan")), rows[:, :15]):
         with pytest.raises(DifferentModel, match="rival"):
-            likeness(FakeRival(other), ids, lambda _: rows)
+            likeness(FakeRival(other), ids, [rows])
 
 
 def test_engines_that_cannot_be_run_say_why(tmp_path: Path) -> None:

@@ -75,5 +75,5 @@ def up_to_end(token_ids: Iterable[int], eos_ids: frozenset[int], limits: Limits)
 class Rival(Arm, Protocol):
     """Another engine with the base in it."""
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
-        """What its base says after each of the tokens: fp32 [n, vocab]."""
+    def logits(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What its base says after each token of each text: fp32 [n, vocab]."""

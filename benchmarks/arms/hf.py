@@ -42,10 +42,11 @@ class TransformersArm:
         seconds = time.perf_counter() - began
         return Sample(up_to_end(token_ids, self.eos_ids, limits), seconds)
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
+    def logits(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        device = self.model.device
         with torch.inference_mode():
-            rows: Tensor = self.model(torch.tensor([token_ids], device=self.model.device)).logits[0]
-        return rows.float().cpu()
+            rows = [self.model(torch.tensor([ids], device=device)).logits[0] for ids in texts]
+        return [r.float().cpu() for r in rows]
 
 
 def transformers_arms(setting: Setting, wanted: Callable[[str], bool]) -> list[Rival]:

@@ -36,10 +36,13 @@ class LlamaCppArm:
         token_ids = up_to_end(tokens, self.eos_ids, limits)
         return Sample(token_ids, time.perf_counter() - began)
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
+    def logits(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         model = self.open(True)
-        model.eval(list(token_ids))
-        rows = torch.from_numpy(model.scores[: len(token_ids)].copy())
+        rows = []
+        for token_ids in texts:
+            model.reset()
+            model.eval(list(token_ids))
+            rows.append(torch.from_numpy(model.scores[: len(token_ids)].copy()))
         model.close()
         return rows
 

@@ -45,21 +45,26 @@ class OpenVinoArm:
         seconds = time.perf_counter() - began
         return Sample(up_to_end(token_ids, self.eos_ids, limits), seconds)
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
+    def logits(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         openvino: Any = importlib.import_module("openvino")
         model = openvino.Core().compile_model(
             self.folder / "openvino_model.xml", "CPU", dict(self.properties)
         )
-        ids = np.array([token_ids], dtype=np.int64)
-        everything = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
         wanted = {port.get_any_name() for port in model.inputs}
-        answer = model({name: value for name, value in everything.items() if name in wanted})
-        return torch.from_numpy(answer["logits"][0].copy())
+        rows = []
+        for token_ids in texts:
+            ids = np.array([token_ids], dtype=np.int64)
+            everything = {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, dtype=np.int32),
+            }
+            # A request of its own has a cache of its own.
+            request = model.create_infer_request()
+            answer = request.infer({name: value for name, value in everything.items() if name in wanted})
+            rows.append(torch.from_numpy(answer["logits"][0].copy()))
+        return rows
 
 
 def openvino_arms(setting: Setting, wanted: Callable[[str], bool]) -> list[Rival]:
