@@ -136,3 +136,15 @@ def head_args(rows: int, vocab: int, features: int, cap: float) -> Callable[[tor
 for rows in (16, 64):
     ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0))
     ship("lm_head", f"gemma-2b-{rows}", head_args(rows, 256000, 2304, 30.0), ("bf16",))
+
+
+def mix_args(probabilities: bool) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        one = torch.empty(16)
+        return torch.empty(3, 16, 128256, dtype=dtype), torch.empty(3, 16), probabilities, 0, one, one
+
+    return make
+
+
+ship("mix_logits", "logits", mix_args(False), ("fp32",))
+ship("mix_logits", "probabilities", mix_args(True), ("fp32",))
