@@ -148,3 +148,13 @@ def mix_args(probabilities: bool) -> Callable[[torch.dtype], Args]:
 
 ship("mix_logits", "logits", mix_args(False), ("fp32",))
 ship("mix_logits", "probabilities", mix_args(True), ("fp32",))
+
+
+def verify_args(dtype: torch.dtype) -> Args:
+    floats, ids = torch.empty(8, 9, dtype=dtype), torch.empty(8, 9, dtype=torch.int32)
+    one, yes = torch.empty(8, dtype=torch.int32), torch.empty(8, dtype=torch.bool)
+    path, marks = torch.empty(8, 24, dtype=torch.int32), torch.empty(128256, dtype=torch.uint8)
+    return floats, floats, ids, one, path, one, one.double(), yes, yes, yes, one, marks
+
+
+ship("draft_verify", "eight", verify_args, ("fp32",))
