@@ -5,7 +5,7 @@ Each names the model's shape it stands for; tests/aot.py compiles what it launch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,14 +20,11 @@ Args = tuple[Any, ...]
 SHIPPED: dict[str, Callable[[], Any]] = {}
 
 
-def ship(
-    op: str, name: str, make: Callable[[torch.dtype], Args], dtypes: tuple[str, ...] = tuple(DTYPES)
-) -> None:
-    """The op's Triton implementation on make(dtype), for each of the dtypes."""
+def ship(op: str, name: str, make: Callable[[torch.dtype], Args], dtypes: Iterable[str] = DTYPES) -> None:
+    """The op's Triton implementation on make(dtype), for each of these dtypes."""
     run = next(found.run for found in load(op).implementations if found.name == "triton")
     for short in dtypes:
-        dtype = DTYPES[short]
-        SHIPPED[f"{op} {name} {short}"] = lambda dtype=dtype: run(*make(dtype))
+        SHIPPED[f"{op} {name} {short}"] = lambda dtype=DTYPES[short]: run(*make(dtype))
 
 
 def norm_args(*shape: int) -> Callable[[torch.dtype], Args]:
@@ -56,14 +53,19 @@ def pick(make: Callable[[torch.dtype], Args], *which: int) -> Callable[[torch.dt
     return lambda dtype: tuple(make(dtype)[i] for i in which)
 
 
+BF16 = ("bf16",)
+
 for model, dim in HIDDEN.items():
-    ship("rms_norm", model, norm_args(16, dim))
-    ship("add_rms_norm", model, add_norm_args(16, dim))
+    ship("rms_norm", model, norm_args(16, dim), BF16)
+    ship("add_rms_norm", model, add_norm_args(16, dim), BF16)
+ship("rms_norm", "llama-8b", norm_args(16, 4096))
+ship("add_rms_norm", "llama-8b", add_norm_args(16, 4096))
 for head_dim in (64, 128):
-    ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim))
+    ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim), BF16)
 ship("layer_norm", "olmo-7b", pick(norm_args(16, 4096), 0, 2))
 for model, heads in HEADS.items():
-    ship("rope_append", model, rope_args(*heads))
+    ship("rope_append", model, rope_args(*heads), BF16)
+ship("rope_append", "llama-8b", rope_args(32, 8, 128))
 ship("rope", "llama-8b", pick(rope_args(32, 8, 128), 0, 3, 4, 5))
 ship("kv_append", "llama-8b", pick(rope_args(32, 8, 128), 1, 2, 6, 7, 8))
 for activation in ("silu", "gelu", "gelu_tanh"):
@@ -78,17 +80,36 @@ def linear_args(rows: int, cols: int, features: int, out: Any = None) -> Callabl
     return make
 
 
-# A call for every tile, with and without partitions.
-for model, cols, features, some_rows in [
-    ("qwen-0.5b-down", 896, 4864, (16, 64, 512)),
-    ("llama-1b-down", 2048, 8192, (16, 64)),
-    ("llama-8b-qkv", 6144, 4096, (16,)),
-    ("llama-8b-gate-up", 28672, 4096, (16, 64, 512)),
+def gated_args(rows: int, cols: int, features: int) -> Callable[[torch.dtype], Args]:
+    return lambda dtype: (*linear_args(rows, cols, features)(dtype)[:2], "silu")
+
+
+def linear_rope_args(rows: int, cols: int, features: int) -> Callable[[torch.dtype], Args]:
+    """As many heads of 128 as the columns make, one of them for keys, one for values."""
+
+    def make(dtype: torch.dtype) -> Args:
+        positions, table = torch.empty(rows, dtype=torch.int64), torch.empty(8192, 64)
+        caches = torch.empty(2, 1024, 16, 1, 128, dtype=dtype)
+        return *linear_args(rows, cols, features)(dtype)[:3], positions, table, table, *caches, positions
+
+    return make
+
+
+# Calls that have every tile, with and without partitions: the weight's columns and inputs, numbers of rows.
+SKINNY_AND_WIDE, SKINNY = (16, 64, 512), (16,)
+for op, make, model, cols, features, some_rows, dtypes in [
+    ("linear", linear_args, "qwen-0.5b-down", 896, 4864, SKINNY_AND_WIDE, DTYPES),
+    ("linear", linear_args, "llama-1b-down", 2048, 8192, (16, 64), BF16),
+    ("linear", linear_args, "llama-8b-down", 4096, 14336, SKINNY_AND_WIDE, DTYPES),
+    ("linear_rope_append", linear_rope_args, "qwen-0.5b", 1152, 896, SKINNY, BF16),
+    ("linear_rope_append", linear_rope_args, "llama-8b", 6144, 4096, SKINNY_AND_WIDE, DTYPES),
+    ("gated_linear", gated_args, "qwen-0.5b", 9728, 896, SKINNY, BF16),
+    ("gated_linear", gated_args, "llama-8b", 28672, 4096, SKINNY_AND_WIDE, DTYPES),
 ]:
     for rows in some_rows:
-        ship("linear", f"{model}-{rows}", linear_args(rows, cols, features))
-for rows in (16, 64, 512):
-    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32))
+        ship(op, f"{model}-{rows}", make(rows, cols, features), dtypes)
+for rows in SKINNY_AND_WIDE:
+    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32), BF16)
 
 
 def attention_args(

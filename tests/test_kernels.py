@@ -41,6 +41,7 @@ from tests.cases import (
 from tests.compare import (
     ROWWISE,
     Run,
+    assert_fused_products_have_the_bits_of_what_they_fuse,
     assert_same_bits,
     assert_within,
     outputs,
@@ -234,6 +235,12 @@ def test_fused_ops_have_the_bits_of_the_ops_that_they_fuse(dtype: torch.dtype, i
     q, k = (cpu("rope", isa)(one, positions, cos, sin) for one in (q, k))
     caches = outputs("kv_append", cpu("kv_append", isa), (k, v, k_cache, v_cache, slots))
     assert_same_bits(outputs("rope_append", cpu("rope_append", isa), args), [q, *caches])
+
+
+@per_dtype
+def test_fused_products_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
+    run = functools.partial(cpu, isa=ISAS[0])
+    assert_fused_products_have_the_bits_of_what_they_fuse(run, 5, 77, dtype)
 
 
 @per_isa

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..batch import Batch, KVCache
 from ..errors import BadRequest
 from ..kernels.add_rms_norm import add_rms_norm
-from ..kernels.gated_act import gated_act
+from ..kernels.gated_linear import gated_linear
 from ..kernels.layer_norm import layer_norm
 from ..kernels.linear import linear
+from ..kernels.linear_rope_append import linear_rope_append, split_heads
 from ..kernels.paged_attention import paged_attention
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rope_append import rope_append
@@ -98,7 +99,7 @@ class Decoder:
             y = self._attention(index, layer, y, batch, kv)
             y = self._norm(y, layer.attn_post_norm) if config.post_norm else y
             x, y = self._enter_block(x, y, layer.mlp_norm)
-            y = gated_act(linear(y, layer.gate_up, layer.gate_up_bias), config.activation)
+            y = gated_linear(y, layer.gate_up, config.activation, layer.gate_up_bias)
             y = linear(y, layer.down, layer.down_bias)
             y = self._norm(y, layer.mlp_post_norm) if config.post_norm else y
         x = x if y is None else x + y
@@ -127,17 +128,8 @@ class Decoder:
     def _attention(self, index: int, layer: Layer, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """What attention gives back to the residual stream, [rows, hidden].  x: [rows, hidden]."""
         config = self.config
-        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
-        qkv = linear(x, layer.qkv, layer.qkv_bias)
-        if config.clip_qkv:
-            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        cos, sin = self._rope_tables[index]
-        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, config.head_dim)
-        q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
-        if config.qk_norm != "none":
-            q, k = self._qk_norm(layer, q, k)
         k_cache, v_cache = kv.layer(index)
-        q = rope_append(q, k, v, batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        q = self._append(index, layer, x, batch, k_cache, v_cache)
         out = paged_attention(
             q,
             k_cache,
@@ -150,6 +142,23 @@ class Decoder:
             config.attention_soft_cap,
         )
         return linear(out.flatten(1), layer.o, layer.o_bias)
+
+    def _append(
+        self, index: int, layer: Layer, x: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """The rotated queries [rows, heads, head_dim] of x [rows, hidden]; its keys and values are cached."""
+        config = self.config
+        cos, sin = self._rope_tables[index]
+        rest = (batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        if not config.clip_qkv and config.qk_norm == "none":
+            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest)
+        qkv = linear(x, layer.qkv, layer.qkv_bias)
+        if config.clip_qkv:
+            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
+        q, k, v = split_heads(qkv, k_cache)
+        if config.qk_norm != "none":
+            q, k = self._qk_norm(layer, q, k)
+        return rope_append(q, k, v, *rest)
 
     def _qk_norm(self, layer: Layer, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [rows, heads, head_dim], normalised."""
