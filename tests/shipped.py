@@ -126,15 +126,15 @@ def attention_args(
 
 # Few queries take splits of their own, many take all in one program.
 for model, dtypes, *shape in [
-    ("qwen-0.5b", tuple(DTYPES), 14, 2, 64),
+    ("qwen-0.5b", ("fp32", "fp16"), 14, 2, 64),
     ("phi-2b", ("bf16",), 32, 32, 80),
-    ("llama-8b", ("fp32", "bf16"), 32, 8, 128),
+    ("llama-8b", ("bf16",), 32, 8, 128),
     ("gemma-9b", ("fp32", "bf16"), 16, 8, 256, 4096, 50.0),
 ]:
     ship("paged_attention", f"{model} decode", attention_args(10, 8192, *shape), dtypes)
     ship("paged_attention", f"{model} prefill", attention_args(8192, 8192, *shape), dtypes)
 for model, vocab in [("llama-2", 32000), ("qwen", 151936)]:
-    ship("softmax_stats", model, lambda dtype, vocab=vocab: (torch.empty(16, vocab, dtype=dtype),))
+    ship("softmax_stats", model, lambda dtype, vocab=vocab: (torch.empty(16, vocab, dtype=dtype),), ("fp32",))
 
 
 def pick_args(dtype: torch.dtype) -> Args:
@@ -155,5 +155,27 @@ def head_args(rows: int, vocab: int, features: int, cap: float) -> Callable[[tor
 
 
 for rows in (16, 64):
-    ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0))
-    ship("lm_head", f"gemma-2b-{rows}", head_args(rows, 256000, 2304, 30.0), ("bf16",))
+    ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0), ("fp32", "bf16"))
+ship("lm_head", "gemma-2b-16", head_args(16, 256000, 2304, 30.0), ("bf16",))
+
+
+def mix_args(probabilities: bool) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        one = torch.empty(16)
+        return torch.empty(3, 16, 128256, dtype=dtype), torch.empty(3, 16), probabilities, 0, one, one
+
+    return make
+
+
+ship("mix_logits", "logits", mix_args(False), ("fp32",))
+ship("mix_logits", "probabilities", mix_args(True), ("fp32",))
+
+
+def verify_args(dtype: torch.dtype) -> Args:
+    floats, ids = torch.empty(8, 9, dtype=dtype), torch.empty(8, 9, dtype=torch.int32)
+    one, yes = torch.empty(8, dtype=torch.int32), torch.empty(8, dtype=torch.bool)
+    path, marks = torch.empty(8, 24, dtype=torch.int32), torch.empty(128256, dtype=torch.uint8)
+    return floats, floats, ids, one, path, one, one.double(), yes, yes, yes, one, marks
+
+
+ship("draft_verify", "eight", verify_args, ("fp32",))

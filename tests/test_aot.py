@@ -55,7 +55,7 @@ def test_no_kernel_spills(compiled: list[dict[str, Any]]) -> None:
 
 def test_products_of_16_bit_types_have_one_instruction(compiled: list[dict[str, Any]]) -> None:
     """Tiles of any size have the same bits only if the instruction is the same, and so is its rounding."""
-    products = [one for one in compiled if one["kernel"].startswith("_linear")]
+    products = [one for one in compiled if one["kernel"].startswith(("_linear", "_attend", "_lm_head"))]
     used = {(one["call"].split()[-1], *one["matrix_instructions"]) for one in products}
     instruction = "mma.sync.m16n8k16"
     assert used == {("fp32",), ("bf16", instruction), ("fp16", instruction)}
