@@ -134,6 +134,13 @@ class LLM:
         self._tracer.close()
         self._engine.runners.clear()
 
+    def drain(self, timeout: float | None = None) -> None:
+        """Take no more requests and wait until those that are there have ended; then `close()`.
+
+        Raises TimeoutError after `timeout` seconds; what runs goes on.
+        """
+        self._thread.drain(timeout)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],

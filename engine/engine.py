@@ -323,6 +323,8 @@ class Engine:
                 self.scheduler.keep(sequence)
             else:
                 sequence.release()
+                # Who holds the result need not hold logits.
+                sequence.rows.clear()
         self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
         for listener in self.on_end:
             listener(request)

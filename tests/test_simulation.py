@@ -83,7 +83,7 @@ def counts_noise_from_one(engine: Engine, work: Any) -> Any:
 
 
 def preempts_without_taking_the_blocks(scheduler: Scheduler, request: Request) -> None:
-    tables = [sequence.block_table.fork() for sequence in request.sequences.values()]
+    tables = [sequence.block_table.fork(len(sequence.tokens)) for sequence in request.sequences.values()]
     ORIGINAL["_preempt"](scheduler, request)
     for sequence, table in zip(request.sequences.values(), tables, strict=True):
         sequence.block_table = table
@@ -95,8 +95,8 @@ def ends_twice(thread: EngineThread, requests: list[Request]) -> None:
         thread.ends[request.id] = thread.ends.get(request.id, 0) + 1  # type: ignore[attr-defined]
 
 
-def serves_nobody_at_times(scheduler: Scheduler) -> dict[Request, int]:
-    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler)
+def serves_nobody_at_times(scheduler: Scheduler, model: str) -> dict[Request, int]:
+    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler, model)
 
 
 def sleeps_over_its_time(request: Request) -> bool:
