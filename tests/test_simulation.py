@@ -8,6 +8,7 @@ from nudging import Base, SamplingParams
 from nudging.blocks import BlockPool, BlockTable
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
+from nudging.prefix_cache import Prefix, PrefixCache
 from nudging.request import Request
 from nudging.scheduler import Scheduler
 from nudging.sequence import Sequence
@@ -83,7 +84,7 @@ def counts_noise_from_one(engine: Engine, work: Any) -> Any:
 
 
 def preempts_without_taking_the_blocks(scheduler: Scheduler, request: Request) -> None:
-    tables = [sequence.block_table.fork() for sequence in request.sequences.values()]
+    tables = [sequence.block_table.fork(sequence.num_computed) for sequence in request.sequences.values()]
     ORIGINAL["_preempt"](scheduler, request)
     for sequence, table in zip(request.sequences.values(), tables, strict=True):
         sequence.block_table = table
@@ -95,8 +96,13 @@ def ends_twice(thread: EngineThread, requests: list[Request]) -> None:
         thread.ends[request.id] = thread.ends.get(request.id, 0) + 1  # type: ignore[attr-defined]
 
 
-def serves_nobody_at_times(scheduler: Scheduler) -> dict[Request, int]:
-    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler)
+def serves_nobody_at_times(scheduler: Scheduler, model: str) -> dict[Request, int]:
+    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler, model)
+
+
+def finds_blocks_behind_another_text(cache: PrefixCache, parent: Prefix, tokens: list[int]) -> Prefix | None:
+    same = (one for one in cache._by_block.values() if one.tokens == tuple(tokens))
+    return next(same, None)
 
 
 def sleeps_over_its_time(request: Request) -> bool:
@@ -117,6 +123,7 @@ FAULTS: list[tuple[type, str, Any]] = [
     (Engine, "_wanted", counts_noise_from_one),
     (Scheduler, "_preempt", preempts_without_taking_the_blocks),
     (Scheduler, "_share_tokens", serves_nobody_at_times),
+    (PrefixCache, "find", finds_blocks_behind_another_text),
     (Request, "is_late", property(sleeps_over_its_time)),
     (EngineThread, "_abort", ends_twice),
     (RequestView, "row", commits_drafts_unseen),
