@@ -178,8 +178,8 @@ class SimCache:
 class SimPool(BlockPool):
     """A pool whose blocks forget what they held before they are written, and whose allocations can fail."""
 
-    def __init__(self, total: int, block_size: int) -> None:
-        super().__init__(total, block_size)
+    def __init__(self, total: int, block_size: int, prefix_caching: bool) -> None:
+        super().__init__(total, block_size, prefix_caching)
         self.cache = SimCache(total * block_size, block_size)
         self.allocations = 0
         self.fails_at = -1
@@ -211,6 +211,7 @@ class SimRunner(ModelRunner):
         self.pool: SimPool = pool
         self.cache: Any = pool.cache
         self.clock = clock
+        self.passes_made = 1
         self.passes = 0
         self.passes_made = 1
         self.rows_made = 0
@@ -317,6 +318,7 @@ class Setup:
     padding: int = 3
     agreement: int = 11
     has_text: bool = True
+    prefix_caching: bool = True
     drafter: str = "guide"
 
 
@@ -330,7 +332,8 @@ class SimLLM(LLM):
         runners: dict[str, SimRunner] = {}
         for i, name in enumerate(dict.fromkeys(names)):
             model = FakeModel(0x1234567 * i, sizes[i], setup.agreement)
-            runners[name] = SimRunner(model, SimPool(setup.blocks[i], setup.block_size), self.clock)
+            pool = SimPool(setup.blocks[i], setup.block_size, setup.prefix_caching)
+            runners[name] = SimRunner(model, pool, self.clock)
         self.runners = list(runners.values())
         tokenizer = TOKENIZER if setup.has_text else None
         self.roles = {

@@ -330,6 +330,7 @@ def random_setup(rng: random.Random) -> Setup:
         padding=rng.choice([0, 3]),
         agreement=rng.choice([4, 11, 15]),
         has_text=rng.random() < 0.9,
+        prefix_caching=rng.random() < 0.8,
         drafter=rng.choice(["guide", "guide", "ngram", "none"]),
     )
 
@@ -345,6 +346,7 @@ class Life:
         # Requests that use all the memory that is reserved for them: no look-ahead, no drafts, no early end.
         self.is_lean = self.rng.random() < 0.3
         self.refused = 0
+        self.known: list[list[int]] = [[2, 3]]
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -401,6 +403,11 @@ class Life:
     def _prompt(self, policy: Policy) -> Any:
         longest = self.rng.choice([3, 12, 30])
         ids = self._ids(longest)
+        if self.rng.random() < 0.4:
+            # The beginning of an earlier prompt: its blocks may be found.
+            before = self.rng.choice(self.known)
+            ids = [*before[: self.rng.randint(1, len(before))], *ids][:30]
+        self.known = [*self.known[-4:], ids]
         if not policy.shares_ids:
             text = "".join(
                 self.rng.choices(["a", " b", " the", " of", "?", "é", "12"], k=self.rng.randint(1, 9))
@@ -424,7 +431,8 @@ class Life:
     def _options(self) -> dict[str, Any]:
         rng = self.rng
         timeout = rng.uniform(1.0, 40.0) if rng.random() < 0.1 else None
-        return {"priority": rng.choice([0, 0, 0, -1, 1]), "timeout": timeout}
+        salt = rng.choice([None, None, None, "salt"])
+        return {"priority": rng.choice([0, 0, 0, -1, 1]), "timeout": timeout, "cache_salt": salt}
 
     def _params(self, n: int | None = None) -> SamplingParams:
         rng = self.rng

@@ -58,11 +58,12 @@ def run(fault: Callable[[World], None], error: type[Exception] | None = None) ->
     return world, world.finished["error"]
 
 
-def test_an_allocation_that_fails_ends_one_request() -> None:
+def test_an_allocation_that_fails_ends_one_request_at_most() -> None:
+    """None where the block was for something done ahead: that is done later."""
     clean, _ = run(lambda world: None)
+    ended = 0
     for index, runner in enumerate(clean.llm.runners):
         assert runner.pool.allocations > 20
-        ended = []
         for n in range(1, runner.pool.allocations + 2):
 
             def fail(world: World, index: int = index, n: int = n) -> None:
@@ -70,10 +71,9 @@ def test_an_allocation_that_fails_ends_one_request() -> None:
 
             world, failed = run(fail, OutOfBlocks)
             met = world.llm.runners[index].pool.allocations >= n
-            # Where a path cannot go on, it goes on in the next step.
-            assert failed in (met, 0), f"allocation {n} of pool {index}: {failed} requests failed"
-            ended.append(failed)
-        assert sum(ended) >= 5
+            assert failed <= met, f"allocation {n} of pool {index}: {failed} requests failed"
+            ended += failed
+    assert ended > 20
 
 
 def test_a_row_of_nan_ends_the_request_that_reads_it() -> None:
@@ -112,7 +112,7 @@ def cancel_at(turns: tuple[int, ...], last: int) -> None:
 
 def test_any_two_of_three_requests_are_cancelled_at_any_turns() -> None:
     last = turns_of(three_requests)
-    assert 6 <= last <= 14
+    assert 5 <= last <= 14
     for never in range(3):
         for turns in itertools.product(range(last + 2), repeat=2):
             cancel_at((*turns[:never], last + 1, *turns[never:]), last)

@@ -8,6 +8,7 @@ from nudging import Base, SamplingParams
 from nudging.blocks import BlockPool, BlockTable
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
+from nudging.prefix_cache import Prefix, PrefixCache
 from nudging.request import Request
 from nudging.scheduler import Scheduler
 from nudging.sequence import Sequence
@@ -76,14 +77,11 @@ def keeps_keys_of_what_is_gone(sequence: Sequence, length: int) -> None:
 
 
 def counts_noise_from_one(engine: Engine, work: Any) -> Any:
-    wanted = ORIGINAL["_wanted"](engine, work)
-    for want in wanted:
-        object.__setattr__(want, "position", want.position + 1)
-    return wanted
+    return [want._replace(position=want.position + 1) for want in ORIGINAL["_wanted"](engine, work)]
 
 
 def preempts_without_taking_the_blocks(scheduler: Scheduler, request: Request) -> None:
-    tables = [sequence.block_table.fork(len(sequence.tokens)) for sequence in request.sequences.values()]
+    tables = [sequence.block_table.fork(sequence.num_computed) for sequence in request.sequences.values()]
     ORIGINAL["_preempt"](scheduler, request)
     for sequence, table in zip(request.sequences.values(), tables, strict=True):
         sequence.block_table = table
@@ -97,6 +95,11 @@ def ends_twice(thread: EngineThread, requests: list[Request]) -> None:
 
 def serves_nobody_at_times(scheduler: Scheduler, model: str) -> dict[Request, int]:
     return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler, model)
+
+
+def finds_blocks_behind_another_text(cache: PrefixCache, parent: Prefix, tokens: list[int]) -> Prefix | None:
+    same = (one for one in cache._by_block.values() if one.tokens == tuple(tokens))
+    return next(same, None)
 
 
 def sleeps_over_its_time(request: Request) -> bool:
@@ -117,6 +120,7 @@ FAULTS: list[tuple[type, str, Any]] = [
     (Engine, "_wanted", counts_noise_from_one),
     (Scheduler, "_preempt", preempts_without_taking_the_blocks),
     (Scheduler, "_share_tokens", serves_nobody_at_times),
+    (PrefixCache, "find", finds_blocks_behind_another_text),
     (Request, "is_late", property(sleeps_over_its_time)),
     (EngineThread, "_abort", ends_twice),
     (RequestView, "row", commits_drafts_unseen),

@@ -30,6 +30,7 @@ SETUPS = st.builds(
     max_len=st.sampled_from([48, 256]),
     one_model=st.booleans(),
     drafter=st.sampled_from(["guide", "ngram", "none"]),
+    prefix_caching=st.booleans(),
 )
 POLICIES: st.SearchStrategy[Policy] = st.one_of(
     st.just(Base()),
