@@ -100,7 +100,9 @@ def measure(
 ) -> tuple[list[float], int]:
     """Seconds of the host in every step of one run, and how many passes the models made."""
     policy, draft_len = ARMS[arm]
-    engine = Engine(make_runners(decoders, roles, 1 << 28, 16), {name: name for name in roles})
+    engine = Engine(
+        make_runners(decoders, roles, 1 << 28, 16, prefix_caching=False), {name: name for name in roles}
+    )
     draw = random.Random(requests)
     for number in range(requests):
         prompt = draw.choices(range(256, 2000), k=24)

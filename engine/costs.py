@@ -16,8 +16,9 @@ class PassCosts:
 
     def __init__(self, weight_bytes: int, bytes_per_second: float = 1e10) -> None:
         self._seconds: list[float | None] = [None] * BUCKETS
-        # What `of` answers for each bucket: asked far more often than anything is timed.
-        self._expected = [weight_bytes / bytes_per_second] * BUCKETS
+        self._prior = weight_bytes / bytes_per_second
+        # What `of` answered for each bucket since the last timing: it is asked far more often.
+        self._expected: dict[int, float] = {}
 
     def record(self, rows: int, seconds: float) -> None:
         """One pass of `rows` rows took `seconds`."""
@@ -28,11 +29,13 @@ class PassCosts:
             self._seconds[bucket] = seconds
         else:
             self._seconds[bucket] = old + SMOOTHING * (seconds - old)
-        expected = next(cost for cost in self._seconds if cost is not None)
-        for i, cost in enumerate(self._seconds):
-            expected = max(expected, cost or 0.0)
-            self._expected[i] = expected
+        self._expected.clear()
 
     def of(self, rows: int) -> float:
         """The expected seconds of a pass of `rows` rows; never less than for fewer rows."""
-        return self._expected[min((rows - 1).bit_length(), BUCKETS - 1)]
+        bucket = min((rows - 1).bit_length(), BUCKETS - 1)
+        if bucket not in self._expected:
+            smaller = [cost for cost in self._seconds[: bucket + 1] if cost is not None]
+            larger = (cost for cost in self._seconds[bucket:] if cost is not None)
+            self._expected[bucket] = max(smaller) if smaller else next(larger, self._prior)
+        return self._expected[bucket]
