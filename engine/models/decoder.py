@@ -75,15 +75,25 @@ class Decoder:
         Writes the keys and values of all rows into their slots of `kv`.  A row's logits do not depend on the
         other rows: every op computes each row alone.
         """
-        x = self.weights.embed[batch.ids]
-        if self.config.embedding_scale != 1.0:
-            x = x * self._embedding_scale
         if self.whole_pass is not None:
-            return self.whole_pass(x, batch, kv)
-        return self.op_by_op(x, batch, kv)
+            return self.whole_pass(self._embedded(batch), batch, kv)
+        return self.op_by_op(self._embedded(batch), batch, kv)
+
+    def hidden(self, batch: Batch, kv: KVCache) -> Tensor:
+        """`forward` but for the head: what that reads of the wanted rows, [len(batch.logit_rows), hidden]."""
+        return self._layers(self._embedded(batch), batch, kv)
 
     def op_by_op(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """`forward` from the embeddings x: [rows, hidden] on; the definition of the whole pass in C++."""
+        logits = project(self._layers(x, batch, kv), self.weights.head, out_dtype=torch.float32)
+        return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        x = self.weights.embed[batch.ids]
+        return x * self._embedding_scale if self.config.embedding_scale != 1.0 else x
+
+    def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
+        """All layers and the last norm: of x [rows, hidden] the wanted rows."""
         config = self.config
         y: Tensor | None = None  # what the block before gives to the residual stream
         for index, layer in enumerate(self.weights.layers):
@@ -95,9 +105,7 @@ class Decoder:
             y = project(y, layer.down, layer.down_bias)
             y = self._norm(y, layer.mlp_post_norm) if config.post_norm else y
         x = x if y is None else x + y
-        x = self._norm(x[batch.logit_rows], self.weights.norm)
-        logits = project(x, self.weights.head, out_dtype=torch.float32)
-        return soft_cap(logits, config.final_soft_cap) if config.final_soft_cap else logits
+        return self._norm(x[batch.logit_rows], self.weights.norm)
 
     def _enter_block(self, x: Tensor, y: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream x + y, and what the next block reads of it: its norm, if there is a pre-norm.
