@@ -223,17 +223,12 @@ class Engine:
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
         keep = request.policy.needs_logits or request.params.logprobs is not None
-        size = self._vocab_size(request, work.role)
+        size = self._views[request.id].vocab_size(work.role)
         first = request.first_position - len(request.prompts[work.role].ids)
         return [
             Wanted(request.params, request.seed, max(first + p, 0), size, keep)
             for p in range(work.first_row, work.end + 1)
         ]
-
-    def _vocab_size(self, request: Request, role: str) -> int:
-        """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
-        roles = request.policy.roles if request.policy.shares_ids else (role,)
-        return min(request.roles[r].vocab_size for r in roles)
 
     def _advance(self, request: Request) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
@@ -280,7 +275,7 @@ class Engine:
 
     def _check_token(self, request: Request, token: int, author: str) -> None:
         """A policy may write only ids that every one of its models can read."""
-        size = self._vocab_size(request, author)
+        size = self._views[request.id].vocab_size(author)
         if not 0 <= token < size:
             raise BadRequest(f"{request.policy!r} wrote token {token}; ids go from 0 to {size - 1}")
 

@@ -34,10 +34,17 @@ class RequestView:
         self._ledger = ledger
         self._contexts: dict[str, tuple[str, int]] = {}
         self._drafting = False
+        self._smallest_vocab = min(request.roles[role].vocab_size for role in request.policy.roles)
 
     @property
     def max_tokens(self) -> int:
         return self.request.max_tokens - len(self.request.output)
+
+    def vocab_size(self, role: str) -> int:
+        """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
+        if self.request.policy.shares_ids:
+            return self._smallest_vocab
+        return self.request.roles[role].vocab_size
 
     def row(self, role: str) -> Row:
         sequence, position = self._context(role)
