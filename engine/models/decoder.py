@@ -73,7 +73,8 @@ class Decoder:
         Writes the keys and values of all rows into their slots of `kv`.  A row's logits do not depend on the
         other rows: every op computes each row alone.
         """
-        x = self.weights.embed[batch.ids]
+        # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
+        x = self.weights.embed.index_select(0, batch.ids)
         if self.config.embedding_scale != 1.0:
             x = x * self._embedding_scale
         if self.whole_pass is not None:
