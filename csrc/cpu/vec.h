@@ -53,8 +53,8 @@ struct Register<16> {
 template <class Arch, int kWidth>
 struct Lanes {
   static constexpr int kLanes = kWidth;
-  // Whether Arch has fma_pairs(x, y, sum): lane l of `sum` plus x[2l] y[2l] + x[2l + 1] y[2l + 1]
-  // of two registers of bf16.
+  // Whether Arch has Pairs, a register of bf16, loaded by load_pairs from bf16 or int8, and
+  // fma_pairs(x, y, sum): lane l of `sum` plus x[2l] y[2l] + x[2l + 1] y[2l + 1].
   static constexpr bool kHasPairs = false;
   using F = typename Register<kWidth>::F;  // fp32
   using U = typename Register<kWidth>::U;  // the same bits

@@ -89,7 +89,8 @@ class Decoder:
         return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
 
     def _embedded(self, batch: Batch) -> Tensor:
-        x = self.weights.embed[batch.ids]
+        # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
+        x = self.weights.embed.index_select(0, batch.ids)
         return x * self._embedding_scale if self.config.embedding_scale != 1.0 else x
 
     def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
