@@ -1,5 +1,5 @@
 """Does a test notice when the host half is changed?  `python -m tests.mutation` plants one change at a time
-and counts those that the simulation and the fault tests notice.
+and counts those that the simulation and the scheduler's other quick tests notice.
 
 A mutant is one changed node in a function's body, put in place of the function's code in a forked process.
 """
@@ -16,13 +16,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests import test_faults, test_simulation
+from tests import (
+    test_adaptive,
+    test_blocks,
+    test_cosched,
+    test_faults,
+    test_prefix_cache,
+    test_scheduler,
+    test_simulation,
+)
 
 MODULES = (
     "adaptive", "blocks", "cosched", "draft", "drafters", "engine", "prefix_cache", "request", "scheduler",
     "sequence", "view",
 )  # fmt: skip
-CPU_SECONDS = 20
+TESTS = (
+    test_simulation, test_faults, test_scheduler, test_cosched, test_prefix_cache, test_blocks, test_adaptive,
+)  # fmt: skip
+CPU_SECONDS = 60
 
 COMPARES = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -122,9 +133,9 @@ def _take_code(old: Any, new: Any) -> None:
 
 
 def check() -> None:
-    """What has to notice, the quickest first."""
+    """What has to notice, the quickest first: lives, and the tests that take no arguments."""
     test_simulation.many_lives(0, 2_500)
-    for module in (test_simulation, test_faults):
+    for module in TESTS:
         for name, test in vars(module).items():
             plain = callable(test) and name.startswith("test_") and not hasattr(test, "pytestmark")
             if plain and not test.__code__.co_argcount and name != "test_twenty_thousand_turns":
