@@ -174,6 +174,7 @@ class World:
 
     def check(self) -> None:
         self.engine.check()
+        self._check_order()
         check_holders(self.llm, self._sequences())
         for job in list(self.jobs):
             for i, request in enumerate(job.requests):
@@ -184,6 +185,13 @@ class World:
                 self.jobs.remove(job)
                 self._check_end(job)
             assert self.turns < job.bound, f"{job.handle.request_id} still waits after {self.turns} turns"
+
+    def _check_order(self) -> None:
+        """First come, first served, among those of one priority."""
+        arrivals = {request.id: i for i, request in enumerate(r for job in self.jobs for r in job.requests)}
+        for queue in (self.engine.scheduler.running, self.engine.scheduler.waiting):
+            ranks = [(request.priority, arrivals[request.id]) for request in queue]
+            assert ranks == sorted(ranks), f"served out of order: {ranks}"
 
     def _sequences(self) -> Iterator[Sequence]:
         for request in (*self.engine.scheduler.running, *self.engine.scheduler.waiting):
