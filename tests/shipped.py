@@ -60,6 +60,7 @@ for model, dim in HIDDEN.items():
     ship("add_rms_norm", model, add_norm_args(16, dim), BF16)
 ship("rms_norm", "llama-8b", norm_args(16, 4096))
 ship("add_rms_norm", "llama-8b", add_norm_args(16, 4096))
+ship("add_rms_norm", "widest", add_norm_args(16, 1 << 14), BF16)
 for head_dim in (64, 128):
     ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim), BF16)
 ship("layer_norm", "olmo-7b", pick(norm_args(16, 4096), 0, 2))

@@ -24,11 +24,9 @@ from tests.compare import (
     wanted,
 )
 from tests.interpreter import DEVICE
+from tests.large import LARGE, LARGE_ROWS
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
-
-# Too long for the interpreter, which takes milliseconds for each step of a program.
-LONG = {"softmax_stats-2x32001"}
 
 
 def triton(op: str) -> Run:
@@ -49,12 +47,17 @@ def computed(op: str, args: Args) -> list[Tensor]:
     return [one.cpu() for one in outputs(op, triton(op), on_device(args))]
 
 
+# Too long for the interpreter, which takes milliseconds for each step of a program.
+LONG = {"softmax_stats-2x32001"}
+AGREE = [case for case in CASES if has_triton(case.op) and str(case) not in LONG]
+ROWS = [row for row in ROWWISE if has_triton(row[0])]
+if DEVICE == "cuda":
+    AGREE += [case for case in CASES if str(case) in LONG] + LARGE
+    ROWS += LARGE_ROWS
+
+
 @per_dtype
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if has_triton(case.op) and (DEVICE == "cuda" or str(case) not in LONG)],
-    ids=str,
-)
+@pytest.mark.parametrize("case", AGREE, ids=str)
 def test_triton_agrees_with_the_reference_in_fp64(case: Case, dtype: torch.dtype) -> None:
     args = case.make(0, dtype)
     for got, want in zip(computed(case.op, args), wanted(case, args), strict=True):
@@ -62,11 +65,11 @@ def test_triton_agrees_with_the_reference_in_fp64(case: Case, dtype: torch.dtype
 
 
 @per_dtype
-@pytest.mark.parametrize(("op", "make", "by_row"), [row for row in ROWWISE if has_triton(row[0])])
+@pytest.mark.parametrize(("op", "make", "by_row"), ROWS)
 def test_bits_of_a_row_do_not_depend_on_how_many_rows_and_where(
     op: str, make: Make, by_row: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    args = make(1, dtype)
+    args = on_device(make(1, dtype))
     whole = computed(op, args)
     for count in range(1, 18):
         rows = slice(count, 2 * count)
@@ -74,16 +77,17 @@ def test_bits_of_a_row_do_not_depend_on_how_many_rows_and_where(
 
 
 @per_dtype
-@pytest.mark.parametrize(("op", "make", "by_row"), [row for row in ROWWISE if has_triton(row[0])])
+@pytest.mark.parametrize(("op", "make", "by_row"), ROWS)
 def test_bits_of_a_row_do_not_depend_on_its_neighbours(
     op: str, make: Make, by_row: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    args = make(2, dtype)
+    args = on_device(make(2, dtype))
     whole = computed(op, args)
-    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(2))
-    assert_same_bits(computed(op, take(args, by_row, shuffled)), whole, shuffled)
+    count = len(args[0])
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(2))
+    assert_same_bits(computed(op, take(args, by_row, shuffled.to(DEVICE))), whole, shuffled)
     poisoned = args[0].clone()
-    poisoned[torch.arange(40) != 21] = float("nan")
+    poisoned[torch.arange(count) != 21] = float("nan")
     alone = [one[21:22] for one in computed(op, (poisoned, *args[1:]))]
     assert_same_bits(alone, whole, slice(21, 22))
 
