@@ -38,6 +38,10 @@ class Costs(Protocol):
         """The cost of a pass of `rows` rows, in any unit of time."""
 
 
+# What a draft of n tokens costs, as a function of the costs of passes by role, and of n.
+DraftCost = Callable[[Mapping[str, Costs], int], float]
+
+
 @dataclass
 class Account:
     """What the adaptive requests of an engine on the same models cost together.
@@ -68,6 +72,8 @@ class Ledger:
     lazy: float = 0.0
     paid: float = 0.0
     agreement: float = 0.0
+    # How many requests share the passes now, this one among them.
+    sharers: int = 1
     _owed: float = 0.0
     # Of what lazy pays for the row that was asked for last: what no pass was made for since.
     _open: float = 0.0
@@ -136,22 +142,37 @@ class Ledger:
         return min(self.account.budget + self._owed, own)
 
 
-def draft_length(ledger: Ledger, reader: str, rows: int, drafting: Callable[[int], float], limit: int) -> int:
+def draft_length(ledger: Ledger, reader: str, rows: int, drafting: DraftCost, limit: int) -> int:
     """The draft length, 0 to `limit`, with the most tokens per second of those the ledger can afford.
 
     The role `reader` has `rows` tokens to compute before the first drafted one: 1 at the end of the text,
-    more where it lags.  `drafting(n)` is the cost of drafting n tokens.  0 is lazy.
+    more where it lags.  0 is lazy.
+
+    What it can afford is counted as if the request ran alone; what is fastest, as if all that share the
+    passes drafted alike: rows that are free for one request are dear where many fill a pass.
     """
-    model, budget = ledger.costs[reader], ledger.budget
-    best, best_rate = 0, 1 / model.of(rows)
+    alone, budget = ledger.costs, ledger.budget
+    crowd = {role: Crowd(costs, ledger.sharers) for role, costs in alone.items()}
+    best, best_rate = 0, 1 / crowd[reader].of(rows)
     for length in range(1, min(limit, MAX_ADAPTIVE_DRAFT) + 1):
-        cost = drafting(length) + model.of(rows + length)
-        if cost > budget:
+        if drafting(alone, length) + alone[reader].of(rows + length) > budget:
             break
+        cost = drafting(crowd, length) + crowd[reader].of(rows + length)
         rate = expected_tokens(length, ledger.agreement) / cost
         if rate > best_rate:
             best, best_rate = length, rate
     return best
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What passes cost in which `sharers` requests have equally many rows."""
+
+    costs: Costs
+    sharers: int
+
+    def of(self, rows: int) -> float:
+        return self.costs.of(rows * self.sharers)
 
 
 def expected_tokens(length: int, agreement: float) -> float:

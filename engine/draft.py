@@ -66,9 +66,10 @@ def _length(request: Request, view: RequestView, ledger: Ledger, drafter: Drafte
     if request.draft_len is not None:
         return min(request.draft_len, limit)
     rows = need.first - request.sequences[need.role].num_computed
-    drafting = drafter.cost(request, ledger)
+    drafting = drafter.cost(request)
     length = draft_length(ledger, need.role, rows, drafting, limit)
-    ledger.plan((drafting(length) if length else 0.0) + ledger.costs[need.role].of(rows + length))
+    drafted = drafting(ledger.costs, length) if length else 0.0
+    ledger.plan(drafted + ledger.costs[need.role].of(rows + length))
     return length
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Protocol
 
-from nudging.adaptive import Ledger
+from nudging.adaptive import DraftCost
 from nudging.policies.protocol import Policy
 from nudging.request import Request
 from nudging.view import RequestView
@@ -23,8 +23,8 @@ class Drafter(Protocol):
     def serves(self, policy: Policy, role: str) -> bool:
         """Whether `role` reads drafts behind the text where the policy misses its row."""
 
-    def cost(self, request: Request, ledger: Ledger) -> Callable[[int], float]:
-        """What a draft of n >= 1 tokens costs now, in the ledger's unit, as a function of n."""
+    def cost(self, request: Request) -> DraftCost:
+        """What a draft of n >= 1 tokens costs now."""
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         """At most `length` tokens for `role` to read, none of them an end of sequence.
@@ -39,11 +39,10 @@ class GuideDrafter:
     def serves(self, policy: Policy, role: str) -> bool:
         return role == "base" and "guide" in policy.roles
 
-    def cost(self, request: Request, ledger: Ledger) -> Callable[[int], float]:
-        guide = ledger.costs["guide"]
+    def cost(self, request: Request) -> DraftCost:
         end = len(request.prompts["guide"].ids) + len(request.output)
         lag = max(end - request.sequences["guide"].num_computed, 1)
-        return lambda length: guide.of(lag) + (length - 1) * guide.of(1)
+        return lambda costs, length: costs["guide"].of(lag) + (length - 1) * costs["guide"].of(1)
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         tokens = [row.token for row in view.draft("guide", length)]
@@ -56,8 +55,8 @@ class NgramDrafter:
     def serves(self, policy: Policy, role: str) -> bool:
         return role == policy.roles[0]
 
-    def cost(self, request: Request, ledger: Ledger) -> Callable[[int], float]:
-        return lambda length: 0.0
+    def cost(self, request: Request) -> DraftCost:
+        return lambda costs, length: 0.0
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         tokens = look_up(request.prompts[role].ids + request.output, length)
@@ -70,8 +69,8 @@ class NoDrafter:
     def serves(self, policy: Policy, role: str) -> bool:
         return False
 
-    def cost(self, request: Request, ledger: Ledger) -> Callable[[int], float]:
-        return lambda length: 0.0
+    def cost(self, request: Request) -> DraftCost:
+        return lambda costs, length: 0.0
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         return []

@@ -232,12 +232,13 @@ class Engine:
 
     def _advance(self, request: Request) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
-        view = self._views[request.id]
+        view, ledger = self._views[request.id], self._ledgers[request.id]
+        ledger.sharers = max(len(self.scheduler.running), 1)
         try:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            request.need = draft_ahead(request, view, self._ledgers[request.id], missing.need)
+            request.need = draft_ahead(request, view, ledger, missing.need)
             self._check_need(request)
         except Exception as error:
             # A caller's own policy may raise anything; only its own request ends.

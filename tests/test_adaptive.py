@@ -305,8 +305,8 @@ def test_the_length_with_the_most_tokens_per_second_is_chosen(
 ) -> None:
     costs = {"base": FixedCosts(1.0), "guide": FixedCosts(guide)}
     ledger = Ledger(costs, Account(lazy=1e6), lazy=1e6, agreement=agreement)
-    assert abs(draft_length(ledger, "base", 1, lambda n: n * guide, 100) - best) <= 1
-    assert draft_length(ledger, "base", 1, lambda n: n * guide, 1) <= 1, "never beyond the limit"
+    assert abs(draft_length(ledger, "base", 1, lambda costs, n: n * guide, 100) - best) <= 1
+    assert draft_length(ledger, "base", 1, lambda costs, n: n * guide, 1) <= 1, "never beyond the limit"
 
 
 def test_expected_tokens_is_the_geometric_sum() -> None:

@@ -41,9 +41,11 @@ def models(agreement: float = 0.85, unsure: float = 0.1) -> dict[str, Callable[[
     return {"base": base, "guide": guide}
 
 
-def cost_per_token(count: int, policy: Policy, draft_len: int | None) -> float:
+def cost_per_token(
+    count: int, policy: Policy, draft_len: int | None, costs: dict[str, FixedCosts] = COSTS
+) -> float:
     """What `count` requests at once cost, passes counted and not timed, by the tokens they write."""
-    engine, roles = fake_engine(models(), COSTS, num_blocks=4000)
+    engine, roles = fake_engine(models(), costs, num_blocks=4000)
     spent = 0.0
 
     def counted(name: str) -> None:
@@ -51,7 +53,7 @@ def cost_per_token(count: int, policy: Policy, draft_len: int | None) -> float:
 
         def run(works, wanted):  # type: ignore[no-untyped-def]
             nonlocal spent
-            spent += COSTS[name].of(sum(work.end - work.start for work in works))
+            spent += costs[name].of(sum(work.end - work.start for work in works))
             return execute(works, wanted)
 
         engine.runners[name].execute = run  # type: ignore[method-assign]
@@ -78,6 +80,18 @@ def test_drafts_pay_for_many_requests_as_they_do_for_one(count: int) -> None:
     base = cost_per_token(count, Base(), 0)
     assert cost_per_token(count, policy, 4) < 0.65 * base
     assert cost_per_token(count, policy, 0) < 1.12 * base
+
+
+@pytest.mark.parametrize("row_cost", [0.002, 0.05, 0.3])
+@pytest.mark.parametrize("count", [1, 4, 16, 64])
+def test_drafts_that_pay_alone_are_not_made_where_rows_are_dear(count: int, row_cost: float) -> None:
+    """Where many requests fill a pass, a drafted row costs like any other."""
+    policy = Nudging(0.4, "token")
+    costs = {"base": FixedCosts(1.0, row_cost), "guide": FixedCosts(0.1, 0.1 * row_cost)}
+    lazy, four, adaptive = (cost_per_token(count, policy, k, costs) for k in (0, 4, None))
+    assert adaptive <= 1.02 * lazy
+    # The first drafts wait for savings to pay for them: a fixed length is ahead by that.
+    assert adaptive <= 1.4 * min(lazy, four)
 
 
 def test_a_path_is_one_unit_of_work() -> None:
