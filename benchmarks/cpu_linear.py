@@ -19,10 +19,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from bandwidth import plain_memory
 from torch import Tensor
 
 from nudging.kernels.cpu import BEST
 from nudging.kernels.linear import linear
+from nudging.models.weights import Arena, aligned
 
 SHAPES = [(4096, 4096), (2048, 768), (768, 2048), (32000, 768), (2048, 8192), (8192, 2048)]  # out, in
 ROWS = (1, 2, 4, 8, 16)
@@ -73,14 +75,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = time.thread_time if options.cpu_time else time.perf_counter
     size = options.mib << 20
-    plain = torch.arange(size // 8)
+    plain = plain_memory(size, torch.int64, torch.device("cpu"))
     results = []
     print(f"{'weight':>12} {'dtype':>5} {'rows':>4} {'ours':>7} {'torch':>7} {'read':>7} GB/s   ours/read")
     for dtype in options.dtype:
         for out, features in SHAPES:
             element = DTYPES[dtype].itemsize
             count = max(1, size // (out * features * element))
-            weights = [torch.randn(out, features).to(DTYPES[dtype]) for _ in range(count)]
+            arena = Arena(count * aligned(out * features * element), torch.device("cpu"))
+            weights = [arena.empty((out, features), DTYPES[dtype]).normal_() for _ in range(count)]
             for rows in options.rows:
                 speed = measure(weights, rows, options.repeats, clock, plain)
                 share = speed["ours"] / speed["read"]

@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 
 #include "nudging/cpu.h"
+#include "nudging/decoder.h"
+#include "nudging/pages.h"
 
 namespace py = pybind11;
 
@@ -17,6 +19,72 @@ namespace {
 template <class T = void>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+// (weight, scales, bias)
+using Addresses = std::tuple<Address, Address, Address>;
+
+Projection projection(const Addresses& from) {
+  return {at(std::get<0>(from)), at<float>(std::get<1>(from)), at(std::get<2>(from))};
+}
+
+void bind_decoder(py::module_& m) {
+  py::enum_<QkNorm>(m, "QkNorm")
+      .value("none", QkNorm::none)
+      .value("head", QkNorm::head)
+      .value("full", QkNorm::full);
+  py::class_<DecoderModel>(m, "DecoderModel")
+      .def(py::init([](DType dtype, Activation activation, QkNorm qk_norm, Size hidden, Size heads,
+                       Size kv_heads, Size head_dim, Size intermediate, Size vocab,
+                       Size max_position, float eps, float attention_scale,
+                       float attention_soft_cap, float final_soft_cap, bool unit_offset,
+                       bool pre_norm, bool post_norm, Address norm, const Addresses& head) {
+        return DecoderModel{{},
+                            at(norm),
+                            projection(head),
+                            hidden,
+                            heads,
+                            kv_heads,
+                            head_dim,
+                            intermediate,
+                            vocab,
+                            max_position,
+                            eps,
+                            attention_scale,
+                            attention_soft_cap,
+                            final_soft_cap,
+                            unit_offset,
+                            pre_norm,
+                            post_norm,
+                            qk_norm,
+                            activation,
+                            dtype};
+      }))
+      .def("add_layer",
+           [](DecoderModel& model, const Addresses& qkv, const Addresses& o,
+              const Addresses& gate_up, const Addresses& down, Address attn_norm,
+              Address attn_post_norm, Address mlp_norm, Address mlp_post_norm, Address q_norm,
+              Address k_norm, Address cos, Address sin, Size half, Size window) {
+             model.layers.push_back({projection(qkv), projection(o), projection(gate_up),
+                                     projection(down), at(attn_norm), at(attn_post_norm),
+                                     at(mlp_norm), at(mlp_post_norm), at(q_norm), at(k_norm),
+                                     at<float>(cos), at<float>(sin), half, window});
+           });
+  m.def(
+      "decode",
+      [](Isa isa, Team& team, const DecoderModel& model, Address x, Address positions,
+         Address slot_mapping, Address block_tables, Address cu_seqlens_q, Address seq_lens,
+         Address logit_rows, Address k_cache, Address v_cache, Address logits, Size rows, Size seqs,
+         Size max_blocks, Size num_blocks, Size block_size, Size num_logits) {
+        using Int = std::int32_t;
+        decode(model,
+               {at(x), at<Size>(positions), at<Size>(slot_mapping), at<Int>(block_tables),
+                at<Int>(cu_seqlens_q), at<Int>(seq_lens), at<Size>(logit_rows), at(k_cache),
+                at(v_cache), at<float>(logits), rows, seqs, max_blocks, num_blocks, block_size,
+                num_logits},
+               isa, team);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -41,47 +109,60 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
   m.def("available_isas", &available_isas);
 
+  py::class_<Team>(m, "Team").def(py::init<int>()).def_property_readonly("threads", &Team::threads);
+  py::class_<Pages>(m, "Pages", py::buffer_protocol())
+      .def(py::init<std::size_t>())
+      .def_buffer([](const Pages& pages) {
+        return py::buffer_info(static_cast<unsigned char*>(pages.data()),
+                               static_cast<Size>(pages.size()));
+      });
+  bind_decoder(m);
+
   m.def(
       "linear",
-      [](Isa isa, int threads, DType dtype, DType out_dtype, Address x, Address weight,
-         Address bias, Address out, Size rows, Size in, Size cols) {
-        linear({at(x), at(weight), at(bias), at(out), rows, in, cols, dtype, out_dtype}, isa,
-               threads);
+      [](Isa isa, Team& team, DType dtype, DType out_dtype, Address x, Address weight,
+         Address scales, Address bias, Address out, Size rows, Size in, Size cols) {
+        linear({at(x), at(weight), at<float>(scales), at(bias), at(out), rows, in, cols, dtype,
+                out_dtype},
+               isa, team);
       },
       unlocked);
   m.def(
       "rms_norm",
-      [](Isa isa, int threads, DType dtype, Address x, Address weight, Address out, Size rows,
+      [](Isa isa, Team& team, DType dtype, Address x, Address weight, Address out, Size rows,
          Size dim, float eps, bool unit_offset) {
-        rms_norm({at(x), nullptr, nullptr, at(weight), at(out), rows, dim, eps, unit_offset, dtype},
-                 isa, threads);
+        rms_norm({at(x), nullptr, nullptr, at(weight), at(out), rows, dim, 1, dim, eps, unit_offset,
+                  dtype},
+                 isa, team);
       },
       unlocked);
   m.def(
       "add_rms_norm",
-      [](Isa isa, int threads, DType dtype, Address x, Address y, Address weight, Address sum,
+      [](Isa isa, Team& team, DType dtype, Address x, Address y, Address weight, Address sum,
          Address out, Size rows, Size dim, float eps, bool unit_offset) {
-        rms_norm({at(x), at(y), at(sum), at(weight), at(out), rows, dim, eps, unit_offset, dtype},
-                 isa, threads);
+        rms_norm({at(x), at(y), at(sum), at(weight), at(out), rows, dim, 1, dim, eps, unit_offset,
+                  dtype},
+                 isa, team);
       },
       unlocked);
   m.def(
       "layer_norm",
-      [](Isa isa, int threads, DType dtype, Address x, Address out, Size rows, Size dim,
-         float eps) { layer_norm({at(x), at(out), rows, dim, eps, dtype}, isa, threads); },
+      [](Isa isa, Team& team, DType dtype, Address x, Address out, Size rows, Size dim, float eps) {
+        layer_norm({at(x), at(out), rows, dim, eps, dtype}, isa, team);
+      },
       unlocked);
   m.def(
       "rope",
-      [](Isa isa, int threads, DType dtype, Address x, Address positions, Address cos, Address sin,
+      [](Isa isa, Team& team, DType dtype, Address x, Address positions, Address cos, Address sin,
          Address out, Size rows, Size heads, Size head_dim, Size half, Size max_position) {
         rope({at(x), at<Size>(positions), at<float>(cos), at<float>(sin), at(out), rows, heads,
               head_dim, half, max_position, dtype},
-             isa, threads);
+             isa, team);
       },
       unlocked);
   m.def(
       "rope_append",
-      [](Isa isa, int threads, DType dtype, Address q, Address k, Address v, Size q_stride,
+      [](Isa isa, Team& team, DType dtype, Address q, Address k, Address v, Size q_stride,
          Size k_stride, Size v_stride, Address positions, Address cos, Address sin, Address q_out,
          Address k_cache, Address v_cache, Address slot_mapping, Size rows, Size heads,
          Size kv_heads, Size head_dim, Size half, Size max_position, Size slots) {
@@ -106,52 +187,51 @@ PYBIND11_MODULE(_C, m) {
                      max_position,
                      slots,
                      dtype},
-                    isa, threads);
+                    isa, team);
       },
       unlocked);
   m.def(
       "gated_act",
-      [](Isa isa, int threads, DType dtype, Activation activation, Address gate_up, Address out,
-         Size rows, Size dim) {
-        gated_act({at(gate_up), at(out), rows, dim, activation, dtype}, isa, threads);
-      },
+      [](Isa isa, Team& team, DType dtype, Activation activation, Address gate_up, Address out,
+         Size rows,
+         Size dim) { gated_act({at(gate_up), at(out), rows, dim, activation, dtype}, isa, team); },
       unlocked);
   m.def(
       "soft_cap",
-      [](Isa isa, int threads, DType dtype, Address logits, Address out, Size size, float cap) {
-        soft_cap({at(logits), at(out), size, cap, dtype}, isa, threads);
+      [](Isa isa, Team& team, DType dtype, Address logits, Address out, Size size, float cap) {
+        soft_cap({at(logits), at(out), size, cap, dtype}, isa, team);
       },
       unlocked);
   m.def(
       "kv_append",
-      [](int threads, Address k, Address v, Address k_cache, Address v_cache, Address slot_mapping,
+      [](Team& team, Address k, Address v, Address k_cache, Address v_cache, Address slot_mapping,
          Size rows, Size row_bytes, Size slots) {
         kv_append({at(k), at(v), at(k_cache), at(v_cache), at<Size>(slot_mapping), rows, row_bytes,
                    slots},
-                  threads);
+                  team);
       },
       unlocked);
   m.def(
       "paged_attention",
-      [](Isa isa, int threads, DType dtype, Address q, Address k_cache, Address v_cache,
-         Address out, Address block_tables, Address cu_seqlens_q, Address seq_lens, Size rows,
-         Size seqs, Size heads, Size kv_heads, Size head_dim, Size num_blocks, Size block_size,
+      [](Isa isa, Team& team, DType dtype, Address q, Address k_cache, Address v_cache, Address out,
+         Address block_tables, Address cu_seqlens_q, Address seq_lens, Size rows, Size seqs,
+         Size heads, Size kv_heads, Size head_dim, Size num_blocks, Size block_size,
          Size max_blocks, float scale, Size window, float soft_cap) {
         using Int = std::int32_t;
         paged_attention(
             {at(q), at(k_cache), at(v_cache), at(out), at<Int>(block_tables), at<Int>(cu_seqlens_q),
              at<Int>(seq_lens), rows, seqs, heads, kv_heads, head_dim, num_blocks, block_size,
              max_blocks, scale, window, soft_cap, dtype},
-            isa, threads);
+            isa, team);
       },
       unlocked);
   m.def(
       "softmax_stats",
-      [](Isa isa, int threads, DType dtype, Address logits, Address max, Address lse,
-         Address argmax, Address entropy, Size rows, Size vocab) {
+      [](Isa isa, Team& team, DType dtype, Address logits, Address max, Address lse, Address argmax,
+         Address entropy, Size rows, Size vocab) {
         softmax_stats({at(logits), at<float>(max), at<float>(lse), at<std::int32_t>(argmax),
                        at<float>(entropy), rows, vocab, dtype},
-                      isa, threads);
+                      isa, team);
       },
       unlocked);
 }

@@ -20,16 +20,102 @@ class Activation(Enum):
     gelu = 1
     gelu_tanh = 2
 
+class QkNorm(Enum):
+    none = 0
+    head = 1
+    full = 2
+
+class Team:
+    """The calling thread and threads - 1 helpers, which sleep while there is nothing to do."""
+
+    def __init__(self, threads: int, /) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+class Pages:
+    """Zeroed memory on large pages where the system has them, as a writable buffer of bytes."""
+
+    def __init__(self, size: int, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class DecoderModel:
+    """Addresses of a decoder's weights, 0 where it has none; a projection is (weight, scales, bias)."""
+
+    def __init__(
+        self,
+        dtype: DType,
+        activation: Activation,
+        qk_norm: QkNorm,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        intermediate: int,
+        vocab: int,
+        max_position: int,
+        eps: float,
+        attention_scale: float,
+        attention_soft_cap: float,
+        final_soft_cap: float,
+        unit_offset: bool,
+        pre_norm: bool,
+        post_norm: bool,
+        norm: int,
+        head: tuple[int, int, int],
+        /,
+    ) -> None: ...
+    def add_layer(
+        self,
+        qkv: tuple[int, int, int],
+        o: tuple[int, int, int],
+        gate_up: tuple[int, int, int],
+        down: tuple[int, int, int],
+        attn_norm: int,
+        attn_post_norm: int,
+        mlp_norm: int,
+        mlp_post_norm: int,
+        q_norm: int,
+        k_norm: int,
+        cos: int,
+        sin: int,
+        half: int,
+        window: int,
+        /,
+    ) -> None: ...
+
+def decode(
+    isa: Isa,
+    team: Team,
+    model: DecoderModel,
+    x: int,
+    positions: int,
+    slot_mapping: int,
+    block_tables: int,
+    cu_seqlens_q: int,
+    seq_lens: int,
+    logit_rows: int,
+    k_cache: int,
+    v_cache: int,
+    logits: int,
+    rows: int,
+    seqs: int,
+    max_blocks: int,
+    num_blocks: int,
+    block_size: int,
+    num_logits: int,
+    /,
+) -> None: ...
 def available_isas() -> list[Isa]:
     """What this processor can run, best first; the last is always `portable`."""
 
 def linear(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     out_dtype: DType,
     x: int,
     weight: int,
+    scales: int,
     bias: int,
     out: int,
     rows: int,
@@ -39,7 +125,7 @@ def linear(
 ) -> None: ...
 def rms_norm(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     x: int,
     weight: int,
@@ -52,7 +138,7 @@ def rms_norm(
 ) -> None: ...
 def add_rms_norm(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     x: int,
     y: int,
@@ -66,11 +152,11 @@ def add_rms_norm(
     /,
 ) -> None: ...
 def layer_norm(
-    isa: Isa, threads: int, dtype: DType, x: int, out: int, rows: int, dim: int, eps: float, /
+    isa: Isa, team: Team, dtype: DType, x: int, out: int, rows: int, dim: int, eps: float, /
 ) -> None: ...
 def rope(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     x: int,
     positions: int,
@@ -86,7 +172,7 @@ def rope(
 ) -> None: ...
 def rope_append(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     q: int,
     k: int,
@@ -112,7 +198,7 @@ def rope_append(
 ) -> None: ...
 def gated_act(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     activation: Activation,
     gate_up: int,
@@ -121,11 +207,9 @@ def gated_act(
     dim: int,
     /,
 ) -> None: ...
-def soft_cap(
-    isa: Isa, threads: int, dtype: DType, logits: int, out: int, size: int, cap: float, /
-) -> None: ...
+def soft_cap(isa: Isa, team: Team, dtype: DType, logits: int, out: int, size: int, cap: float, /) -> None: ...
 def kv_append(
-    threads: int,
+    team: Team,
     k: int,
     v: int,
     k_cache: int,
@@ -138,7 +222,7 @@ def kv_append(
 ) -> None: ...
 def paged_attention(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     q: int,
     k_cache: int,
@@ -162,7 +246,7 @@ def paged_attention(
 ) -> None: ...
 def softmax_stats(
     isa: Isa,
-    threads: int,
+    team: Team,
     dtype: DType,
     logits: int,
     max: int,

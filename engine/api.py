@@ -30,7 +30,15 @@ from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
 from nudging.generation import Generation
 from nudging.handle import Handle
-from nudging.loading import load_roles, make_runners, read_bytes, read_device, read_dtype
+from nudging.loading import (
+    load_roles,
+    make_runners,
+    read_bytes,
+    read_device,
+    read_dtype,
+    read_quantization,
+    read_threads,
+)
 from nudging.options import unknown_option
 from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
@@ -49,16 +57,19 @@ class LLM:
 
     `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`;
     equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.
-    `dtype`: "auto" is each checkpoint's own.  `speculate`: how many tokens are drafted for every pass of the
-    base; "auto" drafts as many as pay, "off" none.  `drafter`: "guide" drafts with the guide where the policy
-    has one, "ngram" looks up what followed the text's last tokens before (also for one model alone), "none"
-    never drafts.  Both change speed, never a token.  `max_len`: the longest prompt + text in tokens, where a
-    checkpoint's own context is longer.  `max_batch_tokens`: the most tokens of one pass, longer prompts are
-    read in parts.  Use as a context manager or call `close()`: then every request has ended and all memory is
-    free.  `prefix_caching`: the cache of computed tokens stays until its memory is needed, for requests that
-    begin alike (see `cache_salt` of RequestOptions).  `progress`: a bar while weights load; None shows it
-    where stderr is a terminal.  `trace`: a file to which a timeline of all steps is written, for Perfetto or
-    chrome://tracing.  Raises BadRequest, CheckpointError and OSError.
+    `dtype`: "auto" is each checkpoint's own.  `quantization`: "int8" keeps all weights of matrix products as
+    int8 with a scale for each output channel, another precision at half the memory traffic of 16 bits.
+    `threads`: of the ops on the CPU, torch's number by default; changes no token.  `speculate`: how many
+    tokens are drafted for every pass of the base; "auto" drafts as many as pay, "off" none.
+    `drafter`: "guide" drafts with the guide where the policy has one, "ngram" looks up what followed the
+    text's last tokens before (also for one model alone), "none" never drafts.  Both change speed, never a
+    token.  `max_len`: the longest prompt + text in tokens, where a checkpoint's own context is longer.
+    `max_batch_tokens`: the most tokens of one pass, longer prompts are read in parts.  Use as a context
+    manager or call `close()`: then every request has ended and all memory is free.  `prefix_caching`: the
+    cache of computed tokens stays until its memory is needed, for requests that begin alike (see `cache_salt`
+    of RequestOptions).  `progress`: a bar while weights load; None shows it where stderr is a terminal.
+    `trace`: a file to which a timeline of all steps is written, for Perfetto or chrome://tracing.  Raises
+    BadRequest, CheckpointError and OSError.
     """
 
     def __init__(
@@ -69,6 +80,8 @@ class LLM:
         models: Mapping[str, Checkpoint] | None = None,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
+        quantization: str | None = None,
+        threads: int | None = None,
         kv_cache_memory: int | str = "1GiB",
         speculate: Speculate = "auto",
         drafter: str = "guide",
@@ -91,8 +104,10 @@ class LLM:
         self._drafter = read_drafter(drafter)
         checkpoints = name_roles(base, guide, models or {})
         shown = sys.stderr.isatty() if progress is None else progress
-        self.roles, decoders = load_roles(checkpoints, read_dtype(dtype), read_device(device), shown, max_len)
-        runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching)
+        precision = read_dtype(dtype), read_device(device)
+        num_threads, quantized = read_threads(threads), read_quantization(quantization)
+        self.roles, decoders = load_roles(checkpoints, *precision, shown, max_len, quantized)
+        runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching, num_threads)
         models_of = {role.name: role.model for role in self.roles.values()}
         self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
@@ -118,6 +133,13 @@ class LLM:
         self._thread.close()
         self._tracer.close()
         self._engine.runners.clear()
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Take no more requests and wait until those that are there have ended; then `close()`.
+
+        Raises TimeoutError after `timeout` seconds; what runs goes on.
+        """
+        self._thread.drain(timeout)
 
     def generate(
         self,

@@ -102,8 +102,7 @@ class BlockPool:
         for block in self._cached:
             assert block in self.prefixes, f"nobody can find block {block}"
             assert self._references[block] == 0, f"block {block} is cached and owned"
-        for block in self._free:
-            assert block not in self.prefixes, f"block {block} is free and findable"
+        assert self.prefixes.blocks.isdisjoint(self._free), "a block is free and findable"
 
 
 class BlockTable:

@@ -40,6 +40,8 @@ def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 model_options = shared(
     option("--dtype", default="auto", metavar="auto|float32|bfloat16|float16", help="Of the weights."),
+    option("--quantization", metavar="int8", help="Keep the weights of matrix products as int8."),
+    option("--threads", type=int, help="Of the ops on the CPU; as many as torch takes by default."),
     option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="Where the models run."),
     option(
         "--kv-cache-memory", default="1GiB", metavar="BYTES", help="For the caches of all models together."
@@ -153,6 +155,8 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         base,
         guide,
         dtype=flags["dtype"],
+        quantization=flags["quantization"],
+        threads=flags["threads"],
         device=flags["device"],
         kv_cache_memory=flags["kv_cache_memory"],
         speculate=read_speculate(flags["speculate"]),

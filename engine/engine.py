@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from nudging.adaptive import Ledger
+from nudging.adaptive import Account, Ledger
 from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
@@ -60,6 +60,8 @@ class Engine:
         self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
+        # Of the adaptive requests, by their drafter and their models.
+        self._accounts: dict[tuple[str, ...], Account] = {}
 
     @property
     def has_work(self) -> bool:
@@ -123,7 +125,8 @@ class Engine:
             totals.add(request)
         pools = {name: runner.pool for name, runner in self.runners.items()}
         usage = {name: 1 - pool.num_available / pool.total for name, pool in pools.items()}
-        return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, totals)
+        precision = {name: runner.decoder.precision for name, runner in self.runners.items()}
+        return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, precision, totals)
 
     def check(self) -> None:
         """Assert I1 and I2 of everything."""
@@ -134,7 +137,7 @@ class Engine:
 
     def _open(self, request: Request) -> None:
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
-        ledger = self._ledgers[request.id] = Ledger(costs)
+        ledger = self._ledgers[request.id] = Ledger(costs, self._account(request))
         with self._counting:
             self._views[request.id] = RequestView(request, ledger)
 
@@ -146,6 +149,13 @@ class Engine:
             for role in request.policy.roles:
                 # Lazy would have to read its text again, too.
                 self._ledgers[request.id].rewind(role, 0)
+
+    def _account(self, request: Request) -> Account:
+        """Where the request's costs are promised: nowhere else, if the caller fixed the length of drafts."""
+        if request.draft_len is not None:
+            return Account()
+        models = (self.models_of[role] for role in request.policy.roles)
+        return self._accounts.setdefault((request.drafter, *models), Account())
 
     def _path_steps(self, model: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
@@ -213,17 +223,12 @@ class Engine:
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
         keep = request.policy.needs_logits or request.params.logprobs is not None
-        size = self._vocab_size(request, work.role)
+        size = self._views[request.id].vocab_size(work.role)
         first = request.first_position - len(request.prompts[work.role].ids)
         return [
             Wanted(request.params, request.seed, max(first + p, 0), size, keep)
             for p in range(work.first_row, work.end + 1)
         ]
-
-    def _vocab_size(self, request: Request, role: str) -> int:
-        """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
-        roles = request.policy.roles if request.policy.shares_ids else (role,)
-        return min(request.roles[r].vocab_size for r in roles)
 
     def _advance(self, request: Request) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
@@ -270,7 +275,7 @@ class Engine:
 
     def _check_token(self, request: Request, token: int, author: str) -> None:
         """A policy may write only ids that every one of its models can read."""
-        size = self._vocab_size(request, author)
+        size = self._views[request.id].vocab_size(author)
         if not 0 <= token < size:
             raise BadRequest(f"{request.policy!r} wrote token {token}; ids go from 0 to {size - 1}")
 
@@ -297,7 +302,9 @@ class Engine:
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
-            settle_draft(request, self._ledgers.pop(request.id))
+            ledger = self._ledgers.pop(request.id)
+            settle_draft(request, ledger)
+            ledger.close(request.finish_reason in ("stop", "length"))
         request.counters.finished_at = request.clock()
         with self._counting:
             self.scheduler.retire(request)
@@ -311,6 +318,8 @@ class Engine:
                 self.scheduler.keep(sequence)
             else:
                 sequence.release()
+                # Who holds the result need not hold logits.
+                sequence.rows.clear()
         self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
         for listener in self.on_end:
             listener(request)

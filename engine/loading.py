@@ -11,18 +11,20 @@ from typing import Literal
 
 import torch
 
+from nudging import _C
 from nudging.chat import plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import CudaRecorder
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
-from nudging.models.load import load_model
+from nudging.models.load import Quantization, load_model
 from nudging.roles import Role, load_text_side
 from nudging.runner import ModelRunner, block_bytes
 
 UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_THREADS = 1024
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
@@ -92,12 +94,29 @@ def read_dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
     return DTYPES[dtype]
 
 
+def read_quantization(quantization: str | None) -> Quantization:
+    """None, or "int8".  Raises BadRequest."""
+    if quantization is None or quantization == "int8":
+        return quantization  # type: ignore[return-value]
+    raise BadRequest(f"quantization is {quantization!r}; it must be None or 'int8'")
+
+
+def read_threads(threads: int | None) -> int:
+    """How many threads the CPU ops take, torch's number by default.  Raises BadRequest."""
+    if threads is None:
+        return torch.get_num_threads()
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
+        raise BadRequest(f"threads is {threads!r}; it must be an integer from 1 to {MAX_THREADS}")
+    return threads
+
+
 def load_roles(
     checkpoints: dict[str, str | os.PathLike[str]],
     dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     progress: bool,
     max_len: int | None,
+    quantization: Quantization = None,
 ) -> tuple[dict[str, Role], dict[str, Decoder]]:
     """Every role, and every model by its name; roles of one checkpoint share one model.
 
@@ -111,7 +130,7 @@ def load_roles(
         name = names.setdefault(path.resolve(), role)
         if name not in decoders:
             limit = None if max_len is None else min(max_len, read_config(path).max_position)
-            decoders[name] = load_model(path, dtype, device, progress, limit)
+            decoders[name] = load_model(path, dtype, device, progress, limit, quantization)
         config = decoders[name].config
         tokenizer, template = load_text_side(path)
         eos = frozenset(config.eos_token_ids)
@@ -124,9 +143,16 @@ def load_roles(
 
 
 def make_runners(
-    decoders: dict[str, Decoder], roles: dict[str, Role], memory: int, block_size: int, prefix_caching: bool
+    decoders: dict[str, Decoder],
+    roles: dict[str, Role],
+    memory: int,
+    block_size: int,
+    prefix_caching: bool,
+    threads: int,
 ) -> dict[str, ModelRunner]:
     """Pools from one budget of `memory` bytes, divided so that every role can hold equally many tokens.
+
+    `threads`: of the CPU ops, which all models take turns with.
 
     Raises BadRequest where not even one block for each role fits.
     """
@@ -138,15 +164,18 @@ def make_runners(
         raise BadRequest(
             f"kv_cache_memory is {memory} bytes; these models need at least {least} for two blocks each"
         )
+    team = _C.Team(threads)
     # One block of each model's budget is no pool's: see KVCache.
     return {
-        name: make_runner(decoder, rounds * users[name] - 1, block_size, prefix_caching)
+        name: make_runner(decoder, rounds * users[name] - 1, block_size, prefix_caching, team)
         for name, decoder in decoders.items()
     }
 
 
-def make_runner(decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool) -> ModelRunner:
+def make_runner(
+    decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool, team: _C.Team
+) -> ModelRunner:
     """The runner for the decoder's device: a GPU's passes are recorded and replayed."""
     if decoder.device.type == "cuda":
         return GraphRunner(decoder, num_blocks, block_size, CudaRecorder(), prefix_caching)
-    return ModelRunner(decoder, num_blocks, block_size, prefix_caching)
+    return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from weakref import WeakValueDictionary
@@ -38,6 +38,11 @@ class PrefixCache:
 
     def __contains__(self, block: int) -> bool:
         return block in self._by_block
+
+    @property
+    def blocks(self) -> KeysView[int]:
+        """The blocks that can be found."""
+        return self._by_block.keys()
 
     def empty(self, salt: str | None) -> Prefix:
         """The beginning of every text of one salt; texts of unlike salts have nothing in common."""

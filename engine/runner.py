@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import torch
 
+from nudging import _C
 from nudging.batch import BatchBuilder, KVCache
 from nudging.blocks import BlockPool
 from nudging.decide import Wanted, decide
 from nudging.errors import NumericalError
+from nudging.kernels.cpu import use_team
 from nudging.models.decoder import Decoder
 from nudging.scheduler import Work
 from nudging.sequence import Row
 
 
 class ModelRunner:
-    """A decoder, its block pool and its cache of `num_blocks` blocks."""
+    """A decoder, its block pool and its cache of `num_blocks` blocks; `team`: the threads of CPU ops."""
 
     def __init__(
-        self, decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool = True
+        self,
+        decoder: Decoder,
+        num_blocks: int,
+        block_size: int,
+        prefix_caching: bool = True,
+        team: _C.Team | None = None,
     ) -> None:
         config = decoder.config
         self.decoder = decoder
+        self.team = team or _C.Team(torch.get_num_threads())
         self.pool = BlockPool(num_blocks, block_size, prefix_caching)
         self.cache = KVCache(
             config.num_layers,
@@ -40,7 +48,8 @@ class ModelRunner:
         """The rows of all works, in order; `wanted` says what each row is asked for."""
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         batch = self._builder.build(works)
-        return decide(self.decoder.forward(batch, self.cache), wanted)
+        with use_team(self.team):
+            return decide(self.decoder.forward(batch, self.cache), wanted)
 
     def poison(self) -> None:
         """Fill every slot with NaN (tests: what is read without having been written cannot hide)."""

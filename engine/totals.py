@@ -72,10 +72,11 @@ class Totals:
 @dataclass(frozen=True)
 class EngineStats:
     """One look at an engine: how many requests run and wait, the share of each model's cache that is in
-    use, and the totals so far, those of running requests included.
+    use, the precision of each model, and the totals so far, those of running requests included.
     """
 
     running: int
     waiting: int
     kv_cache_usage: Mapping[str, float]
+    precision: Mapping[str, str]
     totals: Totals

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require, sizes
+from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
 from .cuda import on_cuda
 from .op import Op
 from .rms_norm import rms_norm
@@ -34,7 +34,7 @@ def _add_rms_norm_cpu(
     total, out = torch.empty_like(x), torch.empty_like(x)
     _C.add_rms_norm(
         isa,
-        torch.get_num_threads(),
+        team(),
         DTYPES[x.dtype],
         x.data_ptr(),
         y.data_ptr(),

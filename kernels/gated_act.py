@@ -1,12 +1,11 @@
 """The gated activation of the feed-forward block (SwiGLU and GeGLU, arXiv 2002.05202)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, sizes
+from .cpu import BEST, DTYPES, on_cpu, sizes, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -25,7 +24,7 @@ def gated_act(gate_up: Tensor, activation: str) -> Tensor:
     return (gate * up).to(gate_up.dtype)
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": _C.Activation.silu,
     "gelu": _C.Activation.gelu,
     "gelu_tanh": _C.Activation.gelu_tanh,
@@ -37,15 +36,15 @@ def _gated_act_cpu(gate_up: Tensor, activation: str, isa: _C.Isa = BEST) -> Tens
     rows, both = sizes("gated_act", "gate_up", gate_up, 2)
     if both % 2 != 0:
         raise ValueError(f"gated_act: {both} columns do not halve into gate and up")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"gated_act: activation is {activation!r}; known are {', '.join(_ACTIVATIONS)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"gated_act: activation is {activation!r}; known are {', '.join(ACTIVATIONS)}")
     gate_up = gate_up.contiguous()
     out = gate_up.new_empty(rows, both // 2)
     _C.gated_act(
         isa,
-        torch.get_num_threads(),
+        team(),
         DTYPES[gate_up.dtype],
-        _ACTIVATIONS[activation],
+        ACTIVATIONS[activation],
         gate_up.data_ptr(),
         out.data_ptr(),
         rows,

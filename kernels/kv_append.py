@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import on_cpu, require, sizes
+from .cpu import on_cpu, require, sizes, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -33,7 +33,7 @@ def _kv_append_cpu(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
     v = require("kv_append", "v", v, (rows, kv_heads, head_dim), k.dtype)
     slot_mapping = require("kv_append", "slot_mapping", slot_mapping, (rows,), torch.int64)
     _C.kv_append(
-        torch.get_num_threads(),
+        team(),
         k.data_ptr(),
         v.data_ptr(),
         k_cache.data_ptr(),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, sizes
+from .cpu import BEST, DTYPES, on_cpu, sizes, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -23,8 +23,7 @@ def _layer_norm_cpu(x: Tensor, eps: float, isa: _C.Isa = BEST) -> Tensor:
     rows, dim = sizes("layer_norm", "x", x, 2)
     x = x.contiguous()
     out = torch.empty_like(x)
-    threads = torch.get_num_threads()
-    _C.layer_norm(isa, threads, DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), rows, dim, eps)
+    _C.layer_norm(isa, team(), DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), rows, dim, eps)
     return out
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require, sizes
+from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -48,11 +48,12 @@ def _linear_cpu(
         )
     _C.linear(
         isa,
-        torch.get_num_threads(),
+        team(),
         DTYPES[dtype],
         DTYPES[out_dtype or dtype],
         x.data_ptr(),
         weight.data_ptr(),
+        0,
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         rows,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require, sizes
+from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -95,7 +95,7 @@ def _paged_attention_cpu(
     out = torch.empty_like(q)
     _C.paged_attention(
         isa,
-        torch.get_num_threads(),
+        team(),
         DTYPES[q.dtype],
         q.data_ptr(),
         k_cache.data_ptr(),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require
+from .cpu import BEST, DTYPES, on_cpu, require, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -31,10 +31,9 @@ def _rms_norm_cpu(
     weight = require("rms_norm", "weight", weight, (dim,), x.dtype)
     out = torch.empty_like(x)
     rows = x.numel() // max(dim, 1)
-    threads = torch.get_num_threads()
     _C.rms_norm(
         isa,
-        threads,
+        team(),
         DTYPES[x.dtype],
         x.data_ptr(),
         weight.data_ptr(),

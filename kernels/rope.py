@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require, sizes
+from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -35,7 +35,7 @@ def _rope_cpu(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, isa: _C.Is
     out = torch.empty_like(x)
     _C.rope(
         isa,
-        torch.get_num_threads(),
+        team(),
         DTYPES[x.dtype],
         x.data_ptr(),
         positions.data_ptr(),

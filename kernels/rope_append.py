@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, require, sizes
+from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
 from .cuda import on_cuda
 from .kv_append import kv_append
 from .op import Op
@@ -66,7 +66,7 @@ def _rope_append_cpu(
     out = q.new_empty(rows, heads, head_dim)
     _C.rope_append(
         isa,
-        torch.get_num_threads(),
+        team(),
         DTYPES[dtype],
         q.data_ptr(),
         k.data_ptr(),

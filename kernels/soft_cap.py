@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu
+from .cpu import BEST, DTYPES, on_cpu, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -20,8 +20,7 @@ def soft_cap(logits: Tensor, cap: float) -> Tensor:
 def _soft_cap_cpu(logits: Tensor, cap: float, isa: _C.Isa = BEST) -> Tensor:
     logits = logits.contiguous()
     out = torch.empty_like(logits)
-    threads = torch.get_num_threads()
-    _C.soft_cap(isa, threads, DTYPES[logits.dtype], logits.data_ptr(), out.data_ptr(), logits.numel(), cap)
+    _C.soft_cap(isa, team(), DTYPES[logits.dtype], logits.data_ptr(), out.data_ptr(), logits.numel(), cap)
     return out
 
 

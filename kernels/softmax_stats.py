@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nudging import _C
 
-from .cpu import BEST, DTYPES, on_cpu, sizes
+from .cpu import BEST, DTYPES, on_cpu, sizes, team
 from .cuda import on_cuda
 from .op import Op
 
@@ -45,7 +45,7 @@ def _softmax_stats_cpu(logits: Tensor, isa: _C.Isa = BEST) -> SoftmaxStats:
     argmax = logits.new_empty(rows, dtype=torch.int32)
     _C.softmax_stats(
         isa,
-        torch.get_num_threads(),
+        team(),
         DTYPES[logits.dtype],
         logits.data_ptr(),
         top.data_ptr(),

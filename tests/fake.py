@@ -34,6 +34,7 @@ class FakeDecoder:
     dtype = torch.float32
     device = torch.device("cpu")
     weight_bytes = 1000
+    precision = "float32"
 
     def __init__(self, logits: Callable[[list[int]], Tensor], vocab: int = 32) -> None:
         self.config = FakeConfig(vocab)

@@ -213,6 +213,7 @@ class SimRunner(ModelRunner):
         self.clock = clock
         self.passes_made = 1
         self.passes = 0
+        self.passes_made = 1
         self.rows_made = 0
         # Rows, counted from the first one ever made, that come out as NaN.
         self.nan_rows: set[int] = set()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +38,7 @@ from tests.cases import (
 from tests.compare import (
     ROWWISE,
     Run,
+    assert_fused_products_have_the_bits_of_what_they_fuse,
     assert_same_bits,
     assert_within,
     outputs,
@@ -126,14 +124,14 @@ def test_a_linear_row_alone_has_the_bits_of_that_row_in_any_shape(
 @pytest.mark.parametrize("size", [1, 7, 33, 65])
 def test_nothing_is_written_past_the_output(size: int, dtype: torch.dtype, isa: _C.Isa) -> None:
     x, kind = noise(size)(2 * size, dtype=dtype), DTYPES[dtype]
-    source = x.data_ptr()
+    source, team = x.data_ptr(), _C.Team(1)
     writers: list[Callable[[int], None]] = [
-        lambda out: _C.linear(isa, 1, kind, kind, source, source, 0, out, 1, 1, size),
-        lambda out: _C.rms_norm(isa, 1, kind, source, source, out, 1, size, 1e-6, False),
-        lambda out: _C.add_rms_norm(isa, 1, kind, source, source, source, out, out, 1, size, 1e-6, False),
-        lambda out: _C.layer_norm(isa, 1, kind, source, out, 1, size, 1e-6),
-        lambda out: _C.gated_act(isa, 1, kind, _C.Activation.silu, source, out, 1, size),
-        lambda out: _C.soft_cap(isa, 1, kind, source, out, size, 30.0),
+        lambda out: _C.linear(isa, team, kind, kind, source, source, 0, 0, out, 1, 1, size),
+        lambda out: _C.rms_norm(isa, team, kind, source, source, out, 1, size, 1e-6, False),
+        lambda out: _C.add_rms_norm(isa, team, kind, source, source, source, out, out, 1, size, 1e-6, False),
+        lambda out: _C.layer_norm(isa, team, kind, source, out, 1, size, 1e-6),
+        lambda out: _C.gated_act(isa, team, kind, _C.Activation.silu, source, out, 1, size),
+        lambda out: _C.soft_cap(isa, team, kind, source, out, size, 30.0),
     ]
     for write in writers:
         guarded = torch.full((size + 64,), 77.0, dtype=dtype)
@@ -227,6 +225,12 @@ def test_fused_ops_have_the_bits_of_the_ops_that_they_fuse(dtype: torch.dtype, i
     q, k = (cpu("rope", isa)(one, positions, cos, sin) for one in (q, k))
     caches = outputs("kv_append", cpu("kv_append", isa), (k, v, k_cache, v_cache, slots))
     assert_same_bits(outputs("rope_append", cpu("rope_append", isa), args), [q, *caches])
+
+
+@per_dtype
+def test_fused_products_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
+    run = functools.partial(cpu, isa=ISAS[0])
+    assert_fused_products_have_the_bits_of_what_they_fuse(run, 5, 77, dtype)
 
 
 @per_isa
@@ -354,16 +358,3 @@ def test_an_unknown_instruction_set_is_refused_by_name() -> None:
     assert choose_isa("") == ISAS[0]
     with pytest.raises(ValueError, match="'sse9'.*portable"):
         choose_isa("sse9")
-
-
-def test_torch_and_our_ops_share_one_openmp_runtime() -> None:
-    """In a process of its own: other packages (sentencepiece) bring runtimes of theirs."""
-    if not Path("/proc/self/maps").exists():
-        pytest.skip("no /proc on this system")
-    script = (
-        "import torch; from nudging.kernels.linear import linear;"
-        "linear(torch.zeros(1, 8), torch.zeros(4, 8));"
-        "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(done.stdout) <= 1

@@ -77,10 +77,7 @@ def keeps_keys_of_what_is_gone(sequence: Sequence, length: int) -> None:
 
 
 def counts_noise_from_one(engine: Engine, work: Any) -> Any:
-    wanted = ORIGINAL["_wanted"](engine, work)
-    for want in wanted:
-        object.__setattr__(want, "position", want.position + 1)
-    return wanted
+    return [want._replace(position=want.position + 1) for want in ORIGINAL["_wanted"](engine, work)]
 
 
 def preempts_without_taking_the_blocks(scheduler: Scheduler, request: Request) -> None:

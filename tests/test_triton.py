@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from tests.cases import CASES, Args, Case, Make, load
+from tests.cases import CASES, Args, Case, Make, linear_args, load, noise, rope_append_args
 from tests.compare import (
     ROWWISE,
     Run,
+    assert_fused_products_have_the_bits_of_what_they_fuse,
     assert_same_bits,
     assert_within,
     outputs,
@@ -85,3 +86,36 @@ def test_bits_of_a_row_do_not_depend_on_its_neighbours(
     poisoned[torch.arange(40) != 21] = float("nan")
     alone = [one[21:22] for one in computed(op, (poisoned, *args[1:]))]
     assert_same_bits(alone, whole, slice(21, 22))
+
+
+@per_dtype
+@pytest.mark.parametrize(("features", "cols"), [(64, 33), (4100, 9)])
+def test_a_row_of_a_long_batch_has_the_bits_of_that_row_alone(
+    features: int, cols: int, dtype: torch.dtype
+) -> None:
+    """Long batches have other tiles, and add all partitions in one program."""
+    args = linear_args(129, features, cols, bias=True)(3, dtype)
+    whole = computed("linear", args)
+    for row in (0, 63, 64, 128):
+        rows = slice(row, row + 1)
+        assert_same_bits(computed("linear", take(args, (0,), rows)), whole, rows)
+
+
+@per_dtype
+@pytest.mark.parametrize(("rows", "features"), [(3, 77), (20, 130), (2, 4100), (129, 4100)])
+def test_fused_products_have_the_bits_of_what_they_fuse(rows: int, features: int, dtype: torch.dtype) -> None:
+    assert_fused_products_have_the_bits_of_what_they_fuse(triton, rows, features, dtype, DEVICE)
+
+
+@per_dtype
+def test_fused_sums_and_appends_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
+    randn = noise(5)
+    x, y, weight = (randn(*shape, dtype=dtype).to(DEVICE) for shape in ((9, 77), (9, 77), (77,)))
+    fused = triton("add_rms_norm")(x, y, weight, 1e-6, True)
+    assert_same_bits(list(fused), [x + y, triton("rms_norm")(x + y, weight, 1e-6, True)])
+
+    args = on_device(rope_append_args(9, 4, 2, 24, 10)(5, dtype))
+    q, k, v, positions, cos, sin, k_cache, v_cache, slots = args
+    q, k = (triton("rope")(one, positions, cos, sin) for one in (q, k))
+    caches = outputs("kv_append", triton("kv_append"), (k, v, k_cache, v_cache, slots))
+    assert_same_bits(outputs("rope_append", triton("rope_append"), args), [q, *caches])

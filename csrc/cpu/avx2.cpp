@@ -15,6 +15,12 @@ struct Avx2 : Lanes<Avx2, 8> {
     return _mm256_cvtph_ps(packed);
   }
 
+  static F widen_int8(B x) {
+    long long bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits)));
+  }
+
   static H narrow(F x) {
     const __m128i packed = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     H bits;

@@ -11,6 +11,7 @@ template <class Arch>
 struct Avx512Lanes : Lanes<Arch, 16> {
   using F = typename Lanes<Arch, 16>::F;
   using H = typename Lanes<Arch, 16>::H;
+  using B = typename Lanes<Arch, 16>::B;
 
   // With the columns of a tile these are 24 sums, 4 weights and an input: 29 of 32 registers.
   static constexpr int kTileRows = 6;
@@ -28,6 +29,13 @@ struct Avx512Lanes : Lanes<Arch, 16> {
     __m256i packed;
     std::memcpy(&packed, &bits, sizeof packed);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16));
+  }
+
+  // Likewise.
+  static F widen_int8(B x) {
+    __m128i packed;
+    std::memcpy(&packed, &x, sizeof packed);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed));
   }
 
   static H narrow(F x) {

@@ -7,12 +7,20 @@ namespace nudging::cpu {
 struct Avx512Bf16 : Avx512Lanes<Avx512Bf16> {
   static constexpr bool kHasPairs = true;
 
-  static F fma_pairs(const bf16* x, const bf16* y, F sum) {
-    __m512bh left, right;
-    std::memcpy(&left, x, sizeof left);
-    std::memcpy(&right, y, sizeof right);
-    return _mm512_dpbf16_ps(sum, left, right);
+  using Pairs = __m512bh;
+
+  static Pairs load_pairs(const bf16* from) {
+    Pairs pairs;
+    std::memcpy(&pairs, from, sizeof pairs);
+    return pairs;
   }
+
+  // Every int8 is a bf16.
+  static Pairs load_pairs(const std::int8_t* from) {
+    return _mm512_cvtne2ps_pbh(load_full(from + kLanes), load_full(from));
+  }
+
+  static F fma_pairs(Pairs x, Pairs y, F sum) { return _mm512_dpbf16_ps(sum, x, y); }
 };
 
 const Kernels kAvx512Bf16 = kTable<Avx512Bf16>;

@@ -33,14 +33,18 @@ void dot_tile(const X* const (&x)[kRows], const Y* const (&y)[kTileCols], std::i
     }
   };
   std::int64_t i = 0;
-  if constexpr (V::kHasPairs && std::is_same_v<X, bf16> && std::is_same_v<Y, bf16>) {
+  if constexpr (V::kHasPairs && std::is_same_v<X, bf16> && !std::is_same_v<Y, float>) {
     for (; i + 2 * V::kLanes <= size; i += 2 * V::kLanes) {
       at_step(i);
+      typename V::Pairs right[kTileCols];
+#pragma GCC unroll 4
+      for (int c = 0; c < kTileCols; ++c) right[c] = V::load_pairs(y[c] + i);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
+        const typename V::Pairs left = V::load_pairs(x[r] + i);
 #pragma GCC unroll 4
         for (int c = 0; c < kTileCols; ++c) {
-          total[r][c] = V::fma_pairs(x[r] + i, y[c] + i, total[r][c]);
+          total[r][c] = V::fma_pairs(left, right[c], total[r][c]);
         }
       }
     }

@@ -17,11 +17,15 @@ struct Kernels {
   Part<Rope> rope;
   Part<GatedAct> gated_act;
   Part<SoftCap> soft_cap;
+  Part<Add> add;
   Part<RopeAppend> rope_append;
   Part<PagedAttention> paged_attention;
   Part<SoftmaxStats> softmax_stats;
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
+
+// Throws std::invalid_argument for an instruction set that was not built.
+const Kernels& kernels(Isa isa);
 
 }  // namespace nudging::cpu

@@ -42,13 +42,21 @@ struct Ahead {
 };
 
 // One tile of kRows rows by one panel.
-template <class V, int kRows, class T, class Out>
-void linear_tile(const Linear& a, const Panel<T>& panel, const Ahead<T>& ahead, std::int64_t row) {
+template <class V, int kRows, class T, class W, class Out>
+void linear_tile(const Linear& a, const Panel<W>& panel, const Ahead<W>& ahead, std::int64_t row) {
   const T* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const T*>(a.x) + (row + r) * a.in;
   float product[kRows][kTileCols];
   dot_tile<V, kRows>(x, panel.weight, a.in, ahead, product);
-  float bias[V::kLanes] = {};
+  float bias[V::kLanes] = {}, scales[kTileCols];
+  if constexpr (std::is_same_v<W, std::int8_t>) {
+    for (std::int64_t c = 0; c < kTileCols; ++c) {
+      scales[c] = a.scales[panel.col + (c < panel.cols ? c : panel.cols - 1)];
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < kTileCols; ++c) product[r][c] *= scales[c];
+    }
+  }
   if (a.bias != nullptr) {
     V::store_full(bias, V::load(static_cast<const T*>(a.bias) + panel.col, panel.cols));
   }
@@ -67,19 +75,19 @@ void linear_tile(const Linear& a, const Panel<T>& panel, const Ahead<T>& ahead, 
 }
 
 // A tile of `rows` <= kRows rows.
-template <class V, int kRows, class T, class Out>
-void linear_rows(const Linear& a, const Panel<T>& panel, const Ahead<T>& ahead, std::int64_t row,
+template <class V, int kRows, class T, class W, class Out>
+void linear_rows(const Linear& a, const Panel<W>& panel, const Ahead<W>& ahead, std::int64_t row,
                  std::int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return linear_rows<V, kRows - 1, T, Out>(a, panel, ahead, row, rows);
+    if (rows < kRows) return linear_rows<V, kRows - 1, T, W, Out>(a, panel, ahead, row, rows);
   }
-  linear_tile<V, kRows, T, Out>(a, panel, ahead, row);
+  linear_tile<V, kRows, T, W, Out>(a, panel, ahead, row);
 }
 
 // Panels [begin, end) of kTileCols columns each.
-template <class V, class T, class Out>
+template <class V, class T, class W, class Out>
 void linear_panels(const Linear& a, std::int64_t begin, std::int64_t end) {
-  const std::int64_t panel_bytes = kTileCols * a.in * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t panel_bytes = kTileCols * a.in * static_cast<std::int64_t>(sizeof(W));
   const bool looks_ahead = a.rows > 1 || panel_bytes <= kOwnStreamBytes;
   const std::int64_t end_col = end * kTileCols < a.cols ? end * kTileCols : a.cols;
   for (std::int64_t first = 0; first < a.rows; first += kRowBlock) {
@@ -87,9 +95,9 @@ void linear_panels(const Linear& a, std::int64_t begin, std::int64_t end) {
     // Tiles of nearly equal size, which share the next panel's columns.
     const std::int64_t tiles = (rows + V::kTileRows - 1) / V::kTileRows;
     for (std::int64_t col = begin * kTileCols; col < end_col; col += kTileCols) {
-      const T* weight = static_cast<const T*>(a.weight) + col * a.in;
+      const W* weight = static_cast<const W*>(a.weight) + col * a.in;
       const std::int64_t left = end_col - col;
-      Panel<T> panel{{}, col, left < kTileCols ? left : kTileCols};
+      Panel<W> panel{{}, col, left < kTileCols ? left : kTileCols};
       for (std::int64_t c = 0; c < kTileCols; ++c) {
         panel.weight[c] = weight + (c < panel.cols ? c : panel.cols - 1) * a.in;
       }
@@ -99,10 +107,19 @@ void linear_panels(const Linear& a, std::int64_t begin, std::int64_t end) {
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
         const std::int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
         const std::int64_t part = tile * lines * panel_bytes / kTileCols;
-        const Ahead<T> ahead{next + part, part < panel_bytes ? lines : 0};
-        linear_rows<V, V::kTileRows, T, Out>(a, panel, ahead, first + row, row_end - row);
+        const Ahead<W> ahead{next + part, part < panel_bytes ? lines : 0};
+        linear_rows<V, V::kTileRows, T, W, Out>(a, panel, ahead, first + row, row_end - row);
       }
     }
+  }
+}
+
+template <class V, class T, class W>
+void linear_into(const Linear& a, std::int64_t begin, std::int64_t end) {
+  if (a.out_dtype == a.dtype) {
+    linear_panels<V, T, W, T>(a, begin, end);
+  } else {
+    linear_panels<V, T, W, float>(a, begin, end);
   }
 }
 
@@ -110,10 +127,10 @@ template <class V>
 void linear(const Linear& a, std::int64_t begin, std::int64_t end) {
   with_type(a.dtype, [&](auto in) {
     using T = decltype(in);
-    if (a.out_dtype == a.dtype) {
-      linear_panels<V, T, T>(a, begin, end);
+    if (a.scales != nullptr) {
+      linear_into<V, T, std::int8_t>(a, begin, end);
     } else {
-      linear_panels<V, T, float>(a, begin, end);
+      linear_into<V, T, T>(a, begin, end);
     }
   });
 }

@@ -26,20 +26,20 @@ template <class V>
 void rms_norm(const RmsNorm& a, std::int64_t begin, std::int64_t end) {
   with_type(a.dtype, [&](auto type) {
     using T = decltype(type);
-    const T* x = static_cast<const T*>(a.x);
     for (std::int64_t row = begin; row < end; ++row) {
+      const std::int64_t at = row / a.group * a.stride + row % a.group * a.dim;
+      const T* x = static_cast<const T*>(a.x) + at;
       if (a.y != nullptr) {
         // The sum is rounded before it is normalised, as it would be between two ops.
-        const T* y = static_cast<const T*>(a.y) + row * a.dim;
-        T* sum = static_cast<T*>(a.sum) + row * a.dim;
+        const T* y = static_cast<const T*>(a.y) + at;
+        T* sum = static_cast<T*>(a.sum) + at;
         for (std::int64_t i = 0; i < a.dim; i += V::kLanes) {
           const std::int64_t left = a.dim - i;
-          V::store(sum + i, V::load(x + row * a.dim + i, left) + V::load(y + i, left), left);
+          V::store(sum + i, V::load(x + i, left) + V::load(y + i, left), left);
         }
+        x = sum;
       }
-      const T* from = a.y != nullptr ? static_cast<const T*>(a.sum) : x;
-      rms_norm_row<V>(a, from + row * a.dim, static_cast<const T*>(a.weight),
-                      static_cast<T*>(a.out) + row * a.dim);
+      rms_norm_row<V>(a, x, static_cast<const T*>(a.weight), static_cast<T*>(a.out) + at);
     }
   });
 }

@@ -29,6 +29,7 @@ struct Register<4> {
   typedef std::uint32_t U __attribute__((vector_size(16)));
   typedef std::int32_t I __attribute__((vector_size(16)));
   typedef std::uint16_t H __attribute__((vector_size(8)));
+  typedef std::int8_t B __attribute__((vector_size(4)));
 };
 
 template <>
@@ -37,6 +38,7 @@ struct Register<8> {
   typedef std::uint32_t U __attribute__((vector_size(32)));
   typedef std::int32_t I __attribute__((vector_size(32)));
   typedef std::uint16_t H __attribute__((vector_size(16)));
+  typedef std::int8_t B __attribute__((vector_size(8)));
 };
 
 template <>
@@ -45,18 +47,20 @@ struct Register<16> {
   typedef std::uint32_t U __attribute__((vector_size(64)));
   typedef std::int32_t I __attribute__((vector_size(64)));
   typedef std::uint16_t H __attribute__((vector_size(32)));
+  typedef std::int8_t B __attribute__((vector_size(16)));
 };
 
 template <class Arch, int kWidth>
 struct Lanes {
   static constexpr int kLanes = kWidth;
-  // Whether Arch has fma_pairs(x, y, sum): lane l of `sum` plus x[2l] y[2l] + x[2l + 1] y[2l + 1]
-  // of two registers of bf16.
+  // Whether Arch has Pairs, a register of bf16, loaded by load_pairs from bf16 or int8, and
+  // fma_pairs(x, y, sum): lane l of `sum` plus x[2l] y[2l] + x[2l + 1] y[2l + 1].
   static constexpr bool kHasPairs = false;
   using F = typename Register<kWidth>::F;  // fp32
   using U = typename Register<kWidth>::U;  // the same bits
   using I = typename Register<kWidth>::I;  // masks and indices
   using H = typename Register<kWidth>::H;  // the bits of bf16 and fp16
+  using B = typename Register<kWidth>::B;  // int8
 
   static F broadcast(float x) { return F{} + x; }
   static I broadcast_int(std::int32_t x) { return I{} + x; }
@@ -93,6 +97,7 @@ struct Lanes {
     return x;
   }
 
+  static F widen_int8(B x) { return __builtin_convertvector(x, F); }
   static F widen_bf16(H bits) { return from_bits(__builtin_convertvector(bits, U) << 16); }
 
   // The whole register from memory, whatever the alignment.
@@ -112,6 +117,12 @@ struct Lanes {
     H bits;
     std::memcpy(&bits, from, sizeof bits);
     return Arch::widen(bits);
+  }
+
+  static F load_full(const std::int8_t* from) {
+    B x;
+    std::memcpy(&x, from, sizeof x);
+    return Arch::widen_int8(x);
   }
 
   // The first `left` elements, at most a register of them; lanes past them hold 0.  Nothing past

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,46 +11,28 @@ from ..batch import Batch, KVCache
 from ..errors import BadRequest
 from ..kernels.add_rms_norm import add_rms_norm
 from ..kernels.gated_act import gated_act
+from ..kernels.gated_linear import gated_linear
 from ..kernels.layer_norm import layer_norm
 from ..kernels.linear import linear
+from ..kernels.linear_int8 import Int8Weight, linear_int8
+from ..kernels.linear_rope_append import linear_rope_append, split_heads
 from ..kernels.paged_attention import paged_attention
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rope_append import rope_append
 from ..kernels.soft_cap import soft_cap
 from .rope import rope_tables
 from .spec import ModelConfig
+from .weights import Layer, Weight, Weights, values_of
+from .whole_pass import WholePass, serves
 
 
-class Layer(NamedTuple):
-    """The weights of one layer; None where the family has none.
-
-    qkv: [q + k + v, hidden], gate_up: [2 * intermediate, hidden], gate first; norms: [dim] of what they
-    normalise.
-    """
-
-    qkv: Tensor
-    o: Tensor
-    gate_up: Tensor
-    down: Tensor
-    attn_norm: Tensor | None = None
-    attn_post_norm: Tensor | None = None
-    mlp_norm: Tensor | None = None
-    mlp_post_norm: Tensor | None = None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
-    qkv_bias: Tensor | None = None
-    o_bias: Tensor | None = None
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-
-
-class Weights(NamedTuple):
-    """All weights of a decoder; `head` is `embed` itself where tied, `norm` None for a parameterless one."""
-
-    embed: Tensor
-    layers: tuple[Layer, ...]
-    norm: Tensor | None
-    head: Tensor
+def project(
+    x: Tensor, weight: Weight, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """x @ weight.T + bias, as the weight's precision has it."""
+    if isinstance(weight, Int8Weight):
+        return linear_int8(x, weight.values, weight.scales, bias, out_dtype)
+    return linear(x, weight, bias, out_dtype)
 
 
 class Decoder:
@@ -64,23 +45,29 @@ class Decoder:
         self.weights = weights
         tables = {r: rope_tables(r, config.max_len, self.device) for r in dict.fromkeys(config.ropes)}
         self._rope_tables = [tables[r] for r in config.ropes]
+        self.whole_pass = WholePass(config, weights, self._rope_tables) if serves(config, weights) else None
         # Gemma was trained with the scale rounded to the model's dtype.
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype, device=self.device)
 
     @property
     def num_parameters(self) -> int:
         """Weights, a tied head counted once."""
-        return sum(w.numel() for w in self._distinct())
+        config, weights = self.config, self.weights
+        twice = config.tied and values_of(weights.head).data_ptr() != weights.embed.data_ptr()
+        every = sum(values_of(w).numel() for w in weights.distinct())
+        return every - (weights.embed.numel() if twice else 0)
+
+    @property
+    def precision(self) -> str:
+        """What weights are kept in: the dtype, and int8 before it where matrix products read that."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"int8, {dtype}" if isinstance(self.weights.head, Int8Weight) else dtype
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take on the device."""
-        return sum(w.numel() * w.element_size() for w in self._distinct())
-
-    def _distinct(self) -> list[Tensor]:
-        top = (self.weights.embed, self.weights.norm, self.weights.head)
-        every = [*top, *(w for layer in self.weights.layers for w in layer)]
-        return list({w.data_ptr(): w for w in every if w is not None}.values())
+        parts = [part for w in self.weights.distinct() for part in (w if isinstance(w, Int8Weight) else (w,))]
+        return sum(part.numel() * part.element_size() for part in parts)
 
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """The logits [len(batch.logit_rows), vocab] fp32 of the wanted rows, final soft-cap applied.
@@ -88,23 +75,38 @@ class Decoder:
         Writes the keys and values of all rows into their slots of `kv`.  A row's logits do not depend on the
         other rows: every op computes each row alone.
         """
+        if self.whole_pass is not None:
+            return self.whole_pass(self._embedded(batch), batch, kv)
+        return self.op_by_op(self._embedded(batch), batch, kv)
+
+    def hidden(self, batch: Batch, kv: KVCache) -> Tensor:
+        """`forward` but for the head: what that reads of the wanted rows, [len(batch.logit_rows), hidden]."""
+        return self._layers(self._embedded(batch), batch, kv)
+
+    def op_by_op(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
+        """`forward` from the embeddings x: [rows, hidden] on; the definition of the whole pass in C++."""
+        logits = project(self._layers(x, batch, kv), self.weights.head, out_dtype=torch.float32)
+        return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
+        x = self.weights.embed.index_select(0, batch.ids)
+        return x * self._embedding_scale if self.config.embedding_scale != 1.0 else x
+
+    def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
+        """All layers and the last norm: of x [rows, hidden] the wanted rows."""
         config = self.config
-        x = self.weights.embed[batch.ids]
-        if config.embedding_scale != 1.0:
-            x = x * self._embedding_scale
         y: Tensor | None = None  # what the block before gives to the residual stream
         for index, layer in enumerate(self.weights.layers):
             x, y = self._enter_block(x, y, layer.attn_norm)
             y = self._attention(index, layer, y, batch, kv)
             y = self._norm(y, layer.attn_post_norm) if config.post_norm else y
             x, y = self._enter_block(x, y, layer.mlp_norm)
-            y = gated_act(linear(y, layer.gate_up, layer.gate_up_bias), config.activation)
-            y = linear(y, layer.down, layer.down_bias)
+            y = self._gated(y, layer)
+            y = project(y, layer.down, layer.down_bias)
             y = self._norm(y, layer.mlp_post_norm) if config.post_norm else y
         x = x if y is None else x + y
-        x = self._norm(x[batch.logit_rows], self.weights.norm)
-        logits = linear(x, self.weights.head, out_dtype=torch.float32)
-        return soft_cap(logits, config.final_soft_cap) if config.final_soft_cap else logits
+        return self._norm(x[batch.logit_rows], self.weights.norm)
 
     def _enter_block(self, x: Tensor, y: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream x + y, and what the next block reads of it: its norm, if there is a pre-norm.
@@ -127,17 +129,8 @@ class Decoder:
     def _attention(self, index: int, layer: Layer, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """What attention gives back to the residual stream, [rows, hidden].  x: [rows, hidden]."""
         config = self.config
-        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
-        qkv = linear(x, layer.qkv, layer.qkv_bias)
-        if config.clip_qkv:
-            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        cos, sin = self._rope_tables[index]
-        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, config.head_dim)
-        q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
-        if config.qk_norm != "none":
-            q, k = self._qk_norm(layer, q, k)
         k_cache, v_cache = kv.layer(index)
-        q = rope_append(q, k, v, batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        q = self._append(index, layer, x, batch, k_cache, v_cache)
         out = paged_attention(
             q,
             k_cache,
@@ -149,7 +142,32 @@ class Decoder:
             config.windows[index],
             config.attention_soft_cap,
         )
-        return linear(out.flatten(1), layer.o, layer.o_bias)
+        return project(out.flatten(1), layer.o, layer.o_bias)
+
+    def _gated(self, x: Tensor, layer: Layer) -> Tensor:
+        """The MLP's inner activations [rows, intermediate] of x [rows, hidden]."""
+        activation = self.config.activation
+        if isinstance(layer.gate_up, Int8Weight):
+            return gated_act(project(x, layer.gate_up, layer.gate_up_bias), activation)
+        return gated_linear(x, layer.gate_up, activation, layer.gate_up_bias)
+
+    def _append(
+        self, index: int, layer: Layer, x: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """The rotated queries [rows, heads, head_dim] of x [rows, hidden]; its keys and values are cached."""
+        config = self.config
+        cos, sin = self._rope_tables[index]
+        rest = (batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        is_plain = not config.clip_qkv and config.qk_norm == "none"
+        if is_plain and not isinstance(layer.qkv, Int8Weight):
+            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest)
+        qkv = project(x, layer.qkv, layer.qkv_bias)
+        if config.clip_qkv:
+            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
+        q, k, v = split_heads(qkv, k_cache)
+        if config.qk_norm != "none":
+            q, k = self._qk_norm(layer, q, k)
+        return rope_append(q, k, v, *rest)
 
     def _qk_norm(self, layer: Layer, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [rows, heads, head_dim], normalised."""

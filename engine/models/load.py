@@ -14,15 +14,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import BadRequest, CheckpointError
+from ..kernels.linear_int8 import Int8Weight, quantize_int8
 from .checkpoint import DTYPES, TensorInfo, list_tensors
 from .config import FAMILIES, read_config
-from .decoder import Decoder, Layer, Weights
+from .decoder import Decoder
 from .raw import REMEDY, printable
 from .spec import ModelConfig
 from .standard import Family
+from .weights import Arena, Layer, Weight, Weights, arena_size
 
 DTYPE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHOWN_NAMES = 5
+# The fields of a layer that matrix products read.
+MATRICES = ("qkv", "o", "gate_up", "down")
+Quantization = Literal["int8"] | None
 
 
 class Slot(NamedTuple):
@@ -31,6 +36,10 @@ class Slot(NamedTuple):
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
+
 
 def load_model(
     path: str | Path,
@@ -38,12 +47,14 @@ def load_model(
     device: torch.device | str = "cpu",
     progress: bool = False,
     max_len: int | None = None,
+    quantization: Quantization = None,
 ) -> Decoder:
     """The decoder of the checkpoint in directory `path`.
 
-    dtype "auto" is the checkpoint's own; max_len as in `read_config`; progress draws a bar on stderr.  Raises
-    CheckpointError for anything missing, unexpected, damaged, misshapen or not finite, BadRequest for an
-    unsupported dtype or a max_len out of range.
+    dtype "auto" is the checkpoint's own; quantization "int8" quantises the weights of all matrix products
+    (norms, biases and looked-up embeddings keep the dtype); max_len as in `read_config`; progress draws a bar
+    on stderr.  Raises CheckpointError for anything missing, unexpected, damaged, misshapen or not finite,
+    BadRequest for an unsupported dtype or a max_len out of range.
     """
     directory = Path(path)
     config = read_config(directory, max_len)
@@ -58,14 +69,41 @@ def load_model(
     num_bytes = sum(tensors[name].num_bytes for slot in wanted for name in slot.names)
     with ExitStack() as stack:
         advance = stack.enter_context(_progress_bar(directory.name, num_bytes, progress))
-        read = _Reader(tensors, chosen, torch.device(device), advance, stack)
+        arena = Arena(arena_size(_parts(top, layers, chosen, quantization)), torch.device(device))
+        read = _Reader(tensors, chosen, arena, advance, stack)
+        matrix: Callable[[Slot], Weight] = read if quantization is None else read.int8
         embed = read(top["embed"])
-        built = tuple(Layer(**{field: read(slot) for field, slot in layer.items()}) for layer in layers)
+        built = tuple(_read_layer(layer, matrix, read) for layer in layers)
         norm = read(top["norm"]) if "norm" in top else None
-        head = read(top["head"]) if "head" in top else embed
         if config.tied:
-            _check_tied(head, tensors, read)
+            _check_tied(embed, tensors, read)
+            head: Weight = embed if quantization is None else read.quantize(embed)
+        else:
+            head = matrix(top["head"])
     return Decoder(config, Weights(embed, built, norm, head))
+
+
+def _read_layer(
+    slots: dict[str, Slot], matrix: Callable[[Slot], Weight], vector: Callable[[Slot], Tensor]
+) -> Layer:
+    qkv, o, gate_up, down = (matrix(slots[field]) for field in MATRICES)
+    vectors = {field: vector(slot) for field, slot in slots.items() if field not in MATRICES}
+    return Layer(qkv, o, gate_up, down, **vectors)
+
+
+def _parts(
+    top: dict[str, Slot], layers: list[dict[str, Slot]], dtype: torch.dtype, quantization: Quantization
+) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor that the weights will be."""
+    slots = [*top.items(), *(item for layer in layers for item in layer.items())]
+    if quantization is not None and "head" not in top:
+        slots.append(("head", top["embed"]))
+    for field, slot in slots:
+        if quantization is not None and field in (*MATRICES, "head"):
+            yield slot.shape, torch.int8
+            yield slot.shape[:1], torch.float32
+        else:
+            yield slot.shape, dtype
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -189,27 +227,41 @@ class _TensorFile(Protocol):
 
 
 class _Reader:
-    """Reads slots onto the device in the wanted dtype."""
+    """Reads slots into an arena in the wanted dtype."""
 
     def __init__(
         self,
         tensors: dict[str, TensorInfo],
         dtype: torch.dtype,
-        device: torch.device,
+        arena: Arena,
         advance: Callable[[int], None],
         stack: ExitStack,
     ) -> None:
         self.tensors = tensors
         self.dtype = dtype
-        self.device = device
+        self.arena = arena
         self.advance = advance
         files = {info.file for info in tensors.values()}
         self.files = {file: _open(file, stack) for file in files}
 
     def __call__(self, slot: Slot) -> Tensor:
         """The slot's tensors joined along dim 0.  Raises CheckpointError when a value is not finite."""
-        rows = sum(shape[0] for shape in slot.shapes)
-        out = torch.empty((rows, *slot.shapes[0][1:]), dtype=self.dtype, device=self.device)
+        return self.read(slot, self.arena.empty(slot.shape, self.dtype))
+
+    def int8(self, slot: Slot) -> Int8Weight:
+        """The same, quantised."""
+        return self.quantize(self.read(slot, torch.empty(slot.shape, dtype=self.dtype)))
+
+    def quantize(self, weight: Tensor) -> Int8Weight:
+        """An int8 copy of `weight` in the arena."""
+        exact = quantize_int8(weight)
+        made = Int8Weight(*(self.arena.empty(tuple(part.shape), part.dtype) for part in exact))
+        for part, source in zip(made, exact, strict=True):
+            part.copy_(source)
+        return made
+
+    def read(self, slot: Slot, out: Tensor) -> Tensor:
+        """`out`, filled."""
         begin = 0
         for name, shape in zip(slot.names, slot.shapes, strict=True):
             part = out[begin : begin + shape[0]]
@@ -238,7 +290,10 @@ def _open(file: Path, stack: ExitStack) -> _TensorFile:
 def _check_tied(head: Tensor, tensors: dict[str, TensorInfo], read: _Reader) -> None:
     """A head that a tied checkpoint brings all the same has to be the embedding."""
     name = _head_name(tensors)
-    if name in tensors and not torch.equal(read(Slot((name,), (tensors[name].shape,))), head):
+    if name not in tensors:
+        return
+    given = read.read(Slot((name,), (tensors[name].shape,)), torch.empty_like(head))
+    if not torch.equal(given, head):
         raise CheckpointError(
             f"{tensors[name].file}: {name} is not the embedding although config.json has "
             "tie_word_embeddings true; set it to false if the head was trained"

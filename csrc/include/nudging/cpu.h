@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "nudging/team.h"
+
 namespace nudging {
 
 enum class Isa { portable, avx2, avx512, avx512bf16 };
@@ -27,10 +29,11 @@ constexpr std::int64_t kAttentionHeads = 4;
 constexpr std::int64_t kLinearPanel = 4;
 
 struct Linear {
-  const void* x;       // [rows, in]
-  const void* weight;  // [cols, in]
-  const void* bias;    // [cols] or null
-  void* out;           // [rows, cols] of out_dtype, which is dtype or f32
+  const void* x;        // [rows, in]
+  const void* weight;   // [cols, in], int8 where there are scales
+  const float* scales;  // [cols], each column's products are multiplied by its own; or null
+  const void* bias;     // [cols] or null
+  void* out;            // [rows, cols] of out_dtype, which is dtype or f32
   std::int64_t rows, in, cols;
   DType dtype, out_dtype;
 };
@@ -42,8 +45,18 @@ struct RmsNorm {
   const void* weight;  // [dim]
   void* out;           // [rows, dim]
   std::int64_t rows, dim;
+  // Rows come in groups, dense within, that begin `stride` elements apart: in all arrays alike.
+  std::int64_t group, stride;
   float eps;
   bool unit_offset;
+  DType dtype;
+};
+
+struct Add {
+  const void* x;  // [size]
+  const void* y;  // [size]
+  void* out;      // [size]
+  std::int64_t size;
   DType dtype;
 };
 
@@ -136,16 +149,15 @@ struct SoftmaxStats {
 std::vector<Isa> available_isas();
 
 // All ops throw std::invalid_argument, naming value and limit, before they write anything.
-// `threads` is an upper bound.
-void linear(const Linear& args, Isa isa, int threads);
-void rms_norm(const RmsNorm& args, Isa isa, int threads);
-void layer_norm(const LayerNorm& args, Isa isa, int threads);
-void rope(const Rope& args, Isa isa, int threads);
-void gated_act(const GatedAct& args, Isa isa, int threads);
-void soft_cap(const SoftCap& args, Isa isa, int threads);
-void kv_append(const KvAppend& args, int threads);
-void rope_append(const RopeAppend& args, Isa isa, int threads);
-void paged_attention(const PagedAttention& args, Isa isa, int threads);
-void softmax_stats(const SoftmaxStats& args, Isa isa, int threads);
+void linear(const Linear& args, Isa isa, Team& team);
+void rms_norm(const RmsNorm& args, Isa isa, Team& team);
+void layer_norm(const LayerNorm& args, Isa isa, Team& team);
+void rope(const Rope& args, Isa isa, Team& team);
+void gated_act(const GatedAct& args, Isa isa, Team& team);
+void soft_cap(const SoftCap& args, Isa isa, Team& team);
+void kv_append(const KvAppend& args, Team& team);
+void rope_append(const RopeAppend& args, Isa isa, Team& team);
+void paged_attention(const PagedAttention& args, Isa isa, Team& team);
+void softmax_stats(const SoftmaxStats& args, Isa isa, Team& team);
 
 }  // namespace nudging
