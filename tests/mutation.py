@@ -67,7 +67,7 @@ def mutated(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Pass()
     elif isinstance(other, ast.Continue | ast.Break):
         yield ast.Break() if isinstance(other, ast.Continue) else ast.Continue()
-    elif isinstance(other, ast.Return) and other.value is not None:
+    elif isinstance(other, ast.Return) and not isinstance(other.value, ast.Constant | types.NoneType):
         yield ast.Return(ast.Constant(None))
 
 

@@ -74,7 +74,7 @@ def test_ten_thousand_requests_leave_nothing_behind() -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_requests_take_no_more_memory_than_a_thousand() -> None:
+def test_a_hundred_thousand_requests_take_no_more_memory_than_a_few_thousand() -> None:
     """By Python's allocator and by the process's peak: less than 1 MB."""
     with SimLLM(Setup(blocks=(48, 48)), threaded=True) as llm:
         serve(llm, random.Random(0), 10_000, VOCAB)
@@ -88,7 +88,7 @@ def test_a_hundred_thousand_requests_take_no_more_memory_than_a_thousand() -> No
         tracemalloc.stop()
         assert after - before < 1_000_000
     with SimLLM(Setup(blocks=(48, 48)), threaded=True) as llm:
-        serve(llm, random.Random(0), 1_000, VOCAB)
+        serve(llm, random.Random(0), 4_000, VOCAB)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         serve(llm, random.Random(3), 100_000, VOCAB)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * PEAK_UNIT
