@@ -9,11 +9,13 @@ texts are equally long by default: the base alone may have nothing to say, and i
 
 from __future__ import annotations
 
-import importlib.util
+import fnmatch
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,22 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.arms.arm import Arm, Limits, Prompts
-from benchmarks.arms.hf import transformers_arms
+from benchmarks.arms.arm import Arm, Limits, Prompts, Rival, Setting
 from benchmarks.arms.ours import engine_arms
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.inflate import SHAPES, inflate_checkpoint
 from benchmarks.report import Figures, figures, show, write
+from benchmarks.rivals import Likeness, likeness, open_rivals
 from benchmarks.rounds import Record, run_rounds
-from nudging import LLM, Nudging
+from nudging import LLM, Base, Nudging, SamplingParams
+from nudging.errors import BadRequest
 from nudging.loading import resolve
 from nudging.pocket.grade import load_questions
 from nudging.prompts import read_chat
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 120  # of the table in a pipe or a file
-RIVALS = ("transformers",)
+MEASURE_FLAGS = ("dtype", "device", "questions", "rounds", "seed", "only", "rivals", "openvino_ir")
 
 
 def measure(
@@ -51,12 +54,15 @@ def measure(
     rounds: int = 5,
     seed: int = 0,
     only: Sequence[str] = (),
-    rivals: Sequence[str] = RIVALS,
+    rivals: bool = True,
+    openvino_ir: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Figures], dict[str, Any]]:
-    """The figures of every arm (those of `only`, where given), and the facts of the run.
+    """The figures of every arm (those whose name a pattern of `only` matches, where given), and the facts of
+    the run.
 
-    Raises DifferentText where arms of ours that must write one text do not.
+    Raises DifferentText where arms of ours that must write one text do not, DifferentModel where a rival's
+    base is not ours, BadRequest for a pattern that no arm matches.
     """
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -64,11 +70,17 @@ def measure(
         "kv_cache_memory": "512MiB",
         "progress": False,
     }
-    with LLM(base, guide, **options) as llm, LLM(base, guide, drafter="ngram", **options) as looking_up:
-        arms = engine_arms(llm, looking_up, policy)
-        arms += rival_arms(rivals, base, guide, device)
-        arms = [arm for arm in arms if not only or arm.name in only]
+    with ExitStack() as stack:
+        llm = stack.enter_context(LLM(base, guide, **options))
+        looking_up = stack.enter_context(LLM(base, guide, drafter="ngram", **options))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        setting = Setting(base, guide, torch.device(device), torch.get_num_threads(), folder, openvino_ir)
+        ours = engine_arms(llm, looking_up, policy)
+        others, left_out = open_rivals(setting, lambda name: matches(name, only)) if rivals else ([], {})
+        arms = [*(arm for arm in ours if matches(arm.name, only)), *others]
+        check_patterns(only, arms, left_out)
         prompts = pocket_prompts(llm, questions)
+        alike = compare_models(llm, others, prompts, limits)
         task = None
         if progress is not None:
             task = progress.add_task("warming up", total=len(arms) * len(prompts) * (rounds + 1))
@@ -97,15 +109,47 @@ def measure(
             "read_bandwidths": run.probes,
             "load_averages": run.load_averages,
             "agreement": agreement(llm, prompts, run.records),
+            "versions": versions(),
+            "rivals": {name: asdict(found) for name, found in alike.items()},
+            "left_out": left_out,
         }
         return figures(run.records, sizes, max(run.probes)), facts
 
 
-def rival_arms(names: Sequence[str], base: Path, guide: Path, device: str) -> list[Arm]:
-    """Those of `names` that are installed and known."""
-    if "transformers" in names and importlib.util.find_spec("transformers"):
-        return transformers_arms(base, guide, torch.device(device), ["bf16", "fp32"])
-    return []
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether an arm is to be run: always where there is no pattern ("llama.cpp*")."""
+    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_patterns(patterns: Sequence[str], arms: Sequence[Arm], left_out: Mapping[str, str]) -> None:
+    """Raise BadRequest for a pattern that matches no arm: a name mistyped, or an engine that is not there."""
+    for pattern in patterns:
+        if not any(matches(arm.name, [pattern]) for arm in arms):
+            reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
+            raise BadRequest(f"no arm is named {pattern!r}; without --arm the table shows all{reasons}")
+
+
+def compare_models(
+    llm: LLM, rivals: Sequence[Rival], prompts: Sequence[Prompts], limits: Limits
+) -> dict[str, Likeness]:
+    """How near each rival's base is to ours, on the prompts and the base's texts.  Raises DifferentModel."""
+    if not rivals:
+        return {}
+    params = SamplingParams(max_tokens=limits.max_tokens, ignore_eos=limits.ignore_eos)
+    results = llm.generate([dict(prompt) for prompt in prompts], params, Base(), "off")
+    texts = [
+        prompt["base"] + list(result.outputs[0].token_ids)
+        for prompt, result in zip(prompts, results, strict=True)
+    ]
+    ours = [torch.from_numpy(llm.logits("base", ids)).float() for ids in texts]
+    return {rival.name: likeness(rival, texts, ours) for rival in rivals}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the engines that are installed."""
+    packages = ("transformers", "llama-cpp-python", "gguf", "openvino", "openvino-genai")
+    installed = {d.name.lower(): d.version for d in metadata.distributions()}
+    return {name: installed[name] for name in packages if name in installed}
 
 
 def pocket_prompts(llm: LLM, count: int) -> list[Prompts]:
@@ -131,8 +175,8 @@ def parameters(llm: LLM, role: str) -> int:
     return llm._engine.runners[llm.roles[role].model].decoder.num_parameters
 
 
-def agreement(llm: LLM, prompts: Sequence[Prompts], records: Sequence[Record]) -> float:
-    """The share of the base's tokens in the nudged texts that the guide would have written, too; NaN where
+def agreement(llm: LLM, prompts: Sequence[Prompts], records: Sequence[Record]) -> float | None:
+    """The share of the base's tokens in the nudged texts that the guide would have written, too; None where
     no arm nudged.
     """
     same: list[bool] = []
@@ -143,7 +187,7 @@ def agreement(llm: LLM, prompts: Sequence[Prompts], records: Sequence[Record]) -
         guesses = rows.argmax(-1).tolist()
         pairs = zip(guesses, ids, sample.authors, strict=False)
         same += [guess == token for guess, token, author in pairs if author == "base"]
-    return sum(same) / len(same) if same else float("nan")
+    return sum(same) / len(same) if same else None
 
 
 def device_name(device: str) -> str:
@@ -181,8 +225,12 @@ def inflated(name: str, shape: str | None, device: str) -> Iterator[Path]:
 @click.option("--natural-ends", is_flag=True, help="Let texts end where they end, and not all be as long.")
 @click.option("--rounds", default=5, help="Timed rounds, after one that is not.")
 @click.option("--seed", default=0, help="Of the order of the arms.")
-@click.option("--arm", "only", multiple=True, help="Only this arm; may be repeated.")
+@click.option(
+    "--arm", "only", multiple=True, help="Only this arm, or those like 'llama.cpp*'; may be repeated."
+)
 @click.option("--rivals/--no-rivals", default=True, help="Run what other engines are installed.")
+@click.option("--openvino-ir", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="The base, exported for OpenVINO.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="A folder for the JSON file.")
 @click.option("--name", help="Of the JSON file; by default the shapes.")
 def main(base: str, guide: str, base_shape: str | None, guide_shape: str | None, **flags: Any) -> None:
@@ -191,19 +239,15 @@ def main(base: str, guide: str, base_shape: str | None, guide_shape: str | None,
     console = terminal if terminal.is_terminal else Console(width=WIDTH)
     policy = Nudging(flags["threshold"], flags["granularity"])
     limits = Limits(flags["max_tokens"], not flags["natural_ends"])
+    wanted = {key: flags[key] for key in MEASURE_FLAGS}
     with ExitStack() as stack:
         base_path = stack.enter_context(inflated(base, base_shape, flags["device"]))
         guide_path = stack.enter_context(inflated(guide, guide_shape, flags["device"]))
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            listed, facts = measure(
-                base_path,
-                guide_path,
-                policy,
-                limits,
-                **{key: flags[key] for key in ("dtype", "device", "questions", "rounds", "seed", "only")},
-                rivals=RIVALS if flags["rivals"] else (),
-                progress=progress,
-            )
+            try:
+                listed, facts = measure(base_path, guide_path, policy, limits, **wanted, progress=progress)
+            except BadRequest as error:
+                raise click.UsageError(str(error)) from error
     models = {"base": base_shape or base, "guide": guide_shape or guide}
     title = f"{models['base']} + {models['guide']}, {flags['dtype']}, one request at a time"
     show(console, listed, facts, title)

@@ -156,12 +156,23 @@ def write(listed: Sequence[Figures], facts: Mapping[str, Any], path: Path) -> No
 
 
 def show(console: Console, listed: Sequence[Figures], facts: Mapping[str, Any], title: str) -> None:
-    """The table, and under it what all arms share."""
+    """The table, and under it what all arms share and what is to know of the rivals."""
     console.print(table(listed, title))
+    agreement = facts["agreement"]
     console.print(
-        f"agreement where the base is sure {facts['agreement']:.0%}; streaming read "
+        f"{'' if agreement is None else f'agreement where the base is sure {agreement:.0%}; '}streaming read "
         f"{max(facts['read_bandwidths']) / 1e9:.1f} GB/s; weights read per pass: base "
         f"{facts['pass_bytes']['base'] / 1e6:.1f} MB, guide {facts['pass_bytes']['guide'] / 1e6:.1f} MB; "
         f"load average {min(facts['load_averages']):.1f}-{max(facts['load_averages']):.1f}",
+        soft_wrap=True,
         highlight=False,
     )
+    for name, found in facts["rivals"].items():
+        console.print(
+            f"{name} has the same likeliest token at {found['argmax']:.1%} of the positions; probabilities "
+            f"differ by up to {found['probability']:.1e}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    for name, reason in facts["left_out"].items():
+        console.print(f"{name} was not run: {reason}", soft_wrap=True, highlight=False, markup=False)

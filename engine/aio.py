@@ -66,6 +66,10 @@ class AsyncLLM:
         if self._llm is not None:
             await asyncio.to_thread(self._llm.close)
 
+    async def drain(self, timeout: float | None = None) -> None:
+        """As `LLM.drain`."""
+        await asyncio.to_thread(self._opened().drain, timeout)
+
     async def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -168,6 +172,7 @@ class AsyncHandle:
         self._handle = handle
         self._loop = asyncio.get_running_loop()
         self._moved = asyncio.Event()
+        self._is_woken = False
         handle.add_listener(self._wake)
 
     @property
@@ -209,12 +214,15 @@ class AsyncHandle:
     async def _change(self) -> None:
         """Wait until something moved since the last look; whoever waits looks again afterwards."""
         await self._moved.wait()
+        self._is_woken = False
         self._moved.clear()
 
     def _wake(self) -> None:
         """The engine's thread: wake the event loop, unless it is awake or gone."""
-        if self._moved.is_set():
+        if self._is_woken:
             return
+        # One call at most waits in a loop that is busy elsewhere.
+        self._is_woken = True
         try:
             self._loop.call_soon_threadsafe(self._moved.set)
         except RuntimeError:

@@ -65,9 +65,11 @@ class LLM:
     text's last tokens before (also for one model alone), "none" never drafts.  Both change speed, never a
     token.  `max_len`: the longest prompt + text in tokens, where a checkpoint's own context is longer.
     `max_batch_tokens`: the most tokens of one pass, longer prompts are read in parts.  Use as a context
-    manager or call `close()`: then every request has ended and all memory is free.  `progress`: a bar while
-    weights load; None shows it where stderr is a terminal.  `trace`: a file to which a timeline of all steps
-    is written, for Perfetto or chrome://tracing.  Raises BadRequest, CheckpointError and OSError.
+    manager or call `close()`: then every request has ended and all memory is free.  `prefix_caching`: the
+    cache of computed tokens stays until its memory is needed, for requests that begin alike (see `cache_salt`
+    of RequestOptions).  `progress`: a bar while weights load; None shows it where stderr is a terminal.
+    `trace`: a file to which a timeline of all steps is written, for Perfetto or chrome://tracing.  Raises
+    BadRequest, CheckpointError and OSError.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class LLM:
         max_batch_tokens: int = 2048,
         block_size: int = 16,
         max_len: int | None = None,
+        prefix_caching: bool = True,
         progress: bool | None = None,
         trace: str | os.PathLike[str] | None = None,
         **unknown: Any,
@@ -104,7 +107,7 @@ class LLM:
         precision = read_dtype(dtype), read_device(device)
         num_threads, quantized = read_threads(threads), read_quantization(quantization)
         self.roles, decoders = load_roles(checkpoints, *precision, shown, max_len, quantized)
-        runners = make_runners(decoders, self.roles, memory, block_size, num_threads)
+        runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching, num_threads)
         models_of = {role.name: role.model for role in self.roles.values()}
         self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
@@ -130,6 +133,13 @@ class LLM:
         self._thread.close()
         self._tracer.close()
         self._engine.runners.clear()
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Take no more requests and wait until those that are there have ended; then `close()`.
+
+        Raises TimeoutError after `timeout` seconds; what runs goes on.
+        """
+        self._thread.drain(timeout)
 
     def generate(
         self,
@@ -316,10 +326,13 @@ class LLM:
                 self.roles,
                 draft_len,
                 drafter=self._drafter,
+                clock=self._engine.clock,
                 **options,
             )
             for i in range(params.n)
         ]
+        for request in requests:
+            request.siblings = tuple(requests)
         for request in requests:
             self._engine.check_fits(request)
         return requests

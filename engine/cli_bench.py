@@ -32,6 +32,13 @@ def batch(arguments: tuple[str, ...]) -> None:
     run("benchmarks.batch", arguments)
 
 
+@bench.command(context_settings=PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def host(arguments: tuple[str, ...]) -> None:
+    """What a step costs outside the models' passes; `--help` shows the flags."""
+    run("benchmarks.host_cost", arguments)
+
+
 def run(module: str, arguments: tuple[str, ...]) -> None:
     """Run a benchmark of the checkout and exit as it does."""
     if not (ROOT / "benchmarks" / "pair.py").is_file():

@@ -17,6 +17,8 @@ class PassCosts:
     def __init__(self, weight_bytes: int, bytes_per_second: float = 1e10) -> None:
         self._seconds: list[float | None] = [None] * BUCKETS
         self._prior = weight_bytes / bytes_per_second
+        # What `of` answered for each bucket since the last timing: it is asked far more often.
+        self._expected: dict[int, float] = {}
 
     def record(self, rows: int, seconds: float) -> None:
         """One pass of `rows` rows took `seconds`."""
@@ -27,11 +29,13 @@ class PassCosts:
             self._seconds[bucket] = seconds
         else:
             self._seconds[bucket] = old + SMOOTHING * (seconds - old)
+        self._expected.clear()
 
     def of(self, rows: int) -> float:
         """The expected seconds of a pass of `rows` rows; never less than for fewer rows."""
         bucket = min((rows - 1).bit_length(), BUCKETS - 1)
-        smaller = [cost for cost in self._seconds[: bucket + 1] if cost is not None]
-        if smaller:
-            return max(smaller)
-        return next((cost for cost in self._seconds[bucket:] if cost is not None), self._prior)
+        if bucket not in self._expected:
+            smaller = [cost for cost in self._seconds[: bucket + 1] if cost is not None]
+            larger = (cost for cost in self._seconds[bucket:] if cost is not None)
+            self._expected[bucket] = max(smaller) if smaller else next(larger, self._prior)
+        return self._expected[bucket]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nudging.errors import NumericalError
 from nudging.kernels.sample import pick
-from nudging.kernels.softmax_stats import SoftmaxStats, softmax_stats
+from nudging.kernels.softmax_stats import softmax_stats
 from nudging.params import SamplingParams
 from nudging.sequence import Row
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """How one row of a batch is turned into a `Row`: `position` is the output position its noise is
     keyed by.
     """
@@ -52,39 +52,38 @@ def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int)
     return pick(logits, *warmth, seed=seed, position=position)
 
 
-def decide(
-    logits: Tensor, wanted: list[Wanted], known: SoftmaxStats | None = None
-) -> list[Row | NumericalError]:
-    """One row for each of the first rows of `logits` [rows, vocab] fp32; one with NaN becomes an error and
-    touches no other.  `known`: the statistics of all of `logits`, where they are there already.
+def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
+    """One row per row of `logits` [rows, vocab] fp32; a row with NaN becomes an error and touches no
+    other.
     """
     rows: list[Row | NumericalError] = [NumericalError("unreached")] * len(wanted)
     for size in {want.vocab_size for want in wanted}:
         chosen = [i for i, want in enumerate(wanted) if want.vocab_size == size]
         whole = len(chosen) == len(wanted) and size == logits.shape[1]
         part = logits if whole else logits[chosen, :size].contiguous()
-        stats = known if whole and known is not None else softmax_stats(part)
+        stats = softmax_stats(part)
         columns = zip(stats.argmax.tolist(), stats.max.tolist(), stats.lse.tolist(), strict=True)
-        for i, line, (top, peak, lse) in zip(chosen, part, columns, strict=False):
-            rows[i] = _row(line, wanted[i], top, peak, lse)
+        for line, (i, (top, peak, lse)) in enumerate(zip(chosen, columns, strict=True)):
+            rows[i] = _row(part, line, wanted[i], top, peak, lse)
     return rows
 
 
-def _row(logits: Tensor, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:
-    row = likeliest(top, peak, lse)
+def _row(logits: Tensor, line: int, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:
+    """One line of `logits` as a row; most requests need no more of it than its statistics."""
+    row = row_of(top, top, peak, lse)
     if isinstance(row, NumericalError) or (want.is_plain and not want.keep_logits):
         return row
-    token = top if want.is_plain else pick_token(logits, want.params, want.seed, want.position)
-    return Row(token, top, row.top_prob, logits.clone() if want.keep_logits else None)
+    token = top if want.is_plain else pick_token(logits[line], want.params, want.seed, want.position)
+    return Row(token, top, row.top_prob, logits[line].clone() if want.keep_logits else None)
 
 
-def likeliest(top: int, peak: float, lse: float) -> Row | NumericalError:
-    """The row that picks its likeliest token, of logit `peak` and log-sum-exp `lse`."""
+def row_of(token: int, top: int, peak: float, lse: float) -> Row | NumericalError:
+    """The row that picked `token`, its likeliest one being `top`, of logit `peak` and log-sum-exp `lse`."""
     if not math.isfinite(peak) or math.isnan(lse):
         return NumericalError(
             f"the model's logits are not finite (max {peak}, log-sum-exp {lse}); check its weights"
         )
-    return Row(top, top, math.exp(peak - lse))
+    return Row(token, top, math.exp(peak - lse))
 
 
 def logprob_of(logits: Tensor, token: int, num_top: int) -> TokenLogprob:

@@ -22,6 +22,7 @@ def draft_ahead(request: Request, view: RequestView, ledger: Ledger, need: Need)
         return _read_known(request, need)
     drafter = DRAFTERS[request.drafter]
     if not _is_draftable(request, drafter, need):
+        ledger.plan(_cost(request, ledger, need))
         return need
     draft = request.draft
     if draft is None or draft.start != len(request.output):
@@ -60,12 +61,20 @@ def _is_draftable(request: Request, drafter: Drafter, need: Need) -> bool:
 
 
 def _length(request: Request, view: RequestView, ledger: Ledger, drafter: Drafter, need: Need) -> int:
-    """How many tokens to draft now: what the caller fixed, or what pays."""
+    """How many tokens to draft now: what the caller fixed, or what pays; then their cost is planned."""
     limit = view.max_tokens - 1
     if request.draft_len is not None:
         return min(request.draft_len, limit)
     rows = need.first - request.sequences[need.role].num_computed
-    return draft_length(ledger, need.role, rows, drafter.cost(request, ledger), limit)
+    drafting = drafter.cost(request, ledger)
+    length = draft_length(ledger, need.role, rows, drafting, limit)
+    ledger.plan((drafting(length) if length else 0.0) + ledger.costs[need.role].of(rows + length))
+    return length
+
+
+def _cost(request: Request, ledger: Ledger, need: Need) -> float:
+    """The pass of a need without a draft; what lies ahead on its path the policy will ask for as it comes."""
+    return ledger.costs[need.role].of(need.last - request.sequences[need.role].num_computed)
 
 
 def _read_known(request: Request, need: Need) -> Need:

@@ -24,7 +24,7 @@ class Drafter(Protocol):
         """Whether `role` reads drafts behind the text where the policy misses its row."""
 
     def cost(self, request: Request, ledger: Ledger) -> Callable[[int], float]:
-        """What a draft of n tokens costs now, in the ledger's unit, as a function of n."""
+        """What a draft of n >= 1 tokens costs now, in the ledger's unit, as a function of n."""
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         """At most `length` tokens for `role` to read, none of them an end of sequence.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from nudging.adaptive import Ledger
+from nudging.adaptive import Account, Ledger
 from nudging.cosched import cheapest_first, path_steps
 from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
@@ -23,7 +23,7 @@ from nudging.errors import BadRequest, OutOfBlocks
 from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
-from nudging.scheduler import Scheduler, Work
+from nudging.scheduler import Scheduler, SchedulerOutput, Work
 from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
@@ -43,9 +43,10 @@ class Engine:
         tracer: Tracer | None = None,
     ) -> None:
         """`costs`: what passes of each model cost; None learns them from the passes that are made.
-        `clock`: the seconds of now; passes are timed with it.  `tracer`: who is told where the time goes.
+        `clock`: the seconds of now; passes and requests are timed with it.  `tracer`: who is told where the
+        time goes.
         """
-        self._clock = clock
+        self.clock = clock
         self._tracer = tracer or Tracer()
         self._totals = Totals()
         # Between opened and counted a request must be seen exactly once by who asks from another thread.
@@ -59,6 +60,8 @@ class Engine:
         self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
+        # Of the adaptive requests, by their drafter and their models.
+        self._accounts: dict[tuple[str, ...], Account] = {}
 
     @property
     def has_work(self) -> bool:
@@ -99,10 +102,7 @@ class Engine:
             with self._tracer.span("engine", "plan"):
                 plan = self.scheduler.schedule(model)
                 steps = self._path_steps(model, plan.works)
-            for request in plan.preempted:
-                for role in request.policy.roles:
-                    # Lazy would have to read its text again, too.
-                    self._ledgers[request.id].rewind(role, 0)
+            self._follow(plan)
             self._compute(model, plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 for work in plan.works:
@@ -124,7 +124,7 @@ class Engine:
         for request in opened:
             totals.add(request)
         pools = {name: runner.pool for name, runner in self.runners.items()}
-        usage = {name: 1 - pool.num_free / pool.total for name, pool in pools.items()}
+        usage = {name: 1 - pool.num_available / pool.total for name, pool in pools.items()}
         precision = {name: runner.decoder.precision for name, runner in self.runners.items()}
         return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, precision, totals)
 
@@ -137,9 +137,25 @@ class Engine:
 
     def _open(self, request: Request) -> None:
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
-        ledger = self._ledgers[request.id] = Ledger(costs)
+        ledger = self._ledgers[request.id] = Ledger(costs, self._account(request))
         with self._counting:
             self._views[request.id] = RequestView(request, ledger)
+
+    def _follow(self, plan: SchedulerOutput) -> None:
+        """Keep the ledgers true to what was found and lost."""
+        for found in plan.found:
+            self._ledgers[found.request.id].spare(found.role, found.end, found.end - found.start)
+        for request in plan.preempted:
+            for role in request.policy.roles:
+                # Lazy would have to read its text again, too.
+                self._ledgers[request.id].rewind(role, 0)
+
+    def _account(self, request: Request) -> Account:
+        """Where the request's costs are promised: nowhere else, if the caller fixed the length of drafts."""
+        if request.draft_len is not None:
+            return Account()
+        models = (self.models_of[role] for role in request.policy.roles)
+        return self._accounts.setdefault((request.drafter, *models), Account())
 
     def _path_steps(self, model: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
@@ -182,11 +198,11 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
-        began = self._clock()
+        began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works)):
             rows = iter(runner.execute(works, wanted))
         if runner.passes_made:
-            seconds = (self._clock() - began) / runner.passes_made
+            seconds = (self.clock() - began) / runner.passes_made
             self.costs[model].record(sum(work.end - work.start for work in works), seconds)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
@@ -201,21 +217,18 @@ class Engine:
                 elif position == work.request.need_now.first:
                     work.request.fail(row)
                 # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
+            if not work.request.is_finished:
+                sequence.register()
 
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
         keep = request.policy.needs_logits or request.params.logprobs is not None
-        size = self._vocab_size(request, work.role)
+        size = self._views[request.id].vocab_size(work.role)
         first = request.first_position - len(request.prompts[work.role].ids)
         return [
             Wanted(request.params, request.seed, max(first + p, 0), size, keep)
             for p in range(work.first_row, work.end + 1)
         ]
-
-    def _vocab_size(self, request: Request, role: str) -> int:
-        """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
-        roles = request.policy.roles if request.policy.shares_ids else (role,)
-        return min(request.roles[r].vocab_size for r in roles)
 
     def _advance(self, request: Request) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
@@ -262,7 +275,7 @@ class Engine:
 
     def _check_token(self, request: Request, token: int, author: str) -> None:
         """A policy may write only ids that every one of its models can read."""
-        size = self._vocab_size(request, author)
+        size = self._views[request.id].vocab_size(author)
         if not 0 <= token < size:
             raise BadRequest(f"{request.policy!r} wrote token {token}; ids go from 0 to {size - 1}")
 
@@ -289,7 +302,9 @@ class Engine:
 
     def _retire(self, request: Request) -> None:
         if request.id in self._ledgers:
-            settle_draft(request, self._ledgers.pop(request.id))
+            ledger = self._ledgers.pop(request.id)
+            settle_draft(request, ledger)
+            ledger.close(request.finish_reason in ("stop", "length"))
         request.counters.finished_at = request.clock()
         with self._counting:
             self.scheduler.retire(request)
@@ -297,10 +312,14 @@ class Engine:
             self._views.pop(request.id, None)
         request.need = None
         for sequence in request.sequences.values():
+            if request.error is None:
+                sequence.register()
             if request.keeps_sequences:
                 self.scheduler.keep(sequence)
             else:
                 sequence.release()
+                # Who holds the result need not hold logits.
+                sequence.rows.clear()
         self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
         for listener in self.on_end:
             listener(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,25 +24,37 @@ class EngineThread:
         self._engine = engine
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
+        self._process = os.getpid()
         self._closing = False
+        self._draining = False
         self._failure: BaseException | None = None
         self._handles: dict[str, Handle] = {}
-        self._thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
+        thread.start()
+        return thread
 
     def submit(self, requests: list[Request], handle: Handle) -> None:
         """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""
-        added = self._post(lambda: self._add(requests, handle))
+        self.check_process()
+        with self._wake:
+            if self._draining:
+                self.check_open()
+                raise EngineClosed("drain() was called: the engine takes no more requests; open a new LLM")
+            added = self._post(lambda: self._add(requests, handle))
         added.add_done_callback(lambda _: self._refuse(requests, handle, added.exception()))
 
     def cancel(self, requests: list[Request]) -> None:
         """End requests with "abort"; finished ones stay as they are, and after close there is nothing to
         end.
         """
+        self.check_process()
         with self._wake:
             if not self._closing:
                 self._commands.append((lambda: self._abort(requests), Future()))
-                self._wake.notify()
+                self._wake.notify_all()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the engine's thread, between two steps, and return or raise what it does."""
@@ -51,23 +64,55 @@ class EngineThread:
 
     def _post(self, function: Callable[[], T]) -> Future[T]:
         """Queue `function` for the engine's thread.  Raises EngineClosed."""
+        self.check_process()
         future: Future[T] = Future()
         with self._wake:
             self.check_open()
             self._commands.append((function, future))
-            self._wake.notify()
+            self._wake.notify_all()
         return future
 
     def check_open(self) -> None:
         """Raise EngineClosed once the engine is closed."""
+        self.check_process()
         if self._closing:
             raise self._closed_error()
 
+    def check_process(self) -> None:
+        """Raise EngineClosed in a forked child: threads do not come along, and locks may be held for ever."""
+        if os.getpid() != self._process:
+            raise EngineClosed(
+                f"this LLM was opened in process {self._process} and cannot be used in its forked child "
+                f"{os.getpid()}; open it after the fork, or start processes with the method 'spawn'"
+            )
+
+    def drain(self, timeout: float | None) -> None:
+        """Take no more requests and wait until all have ended.  Raises TimeoutError; they go on."""
+        self.check_process()
+        assert threading.current_thread() is not self._thread, "the engine's thread cannot wait for itself"
+        with self._wake:
+            if self._closing:
+                return
+            self._draining = True
+            # Once this is obeyed, all requests that came before are the engine's.
+            added = self._post(lambda: None)
+        added.exception()
+        with self._wake:
+            if not self._wake.wait_for(lambda: not self._handles, timeout):
+                raise TimeoutError(
+                    f"{len(self._handles)} requests did not end within {timeout} s; close() ends them"
+                )
+
     def close(self) -> None:
-        """End every request with "abort", stop the thread and wait for it.  A second call does nothing."""
+        """End every request with "abort", stop the thread and wait for it.  A second call does nothing.
+
+        In a forked child there is nothing to end.
+        """
+        if os.getpid() != self._process:
+            return
         with self._wake:
             self._closing = True
-            self._wake.notify()
+            self._wake.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -111,14 +156,21 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                while self._commands:
-                    obey(*self._commands.popleft())
-                if self._engine.has_work:
-                    for request in self._engine.step():
-                        self._report(request)
+                self._turn()
         except BaseException as error:  # noqa: BLE001 - a broken engine must not leave anyone waiting
             self._failure = error
         self._end_everything()
+
+    def _turn(self) -> None:
+        """Obey what was asked for, then step once."""
+        while self._commands:
+            obey(*self._commands.popleft())
+        if self._engine.has_work:
+            for request in self._engine.step():
+                self._report(request)
+        if self._draining:
+            with self._wake:
+                self._wake.notify_all()
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -137,6 +189,8 @@ class EngineThread:
                 self._abort([request])
         for _, future in commands:
             future.set_exception(self._closed_error())
+        with self._wake:
+            self._wake.notify_all()
 
 
 def obey(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -85,10 +85,7 @@ class Generation:
         params = sampling_params or SamplingParams()
         if params.n != 1:
             raise BadRequest(f"n is {params.n}; an open generation is one text, fork() it for more")
-        output = self._run(params, self.policy)
-        self.token_ids += output.token_ids
-        self.authors += output.authors
-        return output
+        return self._append(self._start(params, self.policy))
 
     def fork(self) -> Generation:
         """An independent copy; the caches are shared until one of the two writes."""
@@ -118,7 +115,7 @@ class Generation:
         if not isinstance(self.policy, Owning):
             raise BadRequest(f"{self.policy!r} cannot score given texts: it has no method `owner`")
         params = SamplingParams(max_tokens=len(ids), logprobs=0, ignore_eos=True)
-        output = self._run(params, Forced(self.policy, tuple(ids)), known_ahead=tuple(ids))
+        output = finished(self._start(params, Forced(self.policy, tuple(ids)), known_ahead=tuple(ids)))
         logprobs = output.logprobs or ()
         return [entry.logprob for entry in logprobs if isinstance(entry, TokenLogprob)]
 
@@ -132,9 +129,14 @@ class Generation:
                 # The engine took the memory with it.
                 self._sequences.clear()
 
-    def _run(
-        self, params: SamplingParams, policy: Policy, known_ahead: tuple[int, ...] = ()
-    ) -> CompletionOutput:
+    def _append(self, handle: Handle) -> CompletionOutput:
+        """What an extension wrote becomes text.  Raises the error it ended with."""
+        output = finished(handle)
+        self.token_ids += output.token_ids
+        self.authors += output.authors
+        return output
+
+    def _start(self, params: SamplingParams, policy: Policy, known_ahead: tuple[int, ...] = ()) -> Handle:
         """One request that goes on from prompt + text, with this generation's caches."""
         self._check_open()
         prompts = {name: RolePrompt(prompt.ids + self.token_ids) for name, prompt in self._prompts.items()}
@@ -147,23 +149,30 @@ class Generation:
         seed = self._seed if params.seed is None else params.seed
         name = f"generation-{id(self)}-{next(self._count)}"
         request = Request(
-            name, policy, params, seed, prompts, self._roles, 0, len(self.token_ids), **self._options
+            name,
+            policy,
+            params,
+            seed,
+            prompts,
+            self._roles,
+            0,
+            len(self.token_ids),
+            clock=self._engine.clock,
+            **self._options,
         )
         request.known_ahead = known_ahead
         request.keeps_sequences = True
         request.sequences = self._thread.call(lambda: self._adopt(prompts))
         handle = Handle(name, [request], self._thread)
         self._thread.submit([request], handle)
-        output = handle.result().outputs[0]
-        if output.error is not None:
-            raise output.error
-        return output
+        return handle
 
     def _adopt(self, prompts: dict[str, RolePrompt]) -> dict[str, Sequence]:
         """The sequences, made to hold exactly prompt + text; rows were picked under other parameters."""
         for name, prompt in prompts.items():
             pool = self._engine.runners[self._roles[name].model].pool
-            sequence = self._sequences.setdefault(name, Sequence(pool, ()))
+            salt = self._options.get("cache_salt")
+            sequence = self._sequences.setdefault(name, Sequence(pool, (), salt))
             sequence.set_context(0, prompt.ids)
             sequence.truncate(len(prompt.ids))
             sequence.rows.clear()
@@ -211,3 +220,11 @@ class Generation:
     def _check_open(self) -> None:
         if not self._is_open:
             raise BadRequest("this generation was closed; open() another")
+
+
+def finished(handle: Handle) -> CompletionOutput:
+    """The one output of a generation's request.  Raises the error it ended with."""
+    output = handle.result().outputs[0]
+    if output.error is not None:
+        raise output.error
+    return output

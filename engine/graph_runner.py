@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from nudging.batch import BatchBuffer, BatchShape
-from nudging.decide import Wanted, decide, likeliest
+from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
-from nudging.graphs import Answers, RecordedPass, RecordedPath, Recorder, padded
-from nudging.kernels.softmax_stats import softmax_stats
+from nudging.graphs import PickBuffer, RecordedPass, RecordedPath, Recorder, answer, is_picked_by_head, padded
+from nudging.kernels.lm_head import LmHead
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
 from nudging.scheduler import Work
@@ -16,21 +16,30 @@ from nudging.sequence import Row, Sequence
 
 # The rows of a path, by the sequence they were computed for and their position.
 Foreseen = dict[tuple[Sequence, int], Row | NumericalError]
+# What a recording was made for: the batch's shape, the vocabulary, and the passes of a path.
+Key = tuple[BatchShape, int, int]
 
 
 class GraphRunner(ModelRunner):
-    """Runs what a ModelRunner runs, from recordings where there are some.
+    """Runs what a ModelRunner runs, from recordings where the head alone can answer for all rows.
 
     Where works have a path ahead, the whole of it is computed at once; the passes that then ask for its rows
     find them computed.
     """
 
-    def __init__(self, decoder: Decoder, num_blocks: int, block_size: int, recorder: Recorder) -> None:
-        super().__init__(decoder, num_blocks, block_size)
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_blocks: int,
+        block_size: int,
+        recorder: Recorder,
+        prefix_caching: bool = True,
+    ) -> None:
+        super().__init__(decoder, num_blocks, block_size, prefix_caching)
         self._recorder = recorder
-        self._passes: dict[BatchShape, RecordedPass] = {}
-        self._paths: dict[tuple[BatchShape, int], RecordedPath] = {}
-        self._seen: set[object] = set()
+        self._passes: dict[Key, RecordedPass] = {}
+        self._paths: dict[Key, RecordedPath] = {}
+        self._seen: set[Key] = set()
         self._foreseen: Foreseen = {}
 
     @torch.inference_mode()
@@ -41,14 +50,15 @@ class GraphRunner(ModelRunner):
             return known
         self._foreseen.clear()
         self.passes_made = 1
-        shape = padded(works, self.pool.block_size)
+        shape = self._shape(works, wanted)
         if shape is None:
             return super().execute(works, wanted)
+        vocab = wanted[0].vocab_size if wanted else self.decoder.config.vocab_size
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
-        steps = self._path_length(works, wanted)
-        answers = self._answers(shape, works)
-        path = self._start_path(shape, works, answers, steps) if steps else None
-        rows = decide(answers.logits, wanted, answers.stats)
+        steps = self._path_length(works)
+        said = self._answers((shape, vocab, 0), works, wanted)
+        path = self._start_path((shape, vocab, steps), works, wanted, said) if steps else None
+        rows = read_rows(said, len(wanted))
         if path is not None:
             self._foreseen = read_path(path, works)
             self.passes_made += steps
@@ -56,73 +66,73 @@ class GraphRunner(ModelRunner):
 
     def _known(self, works: list[Work]) -> list[Row | NumericalError] | None:
         """The works' rows where the path that they go on along was computed before."""
-        rows = []
-        for work in works:
-            row = (
-                self._foreseen.get((work.request.sequences[work.role], work.end)) if work.is_onward else None
-            )
-            if row is None:
-                return None
-            rows.append(row)
-        return rows
+        if not self._foreseen or not all(work.is_onward for work in works):
+            return None
+        rows = [self._foreseen.get((work.request.sequences[work.role], work.end)) for work in works]
+        return None if None in rows else [row for row in rows if row is not None]
 
-    def _answers(self, shape: BatchShape, works: list[Work]) -> Answers:
+    def _shape(self, works: list[Work], wanted: list[Wanted]) -> BatchShape | None:
+        """The shape to record the works in; None where somebody needs logits, or a pass is too large."""
+        if not isinstance(self.decoder.weights.head, torch.Tensor):
+            return None
+        if not all(map(is_picked_by_head, wanted)) or len({want.vocab_size for want in wanted}) > 1:
+            return None
+        return padded(works, self.pool.block_size)
+
+    def _answers(self, key: Key, works: list[Work], wanted: list[Wanted]) -> LmHead:
         """One pass over the works in a batch of that shape."""
-        recorded = self._passes.get(shape)
-        if recorded is not None:
-            recorded.buffer.fill(works, self.pool.block_size)
-            recorded.replay()
-            return recorded.answers
-        buffer = self._buffer(shape)
+        recorded = self._passes.get(key)
+        shape, vocab, _ = key
+        buffer = self._buffer(shape) if recorded is None else recorded.buffer
+        picks = self._picks(shape) if recorded is None else recorded.picks
         buffer.fill(works, self.pool.block_size)
-        if shape in self._seen:
-            made = RecordedPass(buffer, self.decoder.forward, self.cache, self._recorder)
-            self._passes[shape] = made
-            made.replay()
-            return made.answers
-        self._seen.add(shape)
-        logits = self.decoder.forward(buffer.batch, self.cache)
-        return Answers(logits, softmax_stats(logits))
+        picks.fill(wanted)
+        if recorded is None and key not in self._seen:
+            self._seen.add(key)
+            return answer(self.decoder, self.cache, buffer, picks, vocab)
+        if recorded is None:
+            recorded = RecordedPass(self.decoder, self.cache, buffer, picks, vocab, self._recorder)
+            self._passes[key] = recorded
+        recorded.replay()
+        return recorded.said
 
     def _start_path(
-        self, shape: BatchShape, works: list[Work], answers: Answers, steps: int
+        self, key: Key, works: list[Work], wanted: list[Wanted], said: LmHead
     ) -> RecordedPath | None:
-        """Compute the works' paths behind the pass that gave `answers`; None where they are new: the first
-        time, single passes do it.
+        """Compute the works' paths behind the pass that `said`; None where they are new: the first time,
+        single passes do it.
         """
+        shape, vocab, steps = key
         lanes = shape.seqs - 1
-        key = (BatchShape(lanes, shape.seqs, shape.width, lanes), steps)
+        key = BatchShape(lanes, shape.seqs, shape.width, lanes), vocab, steps
         path = self._paths.get(key)
         if path is None and key not in self._seen:
             self._seen.add(key)
             return None
+        device = self.decoder.device
         buffers = [self._buffer(key[0]) for _ in range(steps)] if path is None else path.buffers
-        for step, buffer in enumerate(buffers):
+        picks = [self._picks(key[0]) for _ in range(steps)] if path is None else path.picks
+        first = torch.zeros(lanes, dtype=torch.int32, device=device) if path is None else path.first
+        lasts = last_answers(works)
+        for step, (buffer, picked) in enumerate(zip(buffers, picks, strict=True)):
             ends = [work.end + step for work in works]
             rows = [Work(w.request, w.role, e, e + 1, e + 1) for w, e in zip(works, ends, strict=True)]
             buffer.fill(rows, self.pool.block_size, are_ids_known=False)
-        last = torch.tensor(last_answers(works), device=self.decoder.device)
-        first = torch.zeros(lanes, dtype=torch.int64, device=self.decoder.device)
-        first = first if path is None else path.first
-        first[: len(works)] = answers.stats.argmax[last]
+            picked.fill([wanted[i]._replace(position=wanted[i].position + step + 1) for i in lasts])
+        first[: len(works)] = said.token[torch.tensor(lasts, device=device)]
         if path is None:
-            path = RecordedPath(buffers, first, self.decoder.forward, self.cache, self._recorder)
+            path = RecordedPath(self.decoder, self.cache, buffers, picks, first, vocab, self._recorder)
             self._paths[key] = path
         path.replay()
         return path
 
-    def _path_length(self, works: list[Work], wanted: list[Wanted]) -> int:
-        """How many tokens of their paths all works get, and the blocks for them.
-
-        0 leaves the paths to single passes: nobody has one, a token is not the likeliest one, logits are
-        wanted, or blocks or context do not suffice for all.
+    def _path_length(self, works: list[Work]) -> int:
+        """How many tokens of their paths all works get, and the blocks for them; 0 where nobody has one, or
+        blocks or context do not suffice for all: then single passes go as far as they can.
         """
-        config = self.decoder.config
-        if not all(want.is_plain and want.vocab_size == config.vocab_size for want in wanted):
+        if any(work.first_row > work.end for work in works):
             return 0
-        if any(want.keep_logits for want in wanted) or any(work.first_row > work.end for work in works):
-            return 0
-        room = min(config.max_len - work.end for work in works)
+        room = min(self.decoder.config.max_len - work.end for work in works)
         steps = min(max(work.ahead for work in works), room)
         if steps <= 0:
             return 0
@@ -141,6 +151,9 @@ class GraphRunner(ModelRunner):
     def _buffer(self, shape: BatchShape) -> BatchBuffer:
         return BatchBuffer(shape, self.decoder.device, self.cache.spare_slot)
 
+    def _picks(self, shape: BatchShape) -> PickBuffer:
+        return PickBuffer(shape.answers, self.decoder.device)
+
 
 def last_answers(works: list[Work]) -> list[int]:
     """Where each work's last row stands among the rows that are answered."""
@@ -151,6 +164,14 @@ def last_answers(works: list[Work]) -> list[int]:
     return lasts
 
 
+def read_rows(said: LmHead, count: int) -> list[Row | NumericalError]:
+    """The first `count` rows of a pass, waited for."""
+    columns = zip(
+        *(column[:count].tolist() for column in (said.token, said.argmax, said.max, said.lse)), strict=True
+    )
+    return [row_of(*column) for column in columns]
+
+
 def read_path(path: RecordedPath, works: list[Work]) -> Foreseen:
     """The rows of a path, waited for: those of each work as far as its own path goes."""
     tokens, peaks = path.tokens.tolist(), path.peaks.tolist()
@@ -158,6 +179,7 @@ def read_path(path: RecordedPath, works: list[Work]) -> Foreseen:
     for index, work in enumerate(works):
         sequence = work.request.sequences[work.role]
         for step in range(min(work.ahead, len(tokens))):
-            peak, lse = peaks[step]
-            foreseen[sequence, work.end + step + 1] = likeliest(tokens[step][index], peak[index], lse[index])
+            (token, top), (peak, lse) = tokens[step], peaks[step]
+            row = row_of(token[index], top[index], peak[index], lse[index])
+            foreseen[sequence, work.end + step + 1] = row
     return foreseen

@@ -11,15 +11,16 @@ Nothing waits for a recording: a shape is run as it is when it first comes, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
-from nudging.kernels.softmax_stats import SoftmaxStats, softmax_stats
+from nudging.batch import BatchBuffer, BatchShape, KVCache, shape_of
+from nudging.decide import Wanted
+from nudging.kernels.lm_head import LmHead, lm_head
+from nudging.models.decoder import Decoder
 from nudging.scheduler import Work
 
 # Rows of one sequence up to which a pass is recorded: what a draft and its pass have, not what a prompt has.
@@ -63,64 +64,104 @@ class CudaRecorder:
         return replay
 
 
-class Forward(Protocol):
-    """A decoder's forward."""
+class PickBuffer:
+    """How the rows of a batch pick their tokens, on the host and on the device, one memory for every step."""
 
-    def __call__(self, batch: Batch, kv: KVCache) -> Tensor: ...
+    def __init__(self, rows: int, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self._host = torch.zeros((3, rows), dtype=torch.int64, pin_memory=pinned)
+        self._device = self._host if device.type == "cpu" else self._host.to(device)
+        # The temperatures are fp32 in the first half of a row of int64.
+        self.temperature = self._device[0].view(torch.float32)[:rows]
+        self.seed, self.position = self._device[1], self._device[2]
+        self._temperatures = self._host[0].view(torch.float32).numpy()
+        self._keys = self._host[1:].numpy()
+
+    def fill(self, wanted: Sequence[Wanted]) -> None:
+        """Take over what the first rows want; those that pad the batch pick the likeliest token."""
+        count = len(wanted)
+        self._temperatures[:count] = [want.params.temperature for want in wanted]
+        self._temperatures[count:] = 0
+        self._keys[0, :count] = [(want.seed + 2**63) % 2**64 - 2**63 for want in wanted]
+        self._keys[1, :count] = [want.position for want in wanted]
+        if self._device is not self._host:
+            self._device.copy_(self._host, non_blocking=True)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a pass said: `logits` [answers, vocab] fp32 and their statistics, still on the device."""
+def is_picked_by_head(want: Wanted) -> bool:
+    """Whether the row's token can be picked where its logits are computed, which then need not be written."""
+    params = want.params
+    unfiltered = params.top_k == 0 and params.top_p >= 1 and params.min_p == 0
+    return not want.keep_logits and not params.logit_bias and (unfiltered or params.temperature == 0)
 
-    logits: Tensor
-    stats: SoftmaxStats
+
+def answer(decoder: Decoder, cache: KVCache, buffer: BatchBuffer, picks: PickBuffer, vocab: int) -> LmHead:
+    """One pass, its tokens picked among the first `vocab` by the head; logits need not be written."""
+    x = decoder.hidden(buffer.batch, cache)
+    cap = decoder.config.final_soft_cap
+    head = decoder.weights.head
+    assert isinstance(head, Tensor), "the head is not a plain weight"
+    return lm_head(x, head, vocab, cap, picks.temperature, picks.seed, picks.position)
 
 
 class RecordedPass:
-    """One pass over a batch of one shape."""
+    """One pass over a batch of one shape, its tokens picked by the head.
 
-    def __init__(self, buffer: BatchBuffer, forward: Forward, cache: KVCache, recorder: Recorder) -> None:
-        """`buffer` holds a real batch: recording runs the pass."""
+    Recording runs the pass: `buffer` and `picks` hold real ones.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        buffer: BatchBuffer,
+        picks: PickBuffer,
+        vocab: int,
+        recorder: Recorder,
+    ) -> None:
         self.buffer = buffer
-        self.answers: Answers
+        self.picks = picks
+        self.said: LmHead
 
         def run() -> None:
-            logits = forward(buffer.batch, cache)
-            self.answers = Answers(logits, softmax_stats(logits))
+            self.said = answer(decoder, cache, buffer, picks, vocab)
 
         self.replay = recorder.record(run)
 
 
 class RecordedPath:
-    """`steps` passes of one row a sequence, each row's token the likeliest one after the row before it."""
+    """Passes of one row a sequence, each row's token the one that the row before it picked."""
 
     def __init__(
         self,
-        buffers: Sequence[BatchBuffer],
-        first: Tensor,
-        forward: Forward,
+        decoder: Decoder,
         cache: KVCache,
+        buffers: Sequence[BatchBuffer],
+        picks: Sequence[PickBuffer],
+        first: Tensor,
+        vocab: int,
         recorder: Recorder,
     ) -> None:
-        """`first`: [seqs] int64 on the device, the tokens of the first pass; `buffers`: one for each pass,
-        of one shape and filled but for their ids.
+        """`first`: [seqs] int32 on the device, the tokens of the first pass; `buffers` and `picks`: for each
+        pass, of one shape and filled but for the ids.
         """
         self.buffers = buffers
+        self.picks = picks
         self.first = first
-        # By pass and sequence: the likeliest token, and what its probability is made of.
-        self.tokens = torch.empty((len(buffers), len(first)), dtype=torch.int32, device=first.device)
+        # By pass and sequence: the token picked and the likeliest one, and what its probability is made of.
+        self.tokens = torch.empty((len(buffers), 2, len(first)), dtype=torch.int32, device=first.device)
         self.peaks = torch.empty((len(buffers), 2, len(first)), dtype=torch.float32, device=first.device)
 
         def run() -> None:
             tokens = first
-            for buffer, top, peak in zip(buffers, self.tokens, self.peaks, strict=True):
+            for buffer, picked, out, peak in zip(buffers, picks, self.tokens, self.peaks, strict=True):
                 buffer.batch.ids.copy_(tokens)
-                stats = softmax_stats(forward(buffer.batch, cache))
-                top.copy_(stats.argmax)
-                peak[0].copy_(stats.max)
-                peak[1].copy_(stats.lse)
-                tokens = top
+                said = answer(decoder, cache, buffer, picked, vocab)
+                out[0].copy_(said.token)
+                out[1].copy_(said.argmax)
+                peak[0].copy_(said.max)
+                peak[1].copy_(said.lse)
+                tokens = out[0]
 
         self.replay = recorder.record(run)
 

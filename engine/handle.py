@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """One prompt and its n continuations.  Every method may be called from any thread."""
+    """One prompt and its n continuations.  Every method may be called from any thread.
+
+    There is no buffer to overflow: deltas are cut from the text when they are asked for, so a reader who
+    never comes costs the text itself, at most max_tokens, and holds nobody up.
+    """
 
     def __init__(self, request_id: str, requests: list[Request], thread: EngineThread) -> None:
         self.request_id = request_id
@@ -35,6 +39,7 @@ class Handle:
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait for all continuations.  Raises TimeoutError after `timeout` seconds; the job goes on."""
+        self._thread.check_process()
         with self._changed:
             if not self._changed.wait_for(lambda: self.is_finished, timeout):
                 raise TimeoutError(
@@ -48,6 +53,7 @@ class Handle:
 
     def __iter__(self) -> Iterator[Delta]:
         """Deltas as they come, of all continuations; each ends with one whose `finish_reason` is set."""
+        self._thread.check_process()
         seen = [0] * len(self._requests)
         open_ones = set(range(len(self._requests)))
         while open_ones:

@@ -143,7 +143,12 @@ def load_roles(
 
 
 def make_runners(
-    decoders: dict[str, Decoder], roles: dict[str, Role], memory: int, block_size: int, threads: int
+    decoders: dict[str, Decoder],
+    roles: dict[str, Role],
+    memory: int,
+    block_size: int,
+    prefix_caching: bool,
+    threads: int,
 ) -> dict[str, ModelRunner]:
     """Pools from one budget of `memory` bytes, divided so that every role can hold equally many tokens.
 
@@ -162,13 +167,15 @@ def make_runners(
     team = _C.Team(threads)
     # One block of each model's budget is no pool's: see KVCache.
     return {
-        name: make_runner(decoder, rounds * users[name] - 1, block_size, team)
+        name: make_runner(decoder, rounds * users[name] - 1, block_size, prefix_caching, team)
         for name, decoder in decoders.items()
     }
 
 
-def make_runner(decoder: Decoder, num_blocks: int, block_size: int, team: _C.Team) -> ModelRunner:
+def make_runner(
+    decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool, team: _C.Team
+) -> ModelRunner:
     """The runner for the decoder's device: a GPU's passes are recorded and replayed."""
     if decoder.device.type == "cuda":
-        return GraphRunner(decoder, num_blocks, block_size, CudaRecorder())
-    return ModelRunner(decoder, num_blocks, block_size, team)
+        return GraphRunner(decoder, num_blocks, block_size, CudaRecorder(), prefix_caching)
+    return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team)

@@ -74,6 +74,7 @@ class Metrics(Collector):
         yield self._by("author_tokens", "Tokens written, by the role that wrote them.", "role", totals.tokens)
         yield self._by("request_passes", "Forwards times requests in them, by role.", "role", totals.passes)
         yield self._by("request_success", "Requests that ended.", "finished_reason", totals.finished)
+        yield self._counter("prefix_cache_hits", "Prompt tokens that were cached.", totals.cached_tokens)
         yield self._counter("num_preemptions", "Requests that gave their cache back.", totals.preemptions)
         yield self._counter("spec_decode_num_drafts", "Drafts verified.", totals.drafts)
         yield self._counter("spec_decode_num_draft_tokens", "Tokens drafted.", totals.drafted)

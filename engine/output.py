@@ -23,7 +23,8 @@ class Stats:
 
     `nudged_tokens` counts tokens not written by the base; `drafted` and `accepted` count tokens computed
     ahead and those of them that became text; `accepted_lengths[n]` counts the drafts of which n tokens did;
-    `preemptions` counts how often the request gave its cache back to a higher-ranked one, `recomputed` the
+    `cached_tokens` counts prompt tokens that were not computed because another request had, of all roles
+    together; `preemptions` how often the request gave its cache back to a higher-ranked one, `recomputed` the
     tokens it computed again for that.  `ttft_ms` and `tpot_ms` are milliseconds to the first token, and for
     each later one on average (None where there was none).
     """
@@ -38,6 +39,7 @@ class Stats:
     ttft_ms: float | None
     tpot_ms: float | None
     accepted_lengths: tuple[int, ...] = ()
+    cached_tokens: int = 0
     preemptions: int = 0
     recomputed: int = 0
 
@@ -153,6 +155,7 @@ def stats(request: Request) -> Stats:
         accepted_lengths=tuple(
             counters.cycles.get(n, 0) for n in range(max(counters.cycles, default=-1) + 1)
         ),
+        cached_tokens=counters.cached,
         preemptions=counters.preemptions,
         recomputed=counters.recomputed,
     )

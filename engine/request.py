@@ -69,6 +69,8 @@ class Counters:
     accepted: int = 0
     # How often the request gave its blocks back to a higher-ranked one, and the tokens it computed again.
     preemptions: int = 0
+    # Prompt tokens that were not computed, because another request had: all roles together.
+    cached: int = 0
     recomputed: int = 0
     # How many drafts had so many of their tokens accepted.
     cycles: dict[int, int] = field(default_factory=dict)
@@ -96,11 +98,12 @@ class Request:
         clock: Callable[[], float] = time.monotonic,
         priority: int = 0,
         timeout: float | None = None,
+        cache_salt: str | None = None,
     ) -> None:
         """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
         token, for texts that go on from earlier ones.  `drafter`: who drafts, by its name in DRAFTERS.
-        `clock`: the seconds of now, the engine's own clock.  `priority`, `timeout`: see
-        RequestOptions.
+        `clock`: the seconds of now, the engine's own clock.  `priority`, `timeout`,
+        `cache_salt`: see RequestOptions.
         """
         self.id = request_id
         self.policy = policy
@@ -119,6 +122,9 @@ class Request:
         )
         self.state: Any = policy.start()
         self.sequences: dict[str, Sequence] = {}
+        self.cache_salt = cache_salt
+        # All requests for the same prompts (n > 1), which is read once for them.
+        self.siblings: tuple[Request, ...] = ()
         self.keeps_sequences = False
         self.output: list[int] = []
         self.pieces: list[Piece] = []

@@ -1,4 +1,4 @@
-"""How a request is served among others: options that change when its tokens come, and none of them."""
+"""How a request is served among others: options that change when its tokens come, and no token."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ class RequestOptions(TypedDict, total=False):
 
     `timeout`: seconds from submission after which the request ends as it is, with the finish reason "abort"
     and DeadlineExceeded as its error; None, the default, for no limit.
+
+    `cache_salt`: what was computed for one salt is not reused for another, so that nobody can find out by
+    timing what somebody else has asked; requests without one share.
     """
 
     priority: int
     timeout: float | None
+    cache_salt: str | None
 
 
 def check_request_options(options: Mapping[str, object]) -> None:
@@ -35,5 +39,7 @@ def check_request_options(options: Mapping[str, object]) -> None:
         raise BadRequest(
             f"priority is {priority!r}; it must be a whole number and less than {PRIORITY_LIMIT} from 0"
         )
+    if not isinstance(options.get("cache_salt"), str | None):
+        raise BadRequest(f"cache_salt is {options['cache_salt']!r}; it must be None or a str")
     if timeout is not None and (not is_number(timeout) or timeout <= 0):
         raise BadRequest(f"timeout is {timeout!r}; it must be None or a number of seconds above 0")

@@ -19,12 +19,17 @@ class ModelRunner:
     """A decoder, its block pool and its cache of `num_blocks` blocks; `team`: the threads of CPU ops."""
 
     def __init__(
-        self, decoder: Decoder, num_blocks: int, block_size: int, team: _C.Team | None = None
+        self,
+        decoder: Decoder,
+        num_blocks: int,
+        block_size: int,
+        prefix_caching: bool = True,
+        team: _C.Team | None = None,
     ) -> None:
         config = decoder.config
         self.decoder = decoder
         self.team = team or _C.Team(torch.get_num_threads())
-        self.pool = BlockPool(num_blocks, block_size)
+        self.pool = BlockPool(num_blocks, block_size, prefix_caching)
         self.cache = KVCache(
             config.num_layers,
             num_blocks,

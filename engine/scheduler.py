@@ -40,10 +40,21 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Found:
+    """`tokens[start:end]` of one sequence need not be computed: a sibling or an earlier request had them."""
+
+    request: Request
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class SchedulerOutput:
-    """The work of one model, and who had to give its blocks back for it."""
+    """The work of one model; what was found since the last plan; and who had to give its blocks back."""
 
     works: list[Work]
+    found: list[Found]
     preempted: list[Request]
 
 
@@ -69,6 +80,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._arrivals = 0
+        self._found: list[Found] = []
         self._preempted: list[Request] = []
         # Sequences of open generations that no request uses now, the longest unused first.
         self._kept: list[Sequence] = []
@@ -79,7 +91,9 @@ class Scheduler:
         self._arrivals += 1
         for role in request.policy.roles:
             if role not in request.sequences:
-                request.sequences[role] = Sequence(self._pool(role), request.prompts[role].ids)
+                request.sequences[role] = Sequence(
+                    self._pool(role), request.prompts[role].ids, request.cache_salt
+                )
         insort(self.waiting, request, key=_rank)
 
     def blocks_needed(self, request: Request) -> dict[str, int]:
@@ -109,8 +123,14 @@ class Scheduler:
         self._kept = [kept for kept in self._kept if kept is not sequence]
 
     def retire(self, request: Request) -> None:
-        """Take a finished request out, wherever it stands."""
+        """Take a finished request out, wherever it stands; siblings that wait for its prompt take it over."""
         (self.running if request in self.running else self.waiting).remove(request)
+        for sibling in request.siblings:
+            if sibling in self.running and not sibling.is_finished:
+                for role in request.sequences:
+                    self._take_prompt(sibling, role, request)
+        request.siblings = ()
+        self._found = [found for found in self._found if found.request is not request]
 
     def schedule(self, model: str) -> SchedulerOutput:
         """What the running requests now need of one model: at most `max_batch_tokens` tokens.
@@ -126,8 +146,51 @@ class Scheduler:
             work = self._own_blocks(request, ends[request])
             if work is not None:
                 works.append(work)
-        preempted, self._preempted = self._preempted, []
-        return SchedulerOutput(works, preempted)
+        output = SchedulerOutput(works, self._found, self._preempted)
+        self._found, self._preempted = [], []
+        return output
+
+    def _find_computed(self, request: Request) -> bool:
+        """Let the request go on from what is computed already.  False: it waits, while a sibling that ranks
+        above it reads their prompt.
+        """
+        need = request.need_now
+        sequence = request.sequences[need.role]
+        if request.siblings and sequence.num_computed < sequence.prompt_len - 1:
+            if self._is_being_read(request, need.role):
+                return False
+            for sibling in request.siblings:
+                self._take_prompt(request, need.role, sibling)
+        start = sequence.num_computed
+        if sequence.take_cached(need.first - 1):
+            self._note(request, need.role, start)
+        return True
+
+    def _take_prompt(self, request: Request, role: str, sibling: Request) -> None:
+        """Share what a sibling has computed of the prompt, where it is more than the request has."""
+        sequence, source = request.sequences[role], sibling.sequences.get(role)
+        limit = sequence.prompt_len - 1
+        if request.need_now.role == role:
+            # A row is never shared: the token before it is computed in any case.
+            limit = min(limit, request.need_now.first - 1)
+        start = sequence.num_computed
+        if source is not None and min(source.num_computed, limit) > start:
+            sequence.take_from(source, limit)
+            self._note(request, role, start)
+
+    def _is_being_read(self, request: Request, role: str) -> bool:
+        """Whether a running sibling above `request` computes their prompt for the same role now."""
+        for other in request.siblings:
+            if other.rank < request.rank and other in self.running and other.need_now.role == role:
+                return other.sequences[role].num_computed < request.sequences[role].prompt_len - 1
+        return False
+
+    def _note(self, request: Request, role: str, start: int) -> None:
+        """Report and count what a sequence has found behind `start`."""
+        sequence = request.sequences[role]
+        self._found.append(Found(request, role, start, sequence.num_computed))
+        if not request.counters.preemptions:
+            request.counters.cached += max(min(sequence.num_computed, sequence.prompt_len) - start, 0)
 
     def _share_tokens(self, model: str) -> dict[Request, int]:
         """Up to which token each running request that needs the model computes in this step.
@@ -140,7 +203,7 @@ class Scheduler:
         long: list[Request] = []
         for request in self.running:
             need = request.need_now
-            if self.models_of[need.role] != model:
+            if self.models_of[need.role] != model or not self._find_computed(request):
                 continue
             if _pending(request) > DECODE_TOKENS:
                 request.long_need = (need.role, need.first)
@@ -168,7 +231,7 @@ class Scheduler:
         need = request.need_now
         sequence = request.sequences[need.role]
         start, pool = sequence.num_computed, self._pool(need.role)
-        while sequence.block_table.missing(start, end) > pool.num_free:
+        while sequence.block_table.missing(start, end) > pool.num_available:
             if self._release_idle(pool):
                 continue
             victim = self._lowest_holder(pool, above=request)
@@ -194,7 +257,7 @@ class Scheduler:
         """
         claim = self._claim(request)
         while True:
-            free = {model: pool.num_free for model, pool in self.pools.items()}
+            free = {model: pool.num_available for model, pool in self.pools.items()}
             short = self._short_pools(claim, self.running, free)
             if not short:
                 return True
@@ -234,8 +297,16 @@ class Scheduler:
             pool, sequence = self._pool(role), request.sequences[role]
             soon = request.context_length(role) + request.ahead + HEADROOM_BLOCKS * pool.block_size
             blocks = pool.blocks_for(min(soon, request.max_sequence(role)))
-            claim[self.models_of[role]] += max(blocks - len(sequence.block_table.ids), 0)
+            there = len(sequence.block_table.ids) or self._count_known(request, role)
+            claim[self.models_of[role]] += max(blocks - there, 0)
         return claim
+
+    def _count_known(self, request: Request, role: str) -> int:
+        """How many blocks a sequence that has none will share with running requests."""
+        sequence = request.sequences[role]
+        if any(sibling in self.running and sibling is not request for sibling in request.siblings):
+            return (sequence.prompt_len - 1) // self._pool(role).block_size
+        return sequence.count_known(request.context_length(role) - 1)
 
     def _lowest_holder(self, pool: BlockPool, above: Request) -> Request | None:
         """The lowest-ranked running request below `above` that holds blocks of the pool."""
@@ -264,6 +335,7 @@ class Scheduler:
         """Back to the queue without blocks; text, rows and need stay."""
         self.running.remove(request)
         for sequence in request.sequences.values():
+            sequence.register()
             sequence.release()
         request.counters.preemptions += 1
         self._preempted.append(request)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nudging.blocks import BlockPool, BlockTable
+from nudging.prefix_cache import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Sequence:
     an entry becomes stale.
     """
 
-    def __init__(self, pool: BlockPool, prompt: Ids[int]) -> None:
+    def __init__(self, pool: BlockPool, prompt: Ids[int], salt: str | None = None) -> None:
+        """`salt`: only sequences of the same one find each other's blocks."""
         self.prompt_len = len(prompt)
         self.tokens: list[int] = list(prompt)
         self.num_computed = 0
@@ -42,6 +44,9 @@ class Sequence:
         self.lost = 0
         self.rows: dict[int, Row] = {}
         self.block_table = BlockTable(pool)
+        self._empty = pool.prefixes.empty(salt)
+        # The findable beginnings of what is computed, one for each of the first blocks.
+        self._prefixes: list[Prefix] = []
 
     def check(self) -> None:
         """Assert I1 and that the blocks cover what is computed."""
@@ -50,6 +55,14 @@ class Sequence:
         )
         held = len(self.block_table.ids) * self.block_table.pool.block_size
         assert held >= self.num_computed, f"blocks hold {held} tokens, {self.num_computed} are computed"
+        for prefix, block in zip(self._prefixes, self.block_table.ids, strict=False):
+            assert prefix.block == block, f"block {block} is found as {prefix.block}"
+        size = self.block_table.pool.block_size
+        for i, prefix in enumerate(self._prefixes):
+            assert tuple(self.tokens[i * size : (i + 1) * size]) == prefix.tokens, (
+                "a block is found as another"
+            )
+        assert len(self._prefixes) * size <= self.num_computed, "a block is found before it is computed"
 
     def truncate(self, length: int) -> None:
         """Forget every token from `length` on, the keys and values behind it, and the rows that saw it."""
@@ -58,7 +71,7 @@ class Sequence:
         del self.tokens[length:]
         for position in [p for p in self.rows if p > length]:
             del self.rows[position]
-        self.num_computed = min(self.num_computed, length)
+        self._uncompute(length)
         self.lost = min(self.lost, length)
         self.block_table.shrink(self.num_computed)
 
@@ -82,8 +95,13 @@ class Sequence:
         row = self.rows.get(position)
         if row is None:
             # A row that was dropped comes back by recomputing one token, which writes the same bytes again.
-            self.num_computed = min(self.num_computed, position - 1)
+            self._uncompute(position - 1)
         return row
+
+    def _uncompute(self, length: int) -> None:
+        """What follows the first `length` tokens has to be computed again."""
+        self.num_computed = min(self.num_computed, length)
+        del self._prefixes[self.num_computed // self.block_table.pool.block_size :]
 
     def prepare_write(self, start: int, end: int) -> list[tuple[int, int]]:
         """Own, alone, the blocks of tokens[start:end]: the (source, destination) block copies to make first.
@@ -92,6 +110,70 @@ class Sequence:
         """
         self.block_table.grow(end)
         return self.block_table.make_writable(start, end)
+
+    def count_known(self, limit: int) -> int:
+        """How many blocks that others own hold the first tokens, at most `limit` of them."""
+        pool, parent = self.block_table.pool, self._empty
+        whole = limit // pool.block_size if pool.prefix_caching else 0
+        for known in range(whole):
+            tokens = self.tokens[known * pool.block_size : (known + 1) * pool.block_size]
+            found = pool.prefixes.find(parent, tokens)
+            if found is None or not pool.is_owned(found.block):
+                return known
+            parent = found
+        return whole
+
+    def take_cached(self, limit: int) -> int:
+        """Go on with findable blocks of the tokens that follow on what is computed, up to token `limit`.
+
+        Returns how many tokens need not be computed any more.
+        """
+        pool, table, start = self.block_table.pool, self.block_table, self.num_computed
+        whole = start == len(self._prefixes) * pool.block_size and len(table.ids) == len(self._prefixes)
+        if not whole or not pool.prefix_caching:
+            return 0
+        while self.num_computed + pool.block_size <= limit:
+            tokens = self.tokens[self.num_computed : self.num_computed + pool.block_size]
+            found = pool.prefixes.find(self._last_prefix(), tokens)
+            if found is None:
+                break
+            pool.share(found.block)
+            table.ids.append(found.block)
+            self._prefixes.append(found)
+            self.num_computed += pool.block_size
+        return self.num_computed - start
+
+    def take_from(self, other: Sequence, limit: int) -> int:
+        """Share the blocks of `other`'s first tokens as far as they are ours, at most `limit` tokens.
+
+        Gives back the blocks it had.  Returns how many tokens are computed now.
+        """
+        self.release()
+        end = min(limit, other.num_computed)
+        pairs = zip(self.tokens[:end], other.tokens[:end], strict=False)
+        self.num_computed = next((i for i, (a, b) in enumerate(pairs) if a != b), end)
+        self.block_table = other.block_table.fork(self.num_computed)
+        self._prefixes = other._prefixes[: self.num_computed // self.block_table.pool.block_size]
+        return self.num_computed
+
+    def register(self) -> None:
+        """Make the full blocks of what is computed of prompt and text findable."""
+        pool, table = self.block_table.pool, self.block_table
+        if not pool.prefix_caching:
+            return
+        full = min(self.num_computed, self.context_len) // pool.block_size
+        for index in range(len(self._prefixes), full):
+            tokens = self.tokens[index * pool.block_size : (index + 1) * pool.block_size]
+            prefix = pool.register(self._last_prefix(), tokens, table.ids[index])
+            if prefix.block != table.ids[index]:
+                # Two computed the same side by side: one copy is enough.
+                pool.share(prefix.block)
+                pool.release(table.ids[index])
+                table.ids[index] = prefix.block
+            self._prefixes.append(prefix)
+
+    def _last_prefix(self) -> Prefix:
+        return self._prefixes[-1] if self._prefixes else self._empty
 
     def computed(self, end: int) -> int:
         """The cache now reaches to `end`; returns how many of the tokens it gained had been lost before."""
@@ -114,11 +196,13 @@ class Sequence:
         other.num_computed = self.num_computed
         other.context_len = self.context_len
         other.rows = dict(self.rows)
-        other.block_table = self.block_table.fork()
+        other.block_table = self.block_table.fork(self.num_computed)
+        other._empty = self._empty
+        other._prefixes = list(self._prefixes)
         return other
 
     def release(self) -> None:
         """Give every block back; the tokens and rows stay, and the cache can be computed again."""
         self.lost = max(self.lost, self.num_computed)
-        self.num_computed = 0
+        self._uncompute(0)
         self.block_table.shrink(0)

@@ -23,6 +23,7 @@ class Totals:
     drafts: int = 0
     drafted: int = 0
     accepted: int = 0
+    cached_tokens: int = 0
     preemptions: int = 0
     finished: dict[str, int] = field(default_factory=dict)
 
@@ -47,6 +48,7 @@ class Totals:
         self.drafts += sum(dict(counters.cycles).values())
         self.drafted += counters.drafted
         self.accepted += counters.accepted
+        self.cached_tokens += counters.cached
         self.preemptions += counters.preemptions
         if request.finish_reason is not None:
             reason = request.finish_reason
@@ -61,6 +63,7 @@ class Totals:
             self.drafts,
             self.drafted,
             self.accepted,
+            self.cached_tokens,
             self.preemptions,
             dict(self.finished),
         )

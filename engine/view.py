@@ -12,6 +12,8 @@ from nudging.request import Need, Request
 from nudging.sequence import Row, Sequence
 from nudging.tokenizer import Tokenizer
 
+NO_IDS: frozenset[int] = frozenset()
+
 
 class MissingRow(BaseException):
     """A policy asked for a row that is not computed yet; the engine computes it and runs the step again.
@@ -32,14 +34,21 @@ class RequestView:
         self._ledger = ledger
         self._contexts: dict[str, tuple[str, int]] = {}
         self._drafting = False
+        self._smallest_vocab = min(request.roles[role].vocab_size for role in request.policy.roles)
 
     @property
     def max_tokens(self) -> int:
         return self.request.max_tokens - len(self.request.output)
 
+    def vocab_size(self, role: str) -> int:
+        """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
+        if self.request.policy.shares_ids:
+            return self._smallest_vocab
+        return self.request.roles[role].vocab_size
+
     def row(self, role: str) -> Row:
         sequence, position = self._context(role)
-        return self._row(sequence, Need(role, position, position))
+        return self._row(sequence, role, position)
 
     def rollout(self, role: str, length: int) -> list[Row]:
         sequence, position = self._context(role)
@@ -120,13 +129,15 @@ class RequestView:
         self._contexts[role] = (text, len(ids))
         return sequence, len(ids)
 
-    def _row(self, sequence: Sequence, need: Need) -> Row:
-        """The row at `need.first`; where it is missing, all of the need is."""
+    def _row(
+        self, sequence: Sequence, role: str, position: int, ahead: int = 0, ends: frozenset[int] = NO_IDS
+    ) -> Row:
+        """The row at `position`; where it is missing, so are the `ahead` ones behind it."""
         if not self._drafting:
-            self._ledger.ask(need.role, need.first)
-        row = sequence.want_row(need.first)
+            self._ledger.ask(role, position)
+        row = sequence.want_row(position)
         if row is None:
-            raise MissingRow(need)
+            raise MissingRow(Need(role, position, position, ahead, ends))
         return row
 
     def _continue(
@@ -143,10 +154,10 @@ class RequestView:
         for at in range(position, last):
             if rows:
                 self._ledger.rewind(role, sequence.set_context(at - 1, (rows[-1].token,)))
-            rows.append(self._row(sequence, Need(role, at, at, last - 1 - at, ends)))
+            rows.append(self._row(sequence, role, at, last - 1 - at, ends))
             if rows[-1].token in ends:
                 break
         return rows
 
     def _eos(self, role: str) -> frozenset[int]:
-        return frozenset() if self.request.params.ignore_eos else self.request.roles[role].eos_ids
+        return NO_IDS if self.request.params.ignore_eos else self.request.roles[role].eos_ids

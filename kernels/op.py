@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
 
+from torch.cuda import device_of
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,7 +49,10 @@ class Op(Generic[P, R]):
         return register
 
     def impl_at(self, name: str, runs_on: Callable[P, bool], at: str) -> None:
-        """Register the function `at`, a "module:function" that is imported when it first runs, likewise."""
+        """Register the function `at`, a "module:function" that is imported when it first runs, likewise.
+
+        It runs with the device of its first argument, a tensor, as the current one: Triton launches there.
+        """
         module, _, function = at.partition(":")
 
         @functools.cache
@@ -56,7 +61,8 @@ class Op(Generic[P, R]):
             return run
 
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            return found()(*args, **kwargs)
+            with device_of(args[0]):  # type: ignore[no-untyped-call]
+                return found()(*args, **kwargs)
 
         self.impl(name, runs_on)(run)
 

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel for GPUs that are not there, as the JIT would: `python -m tests.aot`.
+"""Compile every Triton kernel for GPUs that are not there, as the JIT would: `python -m tests.aot [SM ...]`.
 
 The wrappers of the kernels run on tensors without data, in a process that does not interpret, under a driver
 that names the target and launches nothing: what is compiled is what is shipped, specialised as at a launch.
@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,28 +80,36 @@ def record(call: str, sm: int, kernel: Any) -> Compiled:
     )
 
 
-def compile_all(names: list[str]) -> list[Compiled]:
-    """Every shipped call whose name begins with one of `names`, for all targets; all of them for none."""
-    made: dict[Any, Compiled] = {}
+def launched(thunk: Callable[[], Any]) -> list[Any]:
+    """The kernels that a call would launch, compiled for the active driver's target."""
+    found = []
     plain = JITFunction.run
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernel = plain(self, *args, grid=grid, warmup=True, **kwargs)
-        if kernel.hash not in made:
-            made[kernel.hash] = record(call, sm, kernel)
-        return kernel
+        found.append(plain(self, *args, grid=grid, warmup=True, **kwargs))
 
     JITFunction.run = run
-    for sm in TARGETS:
+    try:
+        with torch.device("meta"):
+            thunk()
+    finally:
+        JITFunction.run = plain
+    return found
+
+
+def compile_all(targets: list[int]) -> list[Compiled]:
+    """What all shipped calls launch, each kernel once for each of these targets."""
+    made: dict[Any, Compiled] = {}
+    for sm in targets:
         triton.runtime.driver.set_active(Nowhere(sm))
         for call, thunk in SHIPPED.items():
-            if not names or call.startswith(tuple(names)):
-                with torch.device("meta"):
-                    thunk()
+            for kernel in launched(thunk):
+                if kernel.hash not in made:
+                    made[kernel.hash] = record(call, sm, kernel)
     return list(made.values())
 
 
 if __name__ == "__main__":
-    made = compile_all(sys.argv[1:])
+    made = compile_all([int(sm) for sm in sys.argv[1:]] or list(TARGETS))
     lines = ",\n".join(json.dumps(asdict(one)) for one in made)
     print(f'{{"triton": "{triton.__version__}", "kernels": [\n{lines}\n]}}')

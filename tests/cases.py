@@ -92,7 +92,7 @@ def _strided_linear(seed: int, dtype: torch.dtype) -> Args:
     return randn(7, 66, dtype=dtype)[:, ::2], randn(33, 19, dtype=dtype).T, None, None
 
 
-def _sum_of_sizes(args: Args, want: Tensor) -> Tensor:
+def sum_of_sizes(args: Args, want: Tensor) -> Tensor:
     x, weight, bias, _ = args
     sizes: Tensor = x.double().abs() @ weight.double().abs().T
     return sizes if bias is None else sizes + bias.double().abs()
@@ -100,7 +100,7 @@ def _sum_of_sizes(args: Args, want: Tensor) -> Tensor:
 
 def _linear(name: str, make: Make) -> Case:
     reason = "a lane adds its products one by one; errors of random sign leave few ulps of sum |x w|"
-    return Case("linear", name, make, 4, reason, _sum_of_sizes)
+    return Case("linear", name, make, 4, reason, sum_of_sizes)
 
 
 LINEAR = [
@@ -347,6 +347,47 @@ CACHE = [
     _attention("window-soft-cap", Attention((150, 5), (4, 5), window=70, soft_cap=30.0)),
 ]
 
+# Fused products
+
+
+def _signs(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    """-1, 0 and 1: products of up to 128 of them are the same in every dtype, rounded or not."""
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def gated_linear_args(rows: int, features: int, dim: int, activation: str, bias: bool = False) -> Make:
+    def make(seed: int, dtype: torch.dtype) -> Args:
+        x = _signs(seed, rows, features, dtype=dtype)
+        weight = _signs(seed + 1, 2 * dim, features, dtype=dtype)
+        return x, weight, activation, _signs(seed + 2, 2 * dim, dtype=dtype) if bias else None
+
+    return make
+
+
+def linear_rope_args(
+    rows: int, features: int, heads: int, kv_heads: int, head_dim: int, half: int, bias: bool = False
+) -> Make:
+    def make(seed: int, dtype: torch.dtype) -> Args:
+        cols = (heads + 2 * kv_heads) * head_dim
+        x, weight = _signs(seed, rows, features, dtype=dtype), _signs(seed + 1, cols, features, dtype=dtype)
+        rest = rope_append_args(rows, heads, kv_heads, head_dim, half)(seed, dtype)[3:]
+        return x, weight, _signs(seed + 2, cols, dtype=dtype) if bias else None, *rest
+
+    return make
+
+
+FUSED = [
+    Case("gated_linear", "silu", gated_linear_args(5, 65, 33, "silu"), 6, _ACT),
+    Case("gated_linear", "gelu", gated_linear_args(1, 100, 7, "gelu", bias=True), 6, _ACT),
+    Case("gated_linear", "gelu_tanh", gated_linear_args(20, 64, 16, "gelu_tanh"), 6, _ACT),
+    Case("gated_linear", "no-rows", gated_linear_args(0, 64, 16, "silu"), 6, _ACT),
+    Case("linear_rope_append", "llama", linear_rope_args(7, 100, 4, 2, 64, 32), 2, _ROPE),
+    Case("linear_rope_append", "bias", linear_rope_args(17, 65, 2, 1, 32, 16, bias=True), 2, _ROPE),
+    Case("linear_rope_append", "partial", linear_rope_args(3, 33, 2, 1, 40, 10), 2, _ROPE),
+    Case("linear_rope_append", "odd-half", linear_rope_args(1, 16, 1, 1, 14, 7), 2, _ROPE),
+    Case("linear_rope_append", "no-rows", linear_rope_args(0, 16, 2, 1, 16, 8), 2, _ROPE),
+]
+
 # softmax_stats
 
 
@@ -396,4 +437,4 @@ STATS = [
     _stats("ties", _ties),
 ]
 
-CASES = [*LINEAR, *NORMS, *ROPE, *ELEMENTWISE, *CACHE, *STATS]
+CASES = [*LINEAR, *NORMS, *ROPE, *ELEMENTWISE, *CACHE, *FUSED, *STATS]

@@ -18,10 +18,12 @@ from tests.cases import (
     add_norm_args,
     exact,
     gated_act_args,
+    gated_linear_args,
     linear_args,
     load,
     noise,
     norm_args,
+    rope_append_args,
     rope_args,
     soft_cap_args,
     stats_args,
@@ -32,7 +34,7 @@ Run = Callable[..., Any]
 per_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 # The arguments that an op writes into.
-WRITTEN = {"kv_append": (2, 3), "rope_append": (6, 7)}
+WRITTEN = {"kv_append": (2, 3), "rope_append": (6, 7), "linear_rope_append": (6, 7)}
 
 
 def outputs(op: str, run: Run, args: Args) -> list[Tensor]:
@@ -93,6 +95,7 @@ ROWWISE: list[tuple[str, Make, tuple[int, ...]]] = [
     ("linear", linear_args(40, 513, 33, bias=True), (0,)),
     ("linear", linear_args(40, 64, 7, out=torch.float32), (0,)),
     ("linear", linear_args(40, 4100, 9), (0,)),
+    ("gated_linear", gated_linear_args(40, 65, 20, "gelu", bias=True), (0,)),
     ("rms_norm", norm_args(40, 77), (0,)),
     ("rms_norm", norm_args(40, 3, 64, unit_offset=True), (0,)),
     ("add_rms_norm", add_norm_args(40, 77), (0, 1)),
@@ -108,3 +111,22 @@ ROWWISE: list[tuple[str, Make, tuple[int, ...]]] = [
 
 def take(args: Args, by_row: tuple[int, ...], rows: Any) -> Args:
     return tuple(arg[rows] if i in by_row else arg for i, arg in enumerate(args))
+
+
+def assert_fused_products_have_the_bits_of_what_they_fuse(
+    run: Callable[[str], Run], rows: int, features: int, dtype: torch.dtype, device: str = "cpu"
+) -> None:
+    """On random numbers, with as many rows and inputs; `run` gives an op's implementation."""
+    randn = noise(7)
+    x = randn(rows, features, dtype=dtype).to(device)
+    weight, bias = randn(18, features, dtype=dtype).to(device), randn(18, dtype=dtype).to(device)
+    apart = run("gated_act")(run("linear")(x, weight, bias), "silu")
+    assert_same_bits([run("gated_linear")(x, weight, "silu", bias)], [apart])
+
+    rest = tuple(arg.to(device) for arg in rope_append_args(rows, 3, 1, 8, 4)(7, dtype)[3:])
+    weight = randn(40, features, dtype=dtype).to(device)
+    heads = run("linear")(x, weight).view(rows, 5, 8).split_with_sizes((3, 1, 1), dim=1)
+    assert_same_bits(
+        outputs("linear_rope_append", run("linear_rope_append"), (x, weight, None, *rest)),
+        outputs("rope_append", run("rope_append"), (*heads, *rest)),
+    )

@@ -2,10 +2,11 @@
 on it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from nudging import LLM
 from tests import interpreter
@@ -31,3 +32,11 @@ def tiny_llm(tiny_pair: dict[str, Path]) -> Iterator[LLM]:
         for runner in llm._engine.runners.values():
             runner.poison()
         yield llm
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads that compute, for this test alone."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,7 +1,7 @@
-"""A decoder that is a plain function of the ids it reads, through a real paged cache.
+"""A decoder that is a plain function of the ids it reads, through a real paged cache; and a tokenizer.
 
-It writes the ids it is fed into its cache and reads every prefix back through the block tables: a wrong slot,
-a block that was given away or a stale copy gives a wrong row.
+The decoder writes the ids it is fed into its cache and reads every prefix back through the block tables: a
+wrong slot, a block that was given away or a stale copy gives a wrong row.
 """
 
 import bisect
@@ -16,6 +16,7 @@ from nudging.chat import plain_chat_template
 from nudging.engine import Engine
 from nudging.roles import Role
 from nudging.runner import ModelRunner
+from nudging.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,18 @@ class FakeDecoder:
             prefix = [cached[table[p // size] * size + p % size] for p in range(positions[row] + 1)]
             rows.append(self.logits([int(token) for token in prefix]))
         return torch.stack(rows) if rows else torch.empty((0, self.config.vocab_size))
+
+
+class TableTokenizer(Tokenizer):
+    """Any tokens at all; it cuts nothing."""
+
+    def __init__(self, table: list[bytes]) -> None:
+        super().__init__(table, (), bos_id=None, eos_id=None, drops_first_space=False, rules=("none", ""))
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        raise NotImplementedError
+
+    _cut = encode
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ The engine must write what is written here, token for token and author for autho
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import singledispatch
 from typing import NamedTuple
 
 from torch import Tensor
@@ -82,8 +83,9 @@ def end_at_stop(written: Written, stops: Sequence[str], text_of: Callable[[list[
     return written
 
 
+@singledispatch
 def choose(row: Tensor, params: Params, position: int) -> int:
-    """The token drawn at output position `position` from logits [vocab]."""
+    """The token drawn at output position `position` from logits [vocab]; other kinds of rows register."""
     biased = row.clone()
     for token, bias in params.logit_bias.items():
         biased[token] += bias
@@ -91,6 +93,7 @@ def choose(row: Tensor, params: Params, position: int) -> int:
     return pick(biased, p.temperature, p.top_k, p.top_p, p.min_p, p.seed, position)
 
 
+@singledispatch
 def top_prob(row: Tensor) -> float:
     """The top-1 probability at temperature 1, before any bias or filter: m."""
     stats = softmax_stats(row[None])

@@ -147,6 +147,6 @@ def assert_pools_are_whole(llm: LLM) -> None:
     """No block is lost: with nothing running, every pool is free."""
     for name, runner in llm._engine.runners.items():
         runner.pool.check()
-        assert runner.pool.num_free == runner.pool.total, (
-            f"{name}: {runner.pool.num_free} of {runner.pool.total}"
+        assert runner.pool.num_available == runner.pool.total, (
+            f"{name}: {runner.pool.num_available} of {runner.pool.total}"
         )

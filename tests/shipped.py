@@ -5,7 +5,7 @@ Each names the model's shape it stands for; tests/aot.py compiles what it launch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,14 +20,11 @@ Args = tuple[Any, ...]
 SHIPPED: dict[str, Callable[[], Any]] = {}
 
 
-def ship(
-    op: str, name: str, make: Callable[[torch.dtype], Args], dtypes: tuple[str, ...] = tuple(DTYPES)
-) -> None:
-    """The op's Triton implementation on make(dtype), for each of the dtypes."""
+def ship(op: str, name: str, make: Callable[[torch.dtype], Args], dtypes: Iterable[str] = DTYPES) -> None:
+    """The op's Triton implementation on make(dtype), for each of these dtypes."""
     run = next(found.run for found in load(op).implementations if found.name == "triton")
     for short in dtypes:
-        dtype = DTYPES[short]
-        SHIPPED[f"{op} {name} {short}"] = lambda dtype=dtype: run(*make(dtype))
+        SHIPPED[f"{op} {name} {short}"] = lambda dtype=DTYPES[short]: run(*make(dtype))
 
 
 def norm_args(*shape: int) -> Callable[[torch.dtype], Args]:
@@ -56,14 +53,20 @@ def pick(make: Callable[[torch.dtype], Args], *which: int) -> Callable[[torch.dt
     return lambda dtype: tuple(make(dtype)[i] for i in which)
 
 
+BF16 = ("bf16",)
+
 for model, dim in HIDDEN.items():
-    ship("rms_norm", model, norm_args(16, dim))
-    ship("add_rms_norm", model, add_norm_args(16, dim))
+    ship("rms_norm", model, norm_args(16, dim), BF16)
+    ship("add_rms_norm", model, add_norm_args(16, dim), BF16)
+ship("rms_norm", "llama-8b", norm_args(16, 4096))
+ship("add_rms_norm", "llama-8b", add_norm_args(16, 4096))
+ship("add_rms_norm", "widest", add_norm_args(16, 1 << 14), BF16)
 for head_dim in (64, 128):
-    ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim))
+    ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim), BF16)
 ship("layer_norm", "olmo-7b", pick(norm_args(16, 4096), 0, 2))
 for model, heads in HEADS.items():
-    ship("rope_append", model, rope_args(*heads))
+    ship("rope_append", model, rope_args(*heads), BF16)
+ship("rope_append", "llama-8b", rope_args(32, 8, 128))
 ship("rope", "llama-8b", pick(rope_args(32, 8, 128), 0, 3, 4, 5))
 ship("kv_append", "llama-8b", pick(rope_args(32, 8, 128), 1, 2, 6, 7, 8))
 for activation in ("silu", "gelu", "gelu_tanh"):
@@ -78,17 +81,36 @@ def linear_args(rows: int, cols: int, features: int, out: Any = None) -> Callabl
     return make
 
 
-# A call for every tile, with and without partitions.
-for model, cols, features, some_rows in [
-    ("qwen-0.5b-down", 896, 4864, (16, 64, 512)),
-    ("llama-1b-down", 2048, 8192, (16, 64)),
-    ("llama-8b-qkv", 6144, 4096, (16,)),
-    ("llama-8b-gate-up", 28672, 4096, (16, 64, 512)),
+def gated_args(rows: int, cols: int, features: int) -> Callable[[torch.dtype], Args]:
+    return lambda dtype: (*linear_args(rows, cols, features)(dtype)[:2], "silu")
+
+
+def linear_rope_args(rows: int, cols: int, features: int) -> Callable[[torch.dtype], Args]:
+    """As many heads of 128 as the columns make, one of them for keys, one for values."""
+
+    def make(dtype: torch.dtype) -> Args:
+        positions, table = torch.empty(rows, dtype=torch.int64), torch.empty(8192, 64)
+        caches = torch.empty(2, 1024, 16, 1, 128, dtype=dtype)
+        return *linear_args(rows, cols, features)(dtype)[:3], positions, table, table, *caches, positions
+
+    return make
+
+
+# Calls that have every tile, with and without partitions: the weight's columns and inputs, numbers of rows.
+SKINNY_AND_WIDE, SKINNY = (16, 64, 512), (16,)
+for op, make, model, cols, features, some_rows, dtypes in [
+    ("linear", linear_args, "qwen-0.5b-down", 896, 4864, SKINNY_AND_WIDE, DTYPES),
+    ("linear", linear_args, "llama-1b-down", 2048, 8192, (16, 64), BF16),
+    ("linear", linear_args, "llama-8b-down", 4096, 14336, SKINNY_AND_WIDE, DTYPES),
+    ("linear_rope_append", linear_rope_args, "qwen-0.5b", 1152, 896, SKINNY, BF16),
+    ("linear_rope_append", linear_rope_args, "llama-8b", 6144, 4096, SKINNY_AND_WIDE, DTYPES),
+    ("gated_linear", gated_args, "qwen-0.5b", 9728, 896, SKINNY, BF16),
+    ("gated_linear", gated_args, "llama-8b", 28672, 4096, SKINNY_AND_WIDE, DTYPES),
 ]:
     for rows in some_rows:
-        ship("linear", f"{model}-{rows}", linear_args(rows, cols, features))
-for rows in (16, 64, 512):
-    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32))
+        ship(op, f"{model}-{rows}", make(rows, cols, features), dtypes)
+for rows in SKINNY_AND_WIDE:
+    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32), BF16)
 
 
 def attention_args(
@@ -105,15 +127,15 @@ def attention_args(
 
 # Few queries take splits of their own, many take all in one program.
 for model, dtypes, *shape in [
-    ("qwen-0.5b", tuple(DTYPES), 14, 2, 64),
+    ("qwen-0.5b", ("fp32", "fp16"), 14, 2, 64),
     ("phi-2b", ("bf16",), 32, 32, 80),
-    ("llama-8b", ("fp32", "bf16"), 32, 8, 128),
+    ("llama-8b", ("bf16",), 32, 8, 128),
     ("gemma-9b", ("fp32", "bf16"), 16, 8, 256, 4096, 50.0),
 ]:
     ship("paged_attention", f"{model} decode", attention_args(10, 8192, *shape), dtypes)
     ship("paged_attention", f"{model} prefill", attention_args(8192, 8192, *shape), dtypes)
 for model, vocab in [("llama-2", 32000), ("qwen", 151936)]:
-    ship("softmax_stats", model, lambda dtype, vocab=vocab: (torch.empty(16, vocab, dtype=dtype),))
+    ship("softmax_stats", model, lambda dtype, vocab=vocab: (torch.empty(16, vocab, dtype=dtype),), ("fp32",))
 
 
 def pick_args(dtype: torch.dtype) -> Args:
@@ -134,5 +156,27 @@ def head_args(rows: int, vocab: int, features: int, cap: float) -> Callable[[tor
 
 
 for rows in (16, 64):
-    ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0))
-    ship("lm_head", f"gemma-2b-{rows}", head_args(rows, 256000, 2304, 30.0), ("bf16",))
+    ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0), ("fp32", "bf16"))
+ship("lm_head", "gemma-2b-16", head_args(16, 256000, 2304, 30.0), ("bf16",))
+
+
+def mix_args(probabilities: bool) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        one = torch.empty(16)
+        return torch.empty(3, 16, 128256, dtype=dtype), torch.empty(3, 16), probabilities, 0, one, one
+
+    return make
+
+
+ship("mix_logits", "logits", mix_args(False), ("fp32",))
+ship("mix_logits", "probabilities", mix_args(True), ("fp32",))
+
+
+def verify_args(dtype: torch.dtype) -> Args:
+    floats, ids = torch.empty(8, 9, dtype=dtype), torch.empty(8, 9, dtype=torch.int32)
+    one, yes = torch.empty(8, dtype=torch.int32), torch.empty(8, dtype=torch.bool)
+    path, marks = torch.empty(8, 24, dtype=torch.int32), torch.empty(128256, dtype=torch.uint8)
+    return floats, floats, ids, one, path, one, one.double(), yes, yes, yes, one, marks
+
+
+ship("draft_verify", "eight", verify_args, ("fp32",))

@@ -3,6 +3,8 @@
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,25 +13,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nudging import Nudging, SamplingParams
-from nudging.adaptive import ALLOWANCE, Ledger, draft_length, expected_tokens
+from nudging.adaptive import ALLOWANCE, LOAN, Account, Ledger, draft_length, expected_tokens
 from nudging.costs import PassCosts
 from nudging.drafters import MAX_NGRAM, MIN_NGRAM, look_up
 from nudging.prompts import RolePrompt
 from nudging.request import Request
-from tests.fake import FixedCosts, fake_engine
+from tests.fake import FixedCosts, TableTokenizer, fake_engine
 
 VOCAB = 32
-PROMPT = [1, 2, 3]
+PROMPT_LEN = 3
+TOKENIZER = TableTokenizer([b" x" if token % 3 else b"y" for token in range(VOCAB)])
 
 # By output position: does the guide agree with the base, and is the base sure?
 Trace = Callable[[int], bool]
 
 
-def scripted(
-    agrees: Trace, sure: Trace, base_token: Callable[[int], int]
-) -> dict[str, Callable[[list[int]], Tensor]]:
+class Text(NamedTuple):
+    """What the two models think of one text, position by position."""
+
+    agrees: Trace
+    sure: Trace
+    base_token: Callable[[int], int] = lambda t: (7 * t + 1) % VOCAB
+
+
+def scripted(texts: list[Text]) -> dict[str, Callable[[list[int]], Tensor]]:
     """A base and a guide that follow traces: whatever was written, the base's word is a function of its
-    position.
+    position.  The prompt is the number of the text in `texts`.
     """
 
     def row(token: int, prob: float) -> Tensor:
@@ -38,14 +47,56 @@ def scripted(
         return logits
 
     def base(ids: list[int]) -> Tensor:
-        t = len(ids) - len(PROMPT)
-        return row(base_token(t), 0.9 if sure(t) else 0.2)
+        text, t = texts[ids[0] * VOCAB + ids[1]], len(ids) - PROMPT_LEN
+        return row(text.base_token(t), 0.9 if text.sure(t) else 0.2)
 
     def guide(ids: list[int]) -> Tensor:
-        t = len(ids) - len(PROMPT)
-        return row((base_token(t) + (0 if agrees(t) else 1)) % VOCAB, 0.9)
+        text, t = texts[ids[0] * VOCAB + ids[1]], len(ids) - PROMPT_LEN
+        return row((text.base_token(t) + (0 if text.agrees(t) else 1)) % VOCAB, 0.9)
 
     return {"base": base, "guide": guide}
+
+
+class Served(NamedTuple):
+    """Tokens and authors of each text, the ledger of each, and of all adaptive ones together."""
+
+    written: list[tuple[list[int], list[str]]]
+    ledgers: list[Ledger]
+    account: Account
+
+
+def serve(
+    texts: list[Text],
+    costs: dict[str, FixedCosts],
+    draft_len: int | None,
+    length: int,
+    at_once: int = 1,
+    drafter: str = "guide",
+    granularity: str = "token",
+) -> Served:
+    """The texts from one engine, `at_once` at a time, with the promise checked after every step."""
+    engine, fakes = fake_engine(scripted(texts), costs, num_blocks=2000)
+    roles = {name: replace(role, tokenizer=TOKENIZER) for name, role in fakes.items()}
+    policy, params = Nudging(0.4, granularity), SamplingParams(max_tokens=length)
+    requests = []
+    for number in range(len(texts)):
+        prompts = {name: RolePrompt([*divmod(number, VOCAB), 3]) for name in roles}
+        requests.append(Request(f"{number}", policy, params, 0, prompts, roles, draft_len, drafter=drafter))
+    coming, ledgers = list(requests), dict[str, Ledger]()
+    account = Account()
+    while coming or engine.has_work:
+        while coming and len(engine.scheduler.running) + len(engine.scheduler.waiting) < at_once:
+            engine.add(coming.pop(0))
+        engine.step()
+        ledgers |= engine._ledgers
+        for account in engine._accounts.values():
+            assert account.paid + account.owed <= (1 + ALLOWANCE) * account.lazy + 1e-9
+        for ledger in ledgers.values():
+            loan = LOAN * costs["base"].of(1)
+            assert draft_len is not None or ledger.paid <= (1 + ALLOWANCE) * ledger.lazy + loan + 1e-9
+    assert [request.error for request in requests] == [None] * len(requests)
+    written = [(request.output, [piece.author for piece in request.pieces]) for request in requests]
+    return Served(written, [ledgers[request.id] for request in requests], account)
 
 
 def run(
@@ -58,21 +109,10 @@ def run(
     drafter: str = "guide",
     base_token: Callable[[int], int] = lambda t: (7 * t + 1) % VOCAB,
 ) -> tuple[list[int], list[str], Ledger]:
+    """One text from an engine of its own."""
     costs = {"base": FixedCosts(1.0, row_cost), "guide": FixedCosts(guide_cost)}
-    engine, roles = fake_engine(scripted(agrees, sure, base_token), costs)
-    prompts = {name: RolePrompt(list(PROMPT)) for name in roles}
-    policy, params = Nudging(0.4, "token"), SamplingParams(max_tokens=length)
-    request = Request("r", policy, params, 0, prompts, roles, draft_len, drafter=drafter)
-    engine.add(request)
-    ledger = None
-    while engine.has_work:
-        engine.step()
-        ledger = engine._ledgers.get("r", ledger)
-        if ledger is not None and draft_len is None:
-            assert ledger.paid <= (1 + ALLOWANCE) * ledger.lazy + 1e-9, "the promise holds at every step"
-    assert ledger is not None
-    assert request.error is None
-    return request.output, [piece.author for piece in request.pieces], ledger
+    served = serve([Text(agrees, sure, base_token)], costs, draft_len, length, drafter=drafter)
+    return *served.written[0], served.ledgers[0]
 
 
 def pattern(seed: int, rate: float) -> Trace:
@@ -172,6 +212,82 @@ def test_the_promise_holds_on_any_trace(
     run(lambda t: agrees[t % len(agrees)], lambda t: sure[t % len(sure)], guide_cost, row_cost, None, 80)
 
 
+MANY: dict[str, list[Text]] = {
+    "good ones, then only bad ones": [
+        Text(pattern(i, 0.95 if i < 6 else 0.0), pattern(50 + i, 0.9)) for i in range(18)
+    ],
+    "only bad ones": [Text(lambda t: False, pattern(i, 1.0 - i % 2 / 5)) for i in range(18)],
+    "good and bad in turn": [Text(pattern(i, i % 2 * 0.98), pattern(60 + i, 0.95)) for i in range(18)],
+    "each good until it borrows": [
+        Text(lambda t, n=n: t < n, pattern(70 + n, 0.95)) for n in range(0, 36, 2)
+    ],
+    "any": [Text(pattern(i, random.Random(i).random()), pattern(80 + i, 0.85)) for i in range(18)],
+}
+
+
+@pytest.mark.parametrize(
+    ("guide_cost", "granularity", "at_once"), [(0.1, "token", 1), (0.5, "token", 6), (0.1, "word", 6)]
+)
+@pytest.mark.parametrize("name", MANY)
+def test_together_they_are_never_dearer_than_lazy_and_none_by_more_than_its_loan(
+    name: str, guide_cost: float, granularity: str, at_once: int
+) -> None:
+    costs = {"base": FixedCosts(1.0, 0.01), "guide": FixedCosts(guide_cost)}
+    lazy, auto = (
+        serve(MANY[name], costs, draft_len, 40, at_once, granularity=granularity) for draft_len in (0, None)
+    )
+    assert auto.written == lazy.written
+    without = [ledger.paid for ledger in lazy.ledgers]
+    paid = [ledger.paid for ledger in auto.ledgers]
+    assert [ledger.lazy for ledger in auto.ledgers] == pytest.approx(without)
+    assert sum(paid) <= (1 + ALLOWANCE) * sum(without) + 1e-9
+    for mine, alone in zip(paid, without, strict=True):
+        assert mine <= (1 + ALLOWANCE) * alone + LOAN * costs["base"].of(1) + 1e-9
+    assert (auto.account.lazy, auto.account.paid) == pytest.approx((sum(without), sum(paid)))
+    assert auto.account.owed == pytest.approx(0, abs=1e-6)
+
+
+def test_a_bad_text_cannot_spend_what_others_saved() -> None:
+    """However much there is, a text that agrees with nobody stops at its loan."""
+    good, bad = Text(lambda t: True, lambda t: True), Text(lambda t: False, lambda t: True)
+    costs = {"base": FixedCosts(1.0), "guide": FixedCosts(0.5)}
+    served = serve([*[good] * 8, bad, good], costs, None, 60)
+    saved = [ledger.lazy - ledger.paid for ledger in served.ledgers]
+    assert sum(saved[:8]) > 100
+    assert -(LOAN + ALLOWANCE * 60) <= saved[8] < 0
+    assert saved[9] >= saved[7] - 2, "the next good one is hardly slower"
+
+
+def test_texts_that_are_given_up_leave_nothing_to_spend() -> None:
+    """What a cancelled request waited for was paid by nobody, drafting or not."""
+    texts = [Text(lambda t: False, lambda t: True)] * 20
+    engine, roles = fake_engine(scripted(texts), {"base": FixedCosts(1.0, 0.1), "guide": FixedCosts(0.1)})
+    for number in range(len(texts)):
+        prompts = {name: RolePrompt([0, number, 3]) for name in roles}
+        request = Request(f"{number}", Nudging(0.4, "token"), SamplingParams(), 0, prompts, roles, None)
+        engine.add(request)
+        for _ in range(number % 4):
+            engine.step()
+        engine.abort(request)
+    [account] = engine._accounts.values()
+    assert account.paid > 0
+    assert account.lazy <= account.paid <= (1 + ALLOWANCE) * account.lazy
+
+
+@pytest.mark.parametrize(("guide_cost", "least"), [(0.1, 3.9), (0.55, 1.3)])
+def test_short_texts_draft_from_their_first_token_on(guide_cost: float, least: float) -> None:
+    """Once an engine has saved something: tokens for the price of a base pass, 48 tokens a text."""
+    texts = [Text(pattern(i, 0.95), pattern(100 + i, 0.9)) for i in range(12)]
+    costs = {"base": FixedCosts(1.0), "guide": FixedCosts(guide_cost)}
+    rates = {}
+    for name, draft_len in (("lazy", 0), ("adaptive", None), ("k = 4", 4), ("k = 8", 8)):
+        paid = [ledger.paid for ledger in serve(texts, costs, draft_len, 48).ledgers]
+        rates[name] = (48 / paid[0], 48 * 11 / sum(paid[1:]))
+        print(f"c = {guide_cost}: {name}: first text {rates[name][0]:.2f}, later {rates[name][1]:.2f}")
+    assert rates["adaptive"][1] >= least
+    assert rates["adaptive"][1] > 1.2 * rates["adaptive"][0]
+
+
 def test_a_good_guide_makes_nudged_text_cheaper_than_the_base_alone() -> None:
     """At agreement .8, nudge rate .1 and a guide at a tenth of the base: at least 1.8 times as fast."""
     output, _, ledger = run(pattern(4, 0.8), pattern(5, 0.9), 0.1, 0.0, None, length=600)
@@ -187,7 +303,8 @@ def test_a_hopeless_guide_is_not_asked_again_and_again() -> None:
 def test_the_length_with_the_most_tokens_per_second_is_chosen(
     agreement: float, guide: float, best: int
 ) -> None:
-    ledger = Ledger({"base": FixedCosts(1.0), "guide": FixedCosts(guide)}, lazy=1e6, agreement=agreement)
+    costs = {"base": FixedCosts(1.0), "guide": FixedCosts(guide)}
+    ledger = Ledger(costs, Account(lazy=1e6), lazy=1e6, agreement=agreement)
     assert abs(draft_length(ledger, "base", 1, lambda n: n * guide, 100) - best) <= 1
     assert draft_length(ledger, "base", 1, lambda n: n * guide, 1) <= 1, "never beyond the limit"
 

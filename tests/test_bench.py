@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,18 +84,25 @@ def test_bandwidth_is_of_this_world() -> None:
     assert 1e8 < read_bandwidth(torch.device("cpu"), 1 << 24) < 1e13
 
 
-def test_the_pocket_pair_is_measured_by_one_command(tmp_path: Path) -> None:
+def measure_pocket_pair(out: Path, *flags: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What the command writes, its arms by name, and what it prints."""
     command = [sys.executable, "-m", "benchmarks.pair", "--rounds", "1", "--questions", "2"]
-    command += ["--max-tokens", "24", "--out", str(tmp_path), "--name", "short"]
+    command += ["--max-tokens", "24", "--out", str(out), "--name", "short", *flags]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, check=True, capture_output=True, text=True
     )
-    result = json.loads((tmp_path / "short.json").read_text())
-    arms = {arm["name"]: arm for arm in result["arms"]}
-    assert all(name in done.stdout for name in arms)
+    result = json.loads((out / "short.json").read_text())
+    return result, {arm["name"]: arm for arm in result["arms"]}, done.stdout
+
+
+def test_the_pocket_pair_is_measured_by_one_command(tmp_path: Path) -> None:
+    result, arms, printed = measure_pocket_pair(tmp_path)
+    assert all(name in printed for name in arms)
     assert {"base alone", "guide alone", "eager", "lazy", "speculative k=4", "adaptive"} <= set(arms)
     assert "transformers bf16 assisted" in arms
+    assert result["rivals"]["transformers fp32"]["argmax"] >= 0.95
+    assert all(f"{name} was not run: {reason}" in printed for name, reason in result["left_out"].items())
     assert all(arm["tokens"] == 2 * 24 for arm in arms.values()), "all texts are equally long"
     assert arms["eager"]["guide_passes_per_token"] >= 1
     assert arms["eager"]["guide_passes_per_token"] > arms["lazy"]["guide_passes_per_token"]
@@ -130,3 +138,13 @@ def test_a_text_that_is_another_one_in_a_batch_stops_the_benchmark() -> None:
         assert expected["base"] == both
         with pytest.raises(DifferentText, match="prompt 0 in a batch of 2"):
             batch.check_texts(arm, (both[1], both[0]), expected)
+
+
+def test_texts_that_may_end_are_the_same_and_only_chosen_arms_run(tmp_path: Path) -> None:
+    flags = ("--natural-ends", "--dtype", "float32", "--arm", "base alone", "--arm", "transformers fp32")
+    result, arms, printed = measure_pocket_pair(tmp_path, *flags)
+    assert set(arms) == {"base alone", "transformers fp32"}
+    assert arms["transformers fp32"]["same_text"] == 1.0
+    assert arms["transformers fp32"]["tokens"] == arms["base alone"]["tokens"] < 2 * 24
+    assert result["agreement"] is None
+    assert "nan" not in printed

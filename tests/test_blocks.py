@@ -32,7 +32,7 @@ def test_a_fork_shares_blocks_until_it_writes() -> None:
     pool = BlockPool(4, 4)
     table = BlockTable(pool)
     table.grow(6)
-    fork = table.fork()
+    fork = table.fork(6)
     assert pool.num_free == 2
     copies = fork.make_writable(5, 6)
     assert copies == [(table.ids[1], fork.ids[1])]
@@ -87,40 +87,72 @@ def test_set_context_always_leaves_the_context_in_front(prompt: list[int], conte
 
 
 class SequencesOnOnePool(RuleBasedStateMachine):
-    """Sequences grow, compute, truncate, fork and go, in any order, on a pool that may run out."""
+    """Sequences grow, compute, truncate, fork, share, are found again and go, in any order, on a pool that
+    may run out.  A slot remembers the tokens it was computed from.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(12, 3)
         self.sequences: list[Sequence] = []
+        self.slots: dict[int, tuple[object, ...]] = {}
 
-    @rule(length=st.integers(1, 10))
-    def start(self, length: int) -> None:
-        self.sequences.append(Sequence(self.pool, list(range(length))))
+    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=10), salt=st.sampled_from([None, "", "a"]))
+    def start(self, prompt: list[int], salt: str | None) -> None:
+        self.sequences.append(Sequence(self.pool, prompt, salt))
+        self.sequences[-1].salt = salt  # type: ignore[attr-defined]
 
     @precondition(lambda self: self.sequences)
-    @rule(data=st.data(), tokens=st.lists(st.integers(0, 5), min_size=1, max_size=6))
+    @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=6))
     def write(self, data: st.DataObject, tokens: list[int]) -> None:
-        data.draw(st.sampled_from(self.sequences)).tokens.extend(tokens)
+        sequence = data.draw(st.sampled_from(self.sequences))
+        sequence.tokens.extend(tokens)
+        sequence.context_len = len(sequence.tokens)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.sequences))
-        start, end = sequence.num_computed, len(sequence.tokens)
+        start = sequence.num_computed
+        end = data.draw(st.integers(start, len(sequence.tokens)))
+        missing = sequence.block_table.missing(start, end)
+        available = self.pool.num_available
         try:
-            sequence.block_table.grow(end)
-            copies = sequence.block_table.make_writable(start, end)
+            copies = sequence.prepare_write(start, end)
         except OutOfBlocks:
-            assert self.pool.num_free == 0
+            assert missing > available
             return
-        sequence.num_computed = end
-        for _, fresh in copies:
-            assert not self.pool.is_shared(fresh)
+        assert missing <= available, "missing() foretells what is allocated"
+        for source, fresh in copies:
+            for i in range(3):
+                self.slots[fresh * 3 + i] = self.slots.get(source * 3 + i, ())
         for position in range(start, end):
-            assert not self.pool.is_shared(sequence.block_table.ids[position // 3]), (
-                "never write a shared block"
-            )
+            block = sequence.block_table.ids[position // 3]
+            assert not self.pool.is_shared(block), "never write a shared block"
+            key = (sequence.salt, *sequence.tokens[: position + 1])
+            self.slots[sequence.block_table.slot(position)] = key
+        sequence.computed(end)
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def register(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.sequences)).register()
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def find(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.sequences))
+        start, limit = sequence.num_computed, data.draw(st.integers(0, len(sequence.tokens)))
+        found = sequence.take_cached(limit)
+        assert found % 3 == 0
+        assert found == 0 or start + found == sequence.num_computed <= limit
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def take(self, data: st.DataObject) -> None:
+        sequence, other = (data.draw(st.sampled_from(self.sequences)) for _ in range(2))
+        if sequence is not other and sequence.salt == other.salt:
+            sequence.take_from(other, len(sequence.tokens))
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), length=st.integers(0, 20))
@@ -128,11 +160,19 @@ class SequencesOnOnePool(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.sequences)).truncate(length)
 
     @precondition(lambda self: self.sequences)
+    @rule(data=st.data(), position=st.integers(1, 20))
+    def want_row(self, data: st.DataObject, position: int) -> None:
+        sequence = data.draw(st.sampled_from(self.sequences))
+        if position <= len(sequence.tokens):
+            sequence.want_row(position)
+
+    @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.sequences))
         other = sequence.fork()
         assert other.tokens == sequence.tokens
+        other.salt = sequence.salt
         self.sequences.append(other)
 
     @precondition(lambda self: self.sequences)
@@ -147,8 +187,11 @@ class SequencesOnOnePool(RuleBasedStateMachine):
         self.pool.check()
         for sequence in self.sequences:
             sequence.check()
+            for position in range(sequence.num_computed):
+                key = (sequence.salt, *sequence.tokens[: position + 1])
+                assert self.slots[sequence.block_table.slot(position)] == key, "a slot holds something else"
         held = {block for sequence in self.sequences for block in sequence.block_table.ids}
-        assert len(held) + self.pool.num_free == self.pool.total, "a block that nobody holds is not free"
+        assert len(held) + self.pool.num_available == self.pool.total, "a block that nobody holds is lost"
 
 
 TestSequencesOnOnePool = SequencesOnOnePool.TestCase

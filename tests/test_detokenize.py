@@ -8,23 +8,11 @@ from hypothesis import strategies as st
 
 from nudging.detokenize import Detokenizer, StopChecker
 from nudging.errors import BadRequest
-from nudging.tokenizer import Tokenizer
+from tests.fake import TableTokenizer
 from tests.oracle import cut_at_stop
 from tests.texts import ANY_TEXT
 
 PROPERTY = settings(max_examples=300, deadline=None, derandomize=True)
-
-
-class TableTokenizer(Tokenizer):
-    """Any tokens at all; it cuts nothing."""
-
-    def __init__(self, table: list[bytes]) -> None:
-        super().__init__(table, (), bos_id=None, eos_id=None, drops_first_space=False, rules=("none", ""))
-
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        raise NotImplementedError
-
-    _cut = encode
 
 
 def streamed(table: list[bytes]) -> tuple[list[str], str]:

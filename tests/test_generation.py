@@ -67,7 +67,7 @@ def test_idle_generations_give_way_and_come_back(tiny_pair: dict[str, Path]) -> 
         expected = llm.generate(prompt, SamplingParams(max_tokens=20, ignore_eos=True))[0].outputs[0]
         generation = llm.open(prompt)
         generation.extend(params)
-        assert llm._engine.runners["base"].pool.num_free < total
+        assert llm._engine.runners["base"].pool.num_available < total
         one(llm, prompt[1:], max_tokens=10)
         generation.policy = Nudging(0.4, "word")
         assert len(generation.extend(params).token_ids) == 10

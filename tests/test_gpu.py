@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from nudging import LLM, Nudging, SamplingParams
+from tests.cases import linear_rope_args, load
+from tests.compare import assert_same_bits
 from tests.pairs import written
+from tests.test_triton import AGREE, on_device
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,3 +27,27 @@ def test_fp32_text_on_the_gpu_is_the_cpus(tiny_pair: dict[str, Path]) -> None:
             results = llm.generate(prompts, params, Nudging(0.4, "token"))
             outputs.append([written(result.outputs[0]) for result in results])
     assert outputs[0] == outputs[1]
+
+
+def test_tensors_on_the_gpu_go_to_triton() -> None:
+    for case in AGREE:
+        assert load(case.op).chosen(*on_device(case.make(0, torch.bfloat16))) == "triton"
+
+
+def test_a_captured_graph_replays_the_bits_of_the_launches() -> None:
+    args = on_device(linear_rope_args(5, 896, 14, 2, 64, 32)(1, torch.bfloat16))
+    x, weight = args[:2]
+
+    def step() -> list[Tensor]:
+        q = load("linear_rope_append")(*args)
+        return [q, load("gated_linear")(x, weight, "silu"), load("linear")(x, weight)]
+
+    first = x.clone()
+    want = [one.clone() for one in step()]
+    x.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    x.copy_(first)
+    graph.replay()
+    assert_same_bits(got, want)

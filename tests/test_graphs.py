@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
 from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import SIZES, padded
+from nudging.kernels.lm_head import LmHead, lm_head
 from nudging.scheduler import Work
 from nudging.sequence import Sequence
 from tests.pairs import written
@@ -51,15 +52,24 @@ class Recording:
         return replay
 
 
+def one_kernel(*args: Any) -> LmHead:
+    """The head as a GPU runs it; its reference, made of several ops, waits for what it computes."""
+    with _disable_current_modes():
+        return lm_head(*args)
+
+
 def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **options: Any) -> LLM:
     """An LLM on the CPU whose models run from recordings."""
 
-    def runner(decoder: Any, num_blocks: int, block_size: int) -> GraphRunner:
-        made = GraphRunner(decoder, num_blocks, block_size, recording)
+    def runner(
+        decoder: Any, num_blocks: int, block_size: int, prefix_caching: bool, team: Any
+    ) -> GraphRunner:
+        made = GraphRunner(decoder, num_blocks, block_size, recording, prefix_caching)
         made.poison()
         return made
 
     monkeypatch.setattr("nudging.loading.make_runner", runner)
+    monkeypatch.setattr("nudging.graphs.lm_head", one_kernel)
     return LLM(kv_cache_memory="4MiB", **options)
 
 
@@ -71,6 +81,8 @@ JOBS = [
     (Nudging(0.4, "word"), 3, {}),
     (Nudging(0.4, "word"), "auto", {}),
     (Nudging(0.4, "token"), 3, {"temperature": 1.0, "seed": 5}),
+    (Nudging(0.4, "word"), 8, {"temperature": 0.7, "seed": 2**64 - 3}),
+    (Guide(), "off", {"temperature": 1.0, "seed": 2**63, "top_p": 0.8}),
     (Nudging(0.4, "token"), 3, {"logprobs": 2}),
     (Nudging(0.4, "token"), 8, {"logit_bias": {7: 3.0}}),
 ]
@@ -127,16 +139,12 @@ def test_one_bad_row_in_a_path_ends_its_request_alone(
         whole, expected = [llm.generate([[60], [70]], [long, short], policy) for _ in range(3)][0]
         runner = llm._engine.runners[llm.roles["guide"].model]
         assert isinstance(runner, GraphRunner)
-        forward = runner.decoder.forward
+        hidden = runner.decoder.hidden
 
         def poisoned(batch: Batch, kv: KVCache) -> Tensor:
-            logits = forward(batch, kv)
-            return torch.where(batch.positions[batch.logit_rows, None] < 20, logits, float("nan"))
+            return torch.where(batch.positions[batch.logit_rows, None] < 20, hidden(batch, kv), float("nan"))
 
-        # Recordings look the forward up when they are made.
-        runner._passes.clear()
-        runner._paths.clear()
-        monkeypatch.setattr(runner.decoder, "forward", poisoned)
+        monkeypatch.setattr(runner.decoder, "hidden", poisoned)
         bad, good = (result.outputs[0] for result in llm.generate([[60], [70]], [long, short], policy))
         assert (bad.finish_reason, type(bad.error)) == ("error", NumericalError)
         assert 0 < len(bad.token_ids) <= 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,6 +38,7 @@ from tests.cases import (
 from tests.compare import (
     ROWWISE,
     Run,
+    assert_fused_products_have_the_bits_of_what_they_fuse,
     assert_same_bits,
     assert_within,
     outputs,
@@ -55,13 +56,6 @@ def cpu(op: str, isa: _C.Isa) -> Run:
     """The op's C++ implementation on one instruction set."""
     run = next(found.run for found in load(op).implementations if found.name == "cpu")
     return functools.partial(run, isa=isa) if "isa" in inspect.signature(run).parameters else run
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @per_isa
@@ -231,6 +225,12 @@ def test_fused_ops_have_the_bits_of_the_ops_that_they_fuse(dtype: torch.dtype, i
     q, k = (cpu("rope", isa)(one, positions, cos, sin) for one in (q, k))
     caches = outputs("kv_append", cpu("kv_append", isa), (k, v, k_cache, v_cache, slots))
     assert_same_bits(outputs("rope_append", cpu("rope_append", isa), args), [q, *caches])
+
+
+@per_dtype
+def test_fused_products_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
+    run = functools.partial(cpu, isa=ISAS[0])
+    assert_fused_products_have_the_bits_of_what_they_fuse(run, 5, 77, dtype)
 
 
 @per_isa

@@ -10,6 +10,7 @@ from nudging.kernels.lm_head import lm_head
 from nudging.kernels.sample import pick
 from tests.cases import Args, noise
 from tests.compare import assert_same_bits, take
+from tests.interpreter import DEVICE
 from tests.test_triton import on_device, pytestmark, triton
 
 __all__ = ["pytestmark"]
@@ -17,9 +18,15 @@ __all__ = ["pytestmark"]
 BY_ROW = (0, 4, 5, 6)
 
 
-def head_args(rows: int, dtype: torch.dtype, cap: float = 0.0) -> Args:
+# A GPU has the time for the sizes of a real model, too.
+REAL = [(16, 0.0, True), (70, 30.0, True)] if DEVICE == "cuda" else []
+
+
+def head_args(
+    rows: int, dtype: torch.dtype, cap: float = 0.0, hidden: int = 72, held: int = 400, vocab: int = 389
+) -> Args:
     """A weight with more rows than tokens; every third row at temperature 0."""
-    randn, hidden, held, vocab = noise(rows), 72, 400, 389
+    randn = noise(rows)
     x, weight = randn(rows, hidden, dtype=dtype), randn(held, hidden, dtype=dtype)
     temperature = randn(rows).abs() + 0.1
     temperature[::3] = 0.0
@@ -40,9 +47,11 @@ def one_by_one(args: Args) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("rows", "cap"), [(3, 0.0), (20, 20.0)])
-def test_the_fused_head_has_the_bits_of_its_parts(rows: int, cap: float, dtype: torch.dtype) -> None:
-    args = head_args(rows, dtype, cap)
+@pytest.mark.parametrize(("rows", "cap", "real"), [(3, 0.0, False), (20, 20.0, False), *REAL])
+def test_the_fused_head_has_the_bits_of_its_parts(
+    rows: int, cap: float, real: bool, dtype: torch.dtype
+) -> None:
+    args = head_args(rows, dtype, cap, *((2048, 151936, 151665) if real else ()))
     fused = [one.cpu() for one in triton("lm_head")(*on_device(args))]
     assert_same_bits(fused, one_by_one(args))
     for part in (slice(0, 1), slice(2, rows)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,11 +123,51 @@ def test_ragged_chunks_over_a_poisoned_cache_give_the_logits_of_transformers(pai
         assert (logits - hf_logits(pair.hf, text)).abs().max() <= TOLERANCE
 
 
-@pytest.mark.skipif(FORCED == "reference", reason="the references do not promise it")
-def test_a_row_has_the_same_bits_whatever_is_computed_with_it(pair: Pair) -> None:
-    texts = [random_ids(pair.hf.config.vocab_size, n, seed=n) for n in (NUM_POSITIONS, 41, 57)]
-    for text, logits in zip(texts, in_ragged_chunks(pair.decoder, texts), strict=True):
-        assert torch.equal(logits, pair.decoder.logits(text))
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def decoder(request: pytest.FixtureRequest, pair: Pair) -> Decoder:
+    """The checkpoint in each dtype that promises exactness."""
+    return load_model(pair.directory, request.param, max_len=pair.decoder.config.max_len)
+
+
+invariant = pytest.mark.skipif(FORCED == "reference", reason="the references do not promise it")
+
+
+@invariant
+def test_a_row_has_the_same_bits_whatever_is_computed_with_it(decoder: Decoder) -> None:
+    """However the prompt is cut, whoever else is in the batch."""
+    texts = [random_ids(decoder.config.vocab_size, n, seed=n) for n in (NUM_POSITIONS, 41, 57)]
+    for text, logits in zip(texts, in_ragged_chunks(decoder, texts), strict=True):
+        assert torch.equal(logits, decoder.logits(text))
+
+
+@invariant
+def test_a_row_has_the_same_bits_among_1_to_16_rows_in_any_order(decoder: Decoder) -> None:
+    """Each pass ends all texts at once: one row, or the last 2 to 16 of them, with neighbours or without."""
+    vocab, read = decoder.config.vocab_size, 13
+    texts = [random_ids(vocab, read + rows, seed=rows) for rows in range(1, 17)]
+    alone = [decoder.logits(text)[read:] for text in texts]
+    for order in (range(16), reversed(range(16))):
+        listed = list(order)
+        ragged = Ragged(decoder, len(texts), seed=7)
+        ragged.step([texts[i][:read] for i in listed])
+        for i, logits in zip(listed, ragged.step([texts[i][read:] for i in listed]), strict=True):
+            assert torch.equal(logits, alone[i])
+    for text, want in zip(texts, alone, strict=True):
+        single = Ragged(decoder, 1, seed=8)
+        single.step([text[:read]])
+        assert torch.equal(single.step([text[read:]])[0], want)
+
+
+@invariant
+def test_a_row_has_the_same_bits_from_one_thread_and_from_two(
+    decoder: Decoder, threads: Callable[[int], None]
+) -> None:
+    text = random_ids(decoder.config.vocab_size, 96, seed=9)  # so many rows that threads do share the work
+    results = []
+    for count in (1, 2):
+        threads(count)
+        results.append(decoder.logits(text))
+    assert torch.equal(*results)
 
 
 def test_greedy_continuations_are_those_of_transformers_except_at_ties(pair: Pair) -> None:

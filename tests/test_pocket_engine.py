@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,22 @@ def test_pocket_logits_are_those_of_transformers(name: str) -> None:
     with torch.no_grad():
         expected = reference(ids[None]).logits[0]
     assert (decoder.logits(ids.tolist()) - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["base", "guide"])
+def test_pocket_rows_have_the_same_bits_among_1_to_16_from_1_and_2_threads(
+    name: str, dtype: torch.dtype, threads: Callable[[int], None]
+) -> None:
+    """Large enough for two threads to share the work of a few rows."""
+    decoder = load_model(pocket.path(name), dtype)
+    ids = random.Random(2).choices(range(decoder.config.vocab_size), k=48)
+    threads(1)
+    whole = decoder.logits(ids)
+    for count in (1, 2):
+        threads(count)
+        for rows in (*range(1, 17), 48):
+            assert torch.equal(decoder.logits(ids[:rows]), whole[:rows]), (count, rows)
 
 
 def marks(llm: LLM, questions: list[Question], policy: Policy) -> str:

@@ -82,7 +82,7 @@ def alone(make: Callable[[dict[str, Role]], Request]) -> list[int]:
 def assert_all_free(engine: Engine) -> None:
     for runner in engine.runners.values():
         runner.pool.check()
-        assert runner.pool.num_free == runner.pool.total
+        assert runner.pool.num_available == runner.pool.total
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -345,7 +345,7 @@ def test_who_is_late_ends_at_once_running_preempted_or_waiting() -> None:
         assert isinstance(job.error, DeadlineExceeded)
         assert f"{len(job.output)} of 60 tokens were written within the timeout of 5.0 s" in str(job.error)
     held = {block for sequence in jobs[0].sequences.values() for block in sequence.block_table.ids}
-    assert sum(r.pool.total - r.pool.num_free for r in engine.runners.values()) == len(held)
+    assert sum(r.pool.total - r.pool.num_available for r in engine.runners.values()) == len(held)
     finish(engine)
     assert (len(jobs[0].output), jobs[0].error) == (60, None)
     assert_all_free(engine)

@@ -11,6 +11,7 @@ from torch import Tensor
 from nudging.kernels.paged_attention import paged_attention
 from tests.cases import Args, Attention, noise, page
 from tests.compare import assert_same_bits
+from tests.interpreter import DEVICE
 from tests.test_triton import on_device, pytestmark, triton
 
 __all__ = ["pytestmark"]
@@ -24,20 +25,26 @@ def attended(run: functools.partial[Tensor], args: Args) -> Tensor:
     return run(*on_device(args)).cpu()
 
 
+# Heads, key-value heads, head_dim, window, soft cap; a GPU has the time for the sizes of real models, too.
+SMALL = [(2, 1, 24, 0, 0.0), (2, 2, 24, 100, 0.0), (3, 1, 24, 13, 10.0)]
+REAL = [(14, 2, 64, 0, 0.0), (32, 32, 96, 0, 0.0), (32, 8, 128, 100, 0.0), (16, 8, 256, 0, 50.0)]
+
+
 @per_16_and_32_bits
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "window", "soft_cap"),
-    [(2, 1, 0, 0.0), (2, 2, 100, 0.0), (3, 1, 13, 10.0)],
+    ("heads", "kv_heads", "head_dim", "window", "soft_cap"), SMALL + (REAL if DEVICE == "cuda" else [])
 )
 def test_bits_depend_on_neither_chunks_nor_blocks_nor_splits_nor_other_sequences(
-    heads: int, kv_heads: int, window: int, soft_cap: float, dtype: torch.dtype
+    heads: int, kv_heads: int, head_dim: int, window: int, soft_cap: float, dtype: torch.dtype
 ) -> None:
     length, randn = 290, noise(heads)  # two splits
-    q, k, v = (randn(length, n, 24, dtype=dtype) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (randn(length, n, head_dim, dtype=dtype) for n in (heads, kv_heads, kv_heads))
 
     def attend(run: functools.partial[Tensor], start: int, end: int, others: list[int], size: int) -> Tensor:
-        queries = [*(randn(1, heads, 24, dtype=dtype) for _ in others), q[start:end]]
-        keys, values = ([*(randn(n, kv_heads, 24, dtype=dtype) for n in others), x[:end]] for x in (k, v))
+        queries = [*(randn(1, heads, head_dim, dtype=dtype) for _ in others), q[start:end]]
+        keys, values = (
+            [*(randn(n, kv_heads, head_dim, dtype=dtype) for n in others), x[:end]] for x in (k, v)
+        )
         rows = torch.tensor([0, *map(len, queries)]).cumsum(0).int()
         lengths = torch.tensor([len(one) for one in keys], dtype=torch.int32)
         args = (torch.cat(queries), *page(keys, values, size, start), rows, lengths, 0.2, window, soft_cap)
@@ -81,3 +88,18 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="window is -1"):
         attended(RUNS[0], (q, k, v, *rest[:-2], -1, 0.0))
     assert paged_attention.chosen(q.double(), k, v, *rest) == "reference"
+
+
+@per_16_and_32_bits
+def test_what_is_not_finite_in_later_tokens_does_not_reach_earlier_rows(dtype: torch.dtype) -> None:
+    args = Attention((40,), (9,), heads=2, kv_heads=1)(3, dtype)
+    want = attended(RUNS[0], args)
+    at = int(args[3][0, 36 // 16]) * 16 + 36 % 16
+    for cache, value in ((args[1], "nan"), (args[2], "nan"), (args[2], "inf")):
+        sound = cache.flatten(0, 1)[at].clone()
+        cache.flatten(0, 1)[at, 0, 5] = float(value)
+        got = attended(RUNS[0], args)
+        cache.flatten(0, 1)[at] = sound
+        # Nine rows at 31..39: those from 36 on see it.
+        assert_same_bits([got[:5]], [want[:5]])
+        assert bool(got[5:].isnan().any(dim=-1).all())

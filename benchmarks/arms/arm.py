@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 # For each role, the ids of its prompt.
 Prompts = dict[str, list[int]]
@@ -43,3 +49,31 @@ class Arm(Protocol):
     def text(self) -> str | None: ...
     def run(self, prompts: Prompts, limits: Limits) -> Sample:
         """Write one text, greedily; the sample's seconds are from the call to the last token."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What rivals are opened on: two checkpoints, a folder for files of their own, and the base as OpenVINO
+    reads it, where it was exported.
+    """
+
+    base: Path
+    guide: Path
+    device: torch.device
+    threads: int
+    folder: Path
+    openvino_ir: Path | None = None
+
+
+def up_to_end(token_ids: Iterable[int], eos_ids: frozenset[int], limits: Limits) -> tuple[int, ...]:
+    """The tokens before the end of sequence, which our own texts do not have, either."""
+    if limits.ignore_eos:
+        return tuple(token_ids)
+    return tuple(takewhile(lambda token: token not in eos_ids, token_ids))
+
+
+class Rival(Arm, Protocol):
+    """Another engine with the base in it."""
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What its base says after each token of each text: fp32 [n, vocab]."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.arms.arm import Arm, Limits, Prompts, Sample
+from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting, up_to_end
+from nudging.models.config import read_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -21,6 +24,7 @@ class TransformersArm:
 
     name: str
     model: Any
+    eos_ids: frozenset[int]
     assistant: Any = None
     text: None = None
 
@@ -35,23 +39,37 @@ class TransformersArm:
         with torch.inference_mode():
             written = self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
             token_ids = written[0, ids.shape[1] :].tolist()
-        return Sample(tuple(token_ids), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Sample(up_to_end(token_ids, self.eos_ids, limits), seconds)
+
+    def logits(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        device = self.model.device
+        with torch.inference_mode():
+            rows = [self.model(torch.tensor([ids], device=device)).logits[0] for ids in texts]
+        return [r.float().cpu() for r in rows]
 
 
-def transformers_arms(base: Path, guide: Path, device: torch.device, dtypes: list[str]) -> list[Arm]:
-    """The base alone in each of `dtypes` ("bf16", "fp32"), and assisted by the guide in the first of them."""
+def transformers_arms(setting: Setting, wanted: Callable[[str], bool]) -> list[Rival]:
+    """The base alone in bf16 and in fp32, and assisted by the guide in bf16."""
     transformers: Any = importlib.import_module("transformers")
     # Its warnings and bars would be printed into ours.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
     def load(path: Path, dtype: str) -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).to(device).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
         model.generation_config.pad_token_id = 0
-        return model
+        return model.to(setting.device).eval()
 
-    models = {dtype: load(base, dtype) for dtype in dtypes}
-    arms: list[Arm] = [TransformersArm(f"transformers {dtype}", model) for dtype, model in models.items()]
-    first = dtypes[0]
-    arms.append(TransformersArm(f"transformers {first} assisted", models[first], load(guide, first)))
+    eos_ids = frozenset(read_config(setting.base).eos_token_ids)
+    arms: list[Rival] = []
+    for dtype in DTYPES:
+        alone, assisted = f"transformers {dtype}", f"transformers {dtype} assisted"
+        with_guide = dtype == "bf16" and wanted(assisted)
+        if wanted(alone) or with_guide:
+            model = load(setting.base, dtype)
+            arms += [TransformersArm(alone, model, eos_ids)] if wanted(alone) else []
+            arms += (
+                [TransformersArm(assisted, model, eos_ids, load(setting.guide, dtype))] if with_guide else []
+            )
     return arms

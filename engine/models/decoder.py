@@ -11,9 +11,11 @@ from ..batch import Batch, KVCache
 from ..errors import BadRequest
 from ..kernels.add_rms_norm import add_rms_norm
 from ..kernels.gated_act import gated_act
+from ..kernels.gated_linear import gated_linear
 from ..kernels.layer_norm import layer_norm
 from ..kernels.linear import linear
 from ..kernels.linear_int8 import Int8Weight, linear_int8
+from ..kernels.linear_rope_append import linear_rope_append, split_heads
 from ..kernels.paged_attention import paged_attention
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rope_append import rope_append
@@ -73,16 +75,26 @@ class Decoder:
         Writes the keys and values of all rows into their slots of `kv`.  A row's logits do not depend on the
         other rows: every op computes each row alone.
         """
-        # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
-        x = self.weights.embed.index_select(0, batch.ids)
-        if self.config.embedding_scale != 1.0:
-            x = x * self._embedding_scale
         if self.whole_pass is not None:
-            return self.whole_pass(x, batch, kv)
-        return self.op_by_op(x, batch, kv)
+            return self.whole_pass(self._embedded(batch), batch, kv)
+        return self.op_by_op(self._embedded(batch), batch, kv)
+
+    def hidden(self, batch: Batch, kv: KVCache) -> Tensor:
+        """`forward` but for the head: what that reads of the wanted rows, [len(batch.logit_rows), hidden]."""
+        return self._layers(self._embedded(batch), batch, kv)
 
     def op_by_op(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """`forward` from the embeddings x: [rows, hidden] on; the definition of the whole pass in C++."""
+        logits = project(self._layers(x, batch, kv), self.weights.head, out_dtype=torch.float32)
+        return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
+        x = self.weights.embed.index_select(0, batch.ids)
+        return x * self._embedding_scale if self.config.embedding_scale != 1.0 else x
+
+    def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
+        """All layers and the last norm: of x [rows, hidden] the wanted rows."""
         config = self.config
         y: Tensor | None = None  # what the block before gives to the residual stream
         for index, layer in enumerate(self.weights.layers):
@@ -90,13 +102,11 @@ class Decoder:
             y = self._attention(index, layer, y, batch, kv)
             y = self._norm(y, layer.attn_post_norm) if config.post_norm else y
             x, y = self._enter_block(x, y, layer.mlp_norm)
-            y = gated_act(project(y, layer.gate_up, layer.gate_up_bias), config.activation)
+            y = self._gated(y, layer)
             y = project(y, layer.down, layer.down_bias)
             y = self._norm(y, layer.mlp_post_norm) if config.post_norm else y
         x = x if y is None else x + y
-        x = self._norm(x[batch.logit_rows], self.weights.norm)
-        logits = project(x, self.weights.head, out_dtype=torch.float32)
-        return soft_cap(logits, config.final_soft_cap) if config.final_soft_cap else logits
+        return self._norm(x[batch.logit_rows], self.weights.norm)
 
     def _enter_block(self, x: Tensor, y: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream x + y, and what the next block reads of it: its norm, if there is a pre-norm.
@@ -119,17 +129,8 @@ class Decoder:
     def _attention(self, index: int, layer: Layer, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """What attention gives back to the residual stream, [rows, hidden].  x: [rows, hidden]."""
         config = self.config
-        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
-        qkv = project(x, layer.qkv, layer.qkv_bias)
-        if config.clip_qkv:
-            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        cos, sin = self._rope_tables[index]
-        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, config.head_dim)
-        q, k, v = heads.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
-        if config.qk_norm != "none":
-            q, k = self._qk_norm(layer, q, k)
         k_cache, v_cache = kv.layer(index)
-        q = rope_append(q, k, v, batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        q = self._append(index, layer, x, batch, k_cache, v_cache)
         out = paged_attention(
             q,
             k_cache,
@@ -142,6 +143,31 @@ class Decoder:
             config.attention_soft_cap,
         )
         return project(out.flatten(1), layer.o, layer.o_bias)
+
+    def _gated(self, x: Tensor, layer: Layer) -> Tensor:
+        """The MLP's inner activations [rows, intermediate] of x [rows, hidden]."""
+        activation = self.config.activation
+        if isinstance(layer.gate_up, Int8Weight):
+            return gated_act(project(x, layer.gate_up, layer.gate_up_bias), activation)
+        return gated_linear(x, layer.gate_up, activation, layer.gate_up_bias)
+
+    def _append(
+        self, index: int, layer: Layer, x: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """The rotated queries [rows, heads, head_dim] of x [rows, hidden]; its keys and values are cached."""
+        config = self.config
+        cos, sin = self._rope_tables[index]
+        rest = (batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        is_plain = not config.clip_qkv and config.qk_norm == "none"
+        if is_plain and not isinstance(layer.qkv, Int8Weight):
+            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest)
+        qkv = project(x, layer.qkv, layer.qkv_bias)
+        if config.clip_qkv:
+            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
+        q, k, v = split_heads(qkv, k_cache)
+        if config.qk_norm != "none":
+            q, k = self._qk_norm(layer, q, k)
+        return rope_append(q, k, v, *rest)
 
     def _qk_norm(self, layer: Layer, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [rows, heads, head_dim], normalised."""

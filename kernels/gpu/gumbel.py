@@ -15,7 +15,7 @@ def gumbel_of(bits):
     Near 1, u is given by what it lacks of 1, and the rounding of 1 - v is divided out (Kahan).
     """
     u = (bits.to(tl.float32) + 0.5) * 0.00000000023283064365386962890625
-    v = ((~bits).to(tl.float32) + 0.5) * 0.00000000023283064365386962890625
+    v = ((bits ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 0.00000000023283064365386962890625
     upper = bits >= 0x80000000
     w = tl.where(upper, 1.0 - v, u)
     lacks = 1.0 - w

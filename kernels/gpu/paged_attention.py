@@ -20,7 +20,8 @@ from .math import cap_logits
 
 SPLIT = 256  # Keys per split, a multiple of every tile.
 ROWS = 16  # Query rows, times heads of a group, of a program: the rows of one matrix instruction.
-ENOUGH_PROGRAMS = 512  # From here on a program takes all splits of its rows.
+ENOUGH_PROGRAMS = 512  # From here on a program takes all splits of its rows, and
+MOST_SHARES = 16384  # where there would be more shares than this to keep: 136 MB for heads of 128.
 
 
 class Config(NamedTuple):
@@ -123,6 +124,11 @@ def share(
         p = tl.exp(logits - base[:, None])
         keep = tl.exp(m - base)
         v = tl.load(v_ptr + offset, mask=mask, other=0.0)
+        # What is not finite must reach the rows that see it and, although its weight is 0, no other.
+        if tl.max(tl.where((at >= 0)[:, None] & (seen == 0), 1, 0)) > 0:
+            sound = tl.min((tl.abs(v.to(tl.float32)) < float("inf")).to(tl.int32), 1) > 0
+            p = tl.where(seen & (sound == 0)[None, :], float("nan"), p)
+            v = tl.where(sound[:, None], v, 0.0)
         total = weighted(p, ones, total * keep[:, None])
         acc = weighted(p, v, acc * keep[:, None])
         m = top
@@ -261,7 +267,8 @@ def paged_attention(
     shape = (group, head_dim, block_size, soft_cap > 0, SPLIT, dim, keys, ROWS)
     if rows == 0:
         return out
-    if splits == 1 or tiles * kv_heads >= enough_programs:
+    programs = tiles * kv_heads
+    if splits == 1 or programs >= enough_programs or programs * splits > MOST_SHARES:
         _attend_whole[(tiles, kv_heads)](
             q, k_cache, v_cache, out, *cache, scale, window, soft_cap, q.stride(0), *shape, **runs
         )

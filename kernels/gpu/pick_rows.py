@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..check import require, sizes
 from .gumbel import scores
+from .rank import above, last_key, top_and_mass
 from .stats import LEVELS, PART, first_largest, merge_picks
 
 PARTS = 8  # Parts of a program, or of a step of one.
@@ -34,38 +35,6 @@ def _pick_parts(
     best, pick = first_largest(scores(logits, temperature, seed, position, part, LEVELS), ids)
     tl.store(bests_ptr + row * parts + part, best, mask=part < parts)
     tl.store(picks_ptr + row * parts + part, pick, mask=part < parts)
-
-
-@triton.jit
-def rank_key(x):
-    """uint32 in the order of fp32 numbers."""
-    bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def mass_of_top_k(logits_ptr, vocab, top, temperature, k, BLOCK: tl.constexpr, DIGIT: tl.constexpr):
-    """The sum of exp((logit - top) / temperature) over the k largest of a row, 0 < k < vocab."""
-    found = tl.full((), 0, tl.uint32)
-    digits = tl.arange(0, 1 << DIGIT).to(tl.uint32)
-    for step in range(32 // DIGIT):
-        low = found + (digits << (32 - DIGIT * (step + 1)))
-        counts = tl.zeros([1 << DIGIT], tl.int32)
-        for start in range(0, vocab, BLOCK):
-            ids = start + tl.arange(0, BLOCK)
-            key = rank_key(tl.load(logits_ptr + ids, mask=ids < vocab, other=float("-inf")))
-            counts += tl.sum(((key[None, :] >= low[:, None]) & (ids < vocab)[None, :]).to(tl.int32), 1)
-        found = tl.max(tl.where(counts >= k, low, 0), 0)
-    count, mass, last = 0, 0.0, 0.0
-    for start in range(0, vocab, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        x = tl.load(logits_ptr + ids, mask=ids < vocab, other=float("-inf"))
-        weight = tl.exp((x - top) / temperature)
-        larger = rank_key(x) > found
-        count += tl.sum(larger.to(tl.int32), 0)
-        mass += tl.sum(tl.where(larger, weight, 0.0), 0)
-        last = tl.maximum(last, tl.max(tl.where(larger, 0.0, weight), 0))
-    return mass + (k - count).to(tl.float32) * last
 
 
 @triton.jit
@@ -107,16 +76,12 @@ def _filter_picks(
     if (temperature > 0) & ((k > 0) | (p < 1) | (min_p > 0)):
         logits_ptr += row * stride
         seed, position = tl.load(seed_ptr + row), tl.load(position_ptr + row)
-        top, total = float("-inf"), 0.0
-        for start in range(0, vocab, PARTS << LEVELS):
-            ids = start + tl.arange(0, PARTS << LEVELS)
-            x = tl.load(logits_ptr + ids, mask=ids < vocab, other=float("-inf"))
-            larger = tl.maximum(top, tl.max(x, 0))
-            base = tl.where(larger == float("-inf"), 0.0, larger)
-            total = total * tl.exp((top - base) / temperature) + tl.sum(tl.exp((x - base) / temperature), 0)
-            top = larger
+        top, total = top_and_mass(logits_ptr, vocab, temperature, PARTS << LEVELS)
         if (k > 0) & (p < 1):
-            total = mass_of_top_k(logits_ptr, vocab, top, temperature, k, PARTS << LEVELS, DIGIT)
+            # The mass of the k likeliest: as many of the last one's logit as are among them.
+            last = last_key(logits_ptr, vocab, top, temperature, k, False, PARTS << LEVELS, DIGIT)
+            count, mass, one = above(logits_ptr, vocab, top, temperature, last, PARTS << LEVELS)
+            total = mass + (k - count).to(tl.float32) * one
         faintest = temperature * tl.log(min_p)
         token = tl.load(token_ptr + row)
         removed = True

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import triton
 
-MAX_DIM = 1 << 16
+MAX_DIM = 1 << 14
 
 
 class Row(NamedTuple):
@@ -19,4 +19,4 @@ class Row(NamedTuple):
         if dim > MAX_DIM:
             raise ValueError(f"{op}: rows have {dim} elements; a program on a GPU holds at most {MAX_DIM}")
         block = triton.next_power_of_2(max(dim, 1))
-        return cls(block, min(max(block // 512, 1), 16))
+        return cls(block, min(max(block // 512, 1), 32))

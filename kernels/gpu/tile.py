@@ -1,9 +1,9 @@
 """The one order of additions of every product with a weight on a GPU, and the tiles that compute it.
 
-A row's result does not depend on how many rows there are (I6). The inputs are cut into partitions, a matter
-of the weight's shape alone; within one, an instruction of 16 inputs (fp32: of one) adds onto the sum of those
-before; the partitions' sums are added in order. How many rows, columns and inputs a program takes at a time,
-its warps and its stages follow the number of rows, and none of that changes the order.
+A row's result does not depend on how many rows there are (I6).  The inputs are cut into partitions, which the
+shape of the weight alone decides; within one, an instruction of 16 inputs (fp32: of one) adds onto the sum of
+those before; the partitions' sums are added in order.  How many rows, columns and inputs a program takes at a
+time, its warps and its stages follow the number of rows, and none of that changes the order.
 
 The instruction is mma.sync m16n8k16 for a few rows as for thousands. Hopper and Blackwell have faster ones
 for large tiles, but nothing says that those round alike: products of three dimensions never use them.
@@ -45,7 +45,7 @@ TILES: dict[int, dict[int | None, dict[int | None, Tile]]] = {
     },
     4: {
         16: {None: Tile(16, 32, 32, 4, 4)},
-        None: {None: Tile(64, 64, 16, 8, 3)},
+        None: {None: Tile(32, 64, 32, 4, 3)},
     },
 }
 
@@ -101,3 +101,9 @@ def all_partitions(
             x_ptr, weight_ptr, r, c, p * partition, end, rows, features, x_stride, ROWS, COLS, DEPTH
         )
     return sums
+
+
+@triton.jit
+def split_pairs(sums, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The first and the second half of the columns of [1, ROWS, COLS]: two of [ROWS, COLS // 2]."""
+    return tl.split(tl.permute(tl.reshape(sums, [ROWS, 2, COLS // 2]), (0, 2, 1)))

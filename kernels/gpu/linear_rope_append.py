@@ -1,0 +1,99 @@
+"""QKV projection, RoPE and cache append on a GPU: a program computes pairs of channels of one head."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..check import require, sizes
+from ..linear_rope_append import split_heads
+from .kv_append import check_cache
+from .linear import check_linear, linear
+from .rope import rotated
+from .rope_append import rope_append
+from .tile import all_partitions, partition, split_pairs, tile_for
+
+
+@triton.jit
+def store_pairs(to_ptr, row, j, half, a, b, mask):
+    """Channels j and half + j of the heads that begin at `row`."""
+    at = row[:, None] + j[None, :]
+    tl.store(to_ptr + at, a.to(to_ptr.dtype.element_ty), mask=mask)
+    tl.store(to_ptr + at + half, b.to(to_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _linear_rope_append(
+    x_ptr, weight_ptr, bias_ptr, position_ptr, cos_ptr, sin_ptr, out_ptr, k_cache_ptr, v_cache_ptr, slot_ptr,
+    rows, features, x_stride, partition, max_position, slots, heads, kv_heads, half,
+    PARTITIONS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = COLS // 2
+    tiles = tl.cdiv(half, HALF)
+    head, first = tl.program_id(0) // tiles, tl.program_id(0) % tiles * HALF
+    r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
+    c = (head * 2 + c // HALF) * half + tl.minimum(first + c % HALF, half - 1)
+    sums = all_partitions(
+        x_ptr, weight_ptr, r, c, rows, features, x_stride, partition, PARTITIONS, ROWS, COLS, DEPTH
+    )
+    if HAS_BIAS:
+        sums += tl.load(bias_ptr + c).to(tl.float32)[None, None, :]
+    # Rounded as between two ops.
+    a, b = split_pairs(sums.to(x_ptr.dtype.element_ty).to(tl.float32), ROWS, COLS)
+    j = first + tl.arange(0, HALF)
+    mask = (r < rows)[:, None] & (j < half)[None, :]
+    slot = tl.load(slot_ptr + r, mask=r < rows, other=-1)
+    fits = mask & ((slot >= 0) & (slot < slots))[:, None]
+    if head < heads + kv_heads:
+        position = tl.load(position_ptr + r, mask=r < rows, other=-1)
+        known = mask & ((position >= 0) & (position < max_position))[:, None]
+        angle = position[:, None] * half + j[None, :]
+        cosine = tl.load(cos_ptr + angle, mask=known, other=float("nan"))
+        sine = tl.load(sin_ptr + angle, mask=known, other=float("nan"))
+        a, b = rotated(a, b, cosine, sine)
+        if head < heads:
+            store_pairs(out_ptr, (r.to(tl.int64) * heads + head) * 2 * half, j, half, a, b, mask)
+        else:
+            store_pairs(k_cache_ptr, (slot * kv_heads + head - heads) * 2 * half, j, half, a, b, fits)
+    else:
+        row = (slot * kv_heads + head - heads - kv_heads) * 2 * half
+        store_pairs(v_cache_ptr, row, j, half, a, b, fits)
+
+
+def linear_rope_append(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    op = "linear_rope_append"
+    x, weight, bias_or_any = check_linear(op, x, weight, bias)
+    (rows, features), cols = x.shape, weight.shape[0]
+    blocks, block_size, kv_heads, head_dim = sizes(op, "k_cache", k_cache, 4)
+    max_position, half = sizes(op, "cos", cos, 2)
+    inputs, tile = partition(features, cols), tile_for(x.dtype, rows, cols)
+    if 2 * half != head_dim or (features > inputs and rows <= tile.rows):
+        apart = split_heads(linear(x, weight, bias), k_cache)
+        return rope_append(*apart, positions, cos, sin, k_cache, v_cache, slot_mapping)
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check_cache(op, name, cache, (blocks, block_size, kv_heads, head_dim), x)
+    positions = require(op, "positions", positions, (rows,), torch.int64, x.device)
+    slot_mapping = require(op, "slot_mapping", slot_mapping, (rows,), torch.int64, x.device)
+    cos = require(op, "cos", cos, (max_position, half), torch.float32, x.device)
+    sin = require(op, "sin", sin, (max_position, half), torch.float32, x.device)
+    heads = split_heads(x.new_empty(0, cols), k_cache)[0].shape[1]
+    out = x.new_empty(rows, heads, head_dim)
+    grid = ((heads + 2 * kv_heads) * triton.cdiv(half, tile.cols // 2), triton.cdiv(rows, tile.rows))
+    _linear_rope_append[grid](
+        x, weight, bias_or_any, positions, cos, sin, out, k_cache, v_cache, slot_mapping,
+        rows, features, x.stride(0), inputs, max_position, blocks * block_size, heads, kv_heads, half,
+        triton.cdiv(features, inputs) if inputs else 0, bias is not None, *tile[:3],
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out

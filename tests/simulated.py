@@ -1,0 +1,462 @@
+"""A server without models, threads and time: the whole host half over a cheap pure function of the prefix.
+
+The fake model is a recurrence through a paged cache, as a real one is: the state of a slot is made of the
+state in the slot before it, found through the block table, and of the token it is fed.  A wrong slot, a stale
+copy or a block that two tables write is noticed where it is read or written, or gives a row that the
+straight-line oracle does not have.
+"""
+
+import codecs
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from zlib import crc32
+
+import torch
+
+from nudging import LLM, Base, Guide, Nudging
+from nudging.blocks import BlockPool
+from nudging.chat import plain_chat_template
+from nudging.decide import TokenLogprob, Wanted, logprob_of
+from nudging.engine import Engine
+from nudging.engine_thread import EngineThread
+from nudging.errors import NumericalError, OutOfBlocks
+from nudging.handle import Handle
+from nudging.policies.protocol import Policy
+from nudging.request import Request
+from nudging.roles import Role
+from nudging.runner import ModelRunner
+from nudging.scheduler import Work
+from nudging.sequence import Row
+from nudging.tokenizer import Tokenizer
+from tests import oracle
+
+MASK = 2**32 - 1
+BYTES = [bytes((token,)) for token in range(256)]
+# 0.25 and 0.4 are thresholds, too: ties occur.
+TOP_PROBS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
+UNWRITTEN = 255
+PIECES = (" a", " b", " c", " the", " of", "an", "on", "er", "in", "é", "12", ". ", *"abcdefhinorft 12.,?!")
+TABLE = [b"", b"", *(piece.encode() for piece in PIECES), b"\xc3", b"\xa9", b"\xef\xbf\xbd"]
+VOCAB = len(TABLE)
+
+
+class SimTokenizer(Tokenizer):
+    """Longest match over a small table; ids 0 and 1 are special."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TABLE, (0, 1), bos_id=None, eos_id=0, drops_first_space=False, rules=("longest", "sim")
+        )
+        self._by_length = sorted(range(2, VOCAB), key=lambda token: -len(TABLE[token]))
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return self._cut(text)
+
+    def _cut(self, text: str) -> list[int]:
+        data, at, ids = text.encode(), 0, []
+        while at < len(data):
+            token = next(token for token in self._by_length if data.startswith(TABLE[token], at))
+            ids.append(token)
+            at += len(TABLE[token])
+        return ids
+
+
+TOKENIZER = SimTokenizer()
+TEMPLATE = plain_chat_template()
+EOS = {"base": frozenset({0}), "guide": frozenset({0, 1})}
+
+
+def state_of(ids: list[int]) -> int:
+    """The state after `ids`: what the recurrence through the cache must arrive at."""
+    return crc32(bytes(ids))
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    """Rows as a hash of the state.  `agreement` of 16 rows have the token that all models have there."""
+
+    salt: int
+    vocab: int
+    agreement: int = 11
+    weight_bytes: int = 1000
+
+    def row(self, state: int, want: Wanted) -> Row:
+        top = self.token(state, want.vocab_size)
+        params = want.params
+        token = top
+        if params.temperature or params.logit_bias:
+            drawn = draw(state, params, params.logit_bias or {}, want.seed, want.position)
+            token = self.token(drawn, want.vocab_size)
+        logits = self.logits(state, want.vocab_size) if want.keep_logits else None
+        return Row(token, top, self.top_prob(state), logits)
+
+    def token(self, state: int, vocab: int) -> int:
+        own = (state ^ self.salt) * 0x85EBCA6B & MASK
+        said = own if own >> 28 >= self.agreement else state * 0x9E3779B1 & MASK
+        token = (said >> 7) % vocab
+        # An end of sequence where one in eight of them would be.
+        return token + 5 if token < 2 and said & 7 else token
+
+    def top_prob(self, state: int) -> float:
+        return TOP_PROBS[(state ^ self.salt) * 0xC2B2AE35 >> 20 & 15]
+
+    def logits(self, state: int, vocab: int) -> torch.Tensor:
+        return torch.tensor([float(crc32(BYTES[token], state) >> 24) / 16 for token in range(vocab)])
+
+
+def draw(state: int, params: Any, bias: Mapping[int, float], seed: int, position: int) -> int:
+    """The state that a choice is made from: all that a pick depends on."""
+    if params.temperature:
+        p = params
+        noise = (seed, position, p.temperature, p.top_k, p.top_p, p.min_p)
+        state = crc32(struct.pack("<Qqdqdd", *noise), state)
+    for token, amount in bias.items():
+        state = crc32(struct.pack("<qd", token, amount), state)
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The oracle's row; its noise is keyed `offset` later, for texts that go on from earlier ones."""
+
+    model: FakeModel
+    state: int
+    vocab: int
+    offset: int
+
+
+@oracle.choose.register
+def _(row: Answer, params: oracle.Params, position: int) -> int:
+    state = draw(row.state, params, params.logit_bias, params.seed, row.offset + position)
+    return row.model.token(state, row.vocab)
+
+
+@oracle.top_prob.register
+def _(row: Answer) -> float:
+    return row.model.top_prob(row.state)
+
+
+class SimClock:
+    """Seconds that pass when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SimCache:
+    """What each slot holds: the token that was fed, and the state after it."""
+
+    def __init__(self, num_slots: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.tokens = bytearray([UNWRITTEN]) * num_slots
+        self.states = [-1] * num_slots
+
+    def contents(self, block: int) -> tuple[bytes, list[int]]:
+        cells = slice(block * self.block_size, (block + 1) * self.block_size)
+        return bytes(self.tokens[cells]), self.states[cells]
+
+    def fill(self, block: int, contents: tuple[bytes, list[int]]) -> None:
+        cells = slice(block * self.block_size, (block + 1) * self.block_size)
+        self.tokens[cells], self.states[cells] = contents
+
+    def forget(self, block: int) -> None:
+        self.fill(block, (bytes([UNWRITTEN]) * self.block_size, [-1] * self.block_size))
+
+    def read(self, table: list[int], length: int) -> bytes:
+        """The tokens of the first `length` slots that a table leads to."""
+        size = self.block_size
+        return b"".join([self.tokens[block * size : (block + 1) * size] for block in table])[:length]
+
+
+class SimPool(BlockPool):
+    """A pool whose blocks forget what they held before they are written, and whose allocations can fail."""
+
+    def __init__(self, total: int, block_size: int, prefix_caching: bool) -> None:
+        super().__init__(total, block_size, prefix_caching)
+        self.cache = SimCache(total * block_size, block_size)
+        self.allocations = 0
+        self.fails_at = -1
+        self._fresh: list[int] = []
+
+    def allocate(self) -> int:
+        self.allocations += 1
+        if self.allocations == self.fails_at:
+            raise OutOfBlocks(f"allocation {self.fails_at} is made to fail")
+        block = super().allocate()
+        self._fresh.append(block)
+        return block
+
+    def begin(self, copies: list[tuple[int, int]]) -> None:
+        """What was given out since the last pass forgets what it held, and is then copied into."""
+        contents = [self.cache.contents(source) for source, _ in copies]
+        for block in self._fresh:
+            self.cache.forget(block)
+        self._fresh.clear()
+        for (_, to), content in zip(copies, contents, strict=True):
+            self.cache.fill(to, content)
+
+
+class SimRunner(ModelRunner):
+    """A fake model over a paged cache in plain Python."""
+
+    def __init__(self, model: FakeModel, pool: SimPool, clock: SimClock) -> None:
+        self.decoder: Any = model
+        self.pool: SimPool = pool
+        self.cache: Any = pool.cache
+        self.clock = clock
+        self.passes_made = 1
+        self.passes = 0
+        self.passes_made = 1
+        self.rows_made = 0
+        # Rows, counted from the first one ever made, that come out as NaN.
+        self.nan_rows: set[int] = set()
+
+    def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
+        self.passes += 1
+        self.pool.begin([pair for work in works for pair in work.copies])
+        wants = iter(wanted)
+        rows: list[Row | NumericalError] = []
+        written: set[int] = set()
+        for work in works:
+            sequence = work.request.sequences[work.role]
+            table, ids = sequence.block_table.ids, sequence.tokens
+            self._claim(work, table, written)
+            state = self._read(work, table, ids)
+            for at in range(work.start, work.end):
+                state = self._write(table, at, ids[at], state)
+                if at + 1 >= work.first_row:
+                    rows.append(self._row(state, next(wants)))
+        assert next(wants, None) is None, "more rows were wanted than the works have"
+        self.clock.now += 1.0 + 0.01 * sum(work.end - work.start for work in works)
+        return rows
+
+    def _claim(self, work: Work, table: list[int], written: set[int]) -> None:
+        """Assert that the blocks the work writes are nobody else's."""
+        size = self.pool.block_size
+        for block in table[work.start // size : -(-work.end // size)]:
+            assert not self.pool.is_shared(block), f"{work.request.id} writes block {block}, which is shared"
+            assert block not in written, f"two works write block {block}"
+            written.add(block)
+
+    def _read(self, work: Work, table: list[int], ids: list[int]) -> int:
+        """The state before the work, read from the cache; asserts that the cache holds the whole prefix."""
+        prefix = bytes(ids[: work.start])
+        cached = self.cache.read(table, work.start)
+        assert cached == prefix, f"{work.request.id} reads {list(cached)} for {list(prefix)}"
+        if not work.start:
+            return 0
+        state: int = self.cache.states[self._slot(table, work.start - 1)]
+        assert state == crc32(prefix), f"{work.request.id} reads a state of another prefix"
+        return state
+
+    def _write(self, table: list[int], position: int, token: int, state: int) -> int:
+        slot = self._slot(table, position)
+        state = crc32(BYTES[token], state)
+        self.cache.tokens[slot] = token
+        self.cache.states[slot] = state
+        return state
+
+    def _slot(self, table: list[int], position: int) -> int:
+        size = self.pool.block_size
+        return table[position // size] * size + position % size
+
+    def _row(self, state: int, want: Wanted) -> Row | NumericalError:
+        self.rows_made += 1
+        if self.rows_made - 1 in self.nan_rows:
+            return NumericalError("this row is made to be NaN")
+        model: FakeModel = self.decoder
+        return model.row(state, want)
+
+
+class InlineThread(EngineThread):
+    """The engine's thread without a thread: who calls `turn` is it."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        # How often each request's end was reported.
+        self.ends: dict[str, int] = {}
+
+    def _start(self) -> threading.Thread:
+        return threading.current_thread()
+
+    def turn(self) -> None:
+        """What the thread does between two looks at whether there is work."""
+        self._turn()
+
+    def close(self) -> None:
+        super().close()
+        self._end_everything()
+
+    def _refuse(self, requests: list[Request], handle: Handle, error: BaseException | None) -> None:
+        for request in requests if error is not None else ():
+            self.ends[request.id] = self.ends.get(request.id, 0) + 1
+        super()._refuse(requests, handle, error)
+
+    def _report(self, request: Request) -> None:
+        if request.is_finished:
+            self.ends[request.id] = self.ends.get(request.id, 0) + 1
+        super()._report(request)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The size of everything.  `one_model`: both roles are one model in one pool."""
+
+    block_size: int = 4
+    blocks: tuple[int, int] = (64, 64)
+    max_batch_tokens: int = 2048
+    max_len: int = 256
+    one_model: bool = False
+    # How many ids more the guide's embedding has than the base's.
+    padding: int = 3
+    agreement: int = 11
+    has_text: bool = True
+    prefix_caching: bool = True
+    drafter: str = "guide"
+
+
+class SimLLM(LLM):
+    """An LLM over fake models, in one thread; see Setup."""
+
+    def __init__(self, setup: Setup, threaded: bool = False) -> None:
+        names = ("base", "base" if setup.one_model else "guide")
+        sizes = (VOCAB, VOCAB + setup.padding)
+        self.clock = SimClock()
+        runners: dict[str, SimRunner] = {}
+        for i, name in enumerate(dict.fromkeys(names)):
+            model = FakeModel(0x1234567 * i, sizes[i], setup.agreement)
+            pool = SimPool(setup.blocks[i], setup.block_size, setup.prefix_caching)
+            runners[name] = SimRunner(model, pool, self.clock)
+        self.runners = list(runners.values())
+        tokenizer = TOKENIZER if setup.has_text else None
+        self.roles = {
+            role: Role(role, name, tokenizer, TEMPLATE, EOS[role], runners[name].decoder.vocab, setup.max_len)
+            for role, name in zip(("base", "guide"), names, strict=True)
+        }
+        models_of = {role.name: role.model for role in self.roles.values()}
+        self._engine = Engine(dict(runners), models_of, setup.max_batch_tokens, clock=self.clock)
+        self._tracer = self._engine._tracer
+        self._thread = EngineThread(self._engine) if threaded else InlineThread(self._engine)
+        self._draft_len = None
+        self._drafter = setup.drafter
+        self._ids = count()
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a request must write; at text level token ids and authors are not told apart (None)."""
+
+    token_ids: list[int] | None
+    authors: list[str] | None
+    finish_reason: str
+    text: str | None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+def expect(llm: LLM, request: Request, seed: int) -> Expected:
+    """What the straight-line twins write for a request."""
+    params, policy = request.params, request.policy
+    p = oracle.Params(
+        max_tokens=request.max_tokens,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=seed,
+        logit_bias=dict(params.logit_bias or {}),
+        stop_token_ids=frozenset(params.stop_token_ids),
+        ignore_eos=params.ignore_eos,
+    )
+    if isinstance(policy, Nudging) and policy.granularity == "reference":
+        return _expect_text(llm, request, p, policy)
+    roles = {}
+    vocab = min(llm.roles[name].vocab_size for name in policy.roles)
+    for name in policy.roles:
+        logits = straight_rows(llm, name, vocab, request.first_position)
+        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), llm.roles[name].eos_ids)
+    written = _write(policy, roles, p)
+    cut = cut_at_stop(written, params.stop, llm.roles["base"].tokenizer)
+    logprobs: list[TokenLogprob] = []
+    if params.logprobs is not None:
+        for i, (token, author) in enumerate(zip(cut.token_ids or [], cut.authors or [], strict=True)):
+            row = roles[author].row(written.token_ids[:i])
+            assert isinstance(row, Answer)
+            logprobs.append(logprob_of(row.model.logits(row.state, vocab), token, params.logprobs))
+    return Expected(cut.token_ids, cut.authors, cut.finish_reason, cut.text, logprobs)
+
+
+def straight_rows(llm: LLM, role: str, vocab: int, offset: int) -> Callable[[list[int]], Any]:
+    model: Any = llm._engine.runners[llm.roles[role].model].decoder
+    return lambda ids: Answer(model, state_of(ids), vocab, offset)
+
+
+def _write(policy: Policy, roles: dict[str, oracle.Role], params: oracle.Params) -> oracle.Written:
+    if isinstance(policy, Base):
+        return oracle.base(roles["base"], params)
+    if isinstance(policy, Guide):
+        return oracle.guide(roles["guide"], params)
+    assert isinstance(policy, Nudging)
+    gate = oracle.Gate(policy.threshold, policy.comparator)
+    if policy.granularity == "token":
+        return oracle.nudging_token(roles["base"], roles["guide"], params, gate)
+    return oracle.nudging_word(roles["base"], roles["guide"], params, gate, TOKENIZER.starts_with_space)
+
+
+def _expect_text(llm: LLM, request: Request, params: oracle.Params, policy: Nudging) -> Expected:
+    clients = {}
+    for name in policy.roles:
+        role, text = llm.roles[name], request.prompts[name].text
+        assert text is not None
+        logits = straight_rows(llm, name, role.vocab_size, 0)
+        clients[name] = oracle.text_client(
+            logits, TOKENIZER.encode, TOKENIZER.token_bytes, role.eos_ids, text, params
+        )
+    prompts = {name: request.prompts[name].text or "" for name in policy.roles}
+    gate = oracle.Gate(policy.threshold, policy.comparator)
+    written = oracle.nudging_reference(
+        clients["base"],
+        clients["guide"],
+        prompts["base"],
+        prompts["guide"],
+        gate,
+        lambda text: len(TOKENIZER.encode_continuation(text)),
+        params.max_tokens,
+    )
+    found = first_stop(written.text, request.params.stop)
+    if found is None:
+        return Expected(None, None, written.finish_reason, written.text)
+    return Expected(None, None, "stop", written.text[: found[0]])
+
+
+def cut_at_stop(written: oracle.Written, stops: tuple[str, ...], tokenizer: Tokenizer | None) -> Expected:
+    """The text up to the first stop string, and the tokens up to the one that completes it."""
+    ids, authors, finish = written
+    if tokenizer is None:
+        return Expected(ids, authors, finish, None)
+    whole = tokenizer.text_of(ids)
+    found = first_stop(whole, stops)
+    if found is None:
+        return Expected(ids, authors, finish, whole)
+    used = next(n for n in range(len(ids) + 1) if len(whole_characters(ids[:n], tokenizer)) >= found[1])
+    return Expected(ids[:used], authors[:used], "stop", whole[: found[0]])
+
+
+def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, int] | None:
+    """Where the stop string that is complete first begins and ends; of several at once, the longest."""
+    for end in range(1, len(text) + 1) if stops else ():
+        lengths = [len(stop) for stop in stops if text[:end].endswith(stop)]
+        if lengths:
+            return end - max(lengths), end
+    return None
+
+
+def whole_characters(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The text of `ids` as far as no later token can change it."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(tokenizer.bytes_of(ids))

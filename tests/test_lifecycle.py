@@ -1,0 +1,157 @@
+"""The end of an engine: draining, closing, forks of the process; and readers who never come."""
+
+import asyncio
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nudging import LLM, AsyncLLM, Base, EngineClosed, SamplingParams
+from tests.pairs import PROMPT, assert_pools_are_whole, one, written
+
+LONG = SamplingParams(max_tokens=300, ignore_eos=True)
+
+
+def test_drain_finishes_what_is_there_and_takes_nothing_new(tiny_pair: dict[str, Path]) -> None:
+    with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
+        handles = [llm.submit(PROMPT, LONG) for _ in range(4)]
+        with pytest.raises(TimeoutError, match="4 requests did not end within 0.01 s; close"):
+            llm.drain(timeout=0.01)
+        for use in (llm.submit, llm.generate, lambda prompt: llm.open(prompt).extend()):
+            with pytest.raises(EngineClosed, match="takes no more requests"):
+                use(PROMPT)
+        llm.drain()
+        assert [h.result(timeout=0).outputs[0].finish_reason for h in handles] == ["length"] * 4
+        assert_pools_are_whole(llm)
+    llm.drain()
+    with pytest.raises(EngineClosed, match="the engine is closed"):
+        llm.submit(PROMPT)
+
+
+def test_closing_ends_a_drain(tiny_pair: dict[str, Path]) -> None:
+    llm = LLM(**tiny_pair, kv_cache_memory="2MiB")
+    handle = llm.submit(PROMPT, LONG)
+    drain = threading.Thread(target=llm.drain)
+    drain.start()
+    while not llm._thread._draining:
+        time.sleep(0.001)
+    llm.close()
+    drain.join(timeout=10)
+    assert not drain.is_alive()
+    assert handle.result(timeout=5).outputs[0].finish_reason == "abort"
+
+
+def test_an_async_engine_drains(tiny_pair: dict[str, Path]) -> None:
+    async def main() -> None:
+        async with AsyncLLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
+            handle = llm.submit(PROMPT, LONG)
+            await llm.drain()
+            assert handle.is_finished
+
+    asyncio.run(asyncio.wait_for(main(), timeout=60))
+
+
+def in_forked_child(llm: LLM, handle: Any, generation: Any, pipe: Any) -> None:
+    """Every way to use an engine, tried in a forked child; sends what each raised."""
+    uses = {
+        "submit": lambda: llm.submit(PROMPT),
+        "generate": lambda: llm.generate(PROMPT),
+        "stream": lambda: next(llm.stream(PROMPT)),
+        "open": lambda: llm.open(PROMPT),
+        "extend": lambda: generation.extend(),
+        "logits": lambda: llm.logits("base", [60]),
+        "drain": lambda: llm.drain(),
+        "result": lambda: handle.result(),
+        "iterate": lambda: next(iter(handle)),
+        "cancel": lambda: handle.cancel(),
+        "close": lambda: llm.close(),
+    }
+    raised = {}
+    for name, use in uses.items():
+        try:
+            use()
+            raised[name] = "nothing"
+        except EngineClosed as error:
+            raised[name] = str(error)
+    pipe.send(raised)
+    pipe.close()
+    os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_is_told_instead_of_waiting_for_ever(tiny_pair: dict[str, Path]) -> None:
+    context = multiprocessing.get_context("fork")
+    with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm, llm.open(PROMPT) as generation:
+        handle = llm.submit(PROMPT, LONG)
+        ours, theirs = context.Pipe()
+        child = context.Process(target=in_forked_child, args=(llm, handle, generation, theirs))
+        child.start()
+        assert ours.poll(20), "the child hangs"
+        raised = ours.recv()
+        child.join(timeout=10)
+        assert raised.pop("close") == "nothing"
+        for message in raised.values():
+            assert "cannot be used in its forked child" in message
+            assert "spawn" in message
+        assert handle.result(timeout=60).outputs[0].finish_reason == "length", "the parent goes on"
+        assert one(llm, max_tokens=3).error is None
+
+
+def test_a_reader_who_never_comes_costs_its_text_and_holds_nobody_up(tiny_pair: dict[str, Path]) -> None:
+    """The event loop is busy elsewhere while 600 tokens are written: one call waits for it."""
+
+    async def main() -> None:
+        async with AsyncLLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
+            loop = asyncio.get_running_loop()
+            calls = 0
+            schedule = loop.call_soon_threadsafe
+
+            def counted(*arguments: Any, **options: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                return schedule(*arguments, **options)
+
+            loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+            unread = [llm.submit(PROMPT, LONG, speculate="off") for _ in range(2)]
+            assert llm._llm is not None
+            llm._llm.drain()
+            assert calls <= 2
+            loop.call_soon_threadsafe = schedule  # type: ignore[method-assign]
+            for handle in unread:
+                deltas = [delta async for delta in handle]
+                assert len(deltas) == 1, "what nobody read is one delta"
+                assert len(deltas[0].token_ids) == 300
+
+    asyncio.run(asyncio.wait_for(main(), timeout=120))
+
+
+def test_an_ended_request_holds_no_logits(tiny_pair: dict[str, Path]) -> None:
+    with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
+        handle = llm.submit(PROMPT, SamplingParams(max_tokens=8, logprobs=2))
+        handle.result(timeout=60)
+        assert not any(s.rows for request in handle._requests for s in request.sequences.values())
+
+
+def test_two_engines_write_side_by_side(tiny_pair: dict[str, Path]) -> None:
+    """Small pools, threads, salts and priorities of their own: neither knows of the other."""
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=4, n=3, ignore_eos=True)
+    prompts = [[60 + i, 61, 62] for i in range(6)]
+    with LLM(**tiny_pair, kv_cache_memory="192KiB") as a, LLM(**tiny_pair, kv_cache_memory="8MiB") as b:
+        found: dict[str, Any] = {}
+
+        def work(name: str, llm: LLM) -> None:
+            found[name] = llm.generate(prompts, params, Base(), priority=len(name))
+
+        threads = [threading.Thread(target=work, args=pair) for pair in (("a", a), ("bb", b))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        texts = [[written(o) for r in found[name] for o in r.outputs] for name in ("a", "bb")]
+        assert texts[0] == texts[1]
+        a.close()
+        assert one(b, max_tokens=3).error is None, "closing one leaves the other"

@@ -1,0 +1,162 @@
+"""Whole lives of a server, each from a seed; and that the simulation notices what it is there to notice."""
+
+from typing import Any
+
+import pytest
+
+from nudging import Base, SamplingParams
+from nudging.blocks import BlockPool, BlockTable
+from nudging.engine import Engine
+from nudging.engine_thread import EngineThread
+from nudging.prefix_cache import Prefix, PrefixCache
+from nudging.request import Request
+from nudging.scheduler import Scheduler
+from nudging.sequence import Sequence
+from nudging.view import RequestView
+from tests.simulated import Setup
+from tests.simulation import World, live
+
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+
+
+def many_lives(first: int, turns: int) -> dict[str, int]:
+    """Lives from seed `first` on, until they have had so many turns; how their requests ended."""
+    ended: dict[str, int] = {}
+    while turns > 0:
+        world = live(first).world
+        turns -= world.turns
+        first += 1
+        for reason, count in world.finished.items():
+            ended[reason] = ended.get(reason, 0) + count
+    return ended
+
+
+def test_twenty_thousand_turns() -> None:
+    ended = many_lives(0, 20_000)
+    assert min(ended.values()) > 10, f"requests must end in every way: {ended}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1_000_000, 9_000_000, 1_000_000))
+def test_a_million_turns(first: int) -> None:
+    many_lives(first, 125_000)
+
+
+def test_a_life_is_replayed_from_its_seed() -> None:
+    first, again, other = (live(seed) for seed in (7, 7, 8))
+    assert (first.world.digest, first.world.turns) == (again.world.digest, again.world.turns)
+    assert first.world.digest != other.world.digest
+
+
+def test_an_error_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockPool, "release", lambda pool, block: None)
+    with pytest.raises(AssertionError) as caught:
+        live(0, 50)
+    assert "python -m tests.simulation --seed 0 --steps 50" in caught.value.__notes__[0]
+
+
+def writes_into_shared_blocks(table: BlockTable, first: int, last: int) -> list[tuple[int, int]]:
+    return []
+
+
+def forgets_to_copy(table: BlockTable, first: int, last: int) -> list[tuple[int, int]]:
+    ORIGINAL["make_writable"](table, first, last)
+    return []
+
+
+def keeps_rows_of_what_is_gone(sequence: Sequence, length: int) -> None:
+    rows = dict(sequence.rows)
+    ORIGINAL["truncate"](sequence, length)
+    sequence.rows = rows
+
+
+def keeps_keys_of_what_is_gone(sequence: Sequence, length: int) -> None:
+    computed = sequence.num_computed
+    del sequence.tokens[length:]
+    sequence.num_computed = min(computed, length + 1)
+
+
+def counts_noise_from_one(engine: Engine, work: Any) -> Any:
+    return [want._replace(position=want.position + 1) for want in ORIGINAL["_wanted"](engine, work)]
+
+
+def preempts_without_taking_the_blocks(scheduler: Scheduler, request: Request) -> None:
+    tables = [sequence.block_table.fork(sequence.num_computed) for sequence in request.sequences.values()]
+    ORIGINAL["_preempt"](scheduler, request)
+    for sequence, table in zip(request.sequences.values(), tables, strict=True):
+        sequence.block_table = table
+
+
+def ends_twice(thread: EngineThread, requests: list[Request]) -> None:
+    ORIGINAL["_abort"](thread, requests)
+    for request in requests:
+        thread.ends[request.id] = thread.ends.get(request.id, 0) + 1  # type: ignore[attr-defined]
+
+
+def serves_nobody_at_times(scheduler: Scheduler, model: str) -> dict[Request, int]:
+    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler, model)
+
+
+def finds_blocks_behind_another_text(cache: PrefixCache, parent: Prefix, tokens: list[int]) -> Prefix | None:
+    same = (one for one in cache._by_block.values() if one.tokens == tuple(tokens))
+    return next(same, None)
+
+
+def sleeps_over_its_time(request: Request) -> bool:
+    return False
+
+
+def commits_drafts_unseen(view: RequestView, role: str) -> Any:
+    """Takes a row that is there for another position."""
+    sequence, position = view._context(role)
+    return sequence.rows.get(position + 1) or view._row(role, sequence, position)
+
+
+FAULTS: list[tuple[type, str, Any]] = [
+    (BlockTable, "make_writable", writes_into_shared_blocks),
+    (BlockTable, "make_writable", forgets_to_copy),
+    (Sequence, "truncate", keeps_rows_of_what_is_gone),
+    (Sequence, "truncate", keeps_keys_of_what_is_gone),
+    (Engine, "_wanted", counts_noise_from_one),
+    (Scheduler, "_preempt", preempts_without_taking_the_blocks),
+    (Scheduler, "_share_tokens", serves_nobody_at_times),
+    (PrefixCache, "find", finds_blocks_behind_another_text),
+    (Request, "is_late", property(sleeps_over_its_time)),
+    (EngineThread, "_abort", ends_twice),
+    (RequestView, "row", commits_drafts_unseen),
+]
+ORIGINAL = {name: getattr(owner, name) for owner, name, _ in FAULTS}
+
+
+@pytest.mark.parametrize(("owner", "name", "fault"), FAULTS, ids=str)
+def test_a_planted_fault_is_noticed(
+    owner: type, name: str, fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, fault)
+    with pytest.raises(AssertionError):
+        many_lives(0, 3_000)
+
+
+def test_a_generation_that_waits_gives_way_to_those_before_it() -> None:
+    world = World(Setup(block_size=1, blocks=(30, 30)))
+    generation = world.open([2, 3], Base())
+    world.extend(generation, GREEDY)
+    while world.jobs:
+        world.turn()
+    assert world.llm._engine.runners["base"].pool.num_available < 20
+    # Both come at once: the generation waits with its cache, and the request before it needs nearly all.
+    world.submit([4, 5], SamplingParams(max_tokens=24, ignore_eos=True), Base(), "off")
+    world.extend(generation, GREEDY)
+    world.drain()
+    assert len(generation.token_ids) == 24
+
+
+def test_short_requests_that_never_stop_coming_do_not_starve_a_long_prompt() -> None:
+    world = World(Setup(blocks=(400, 400), max_batch_tokens=4))
+    job = world.submit([2] * 100, SamplingParams(max_tokens=1), Base(), "off")
+    for _ in range(150):
+        while len(world.jobs) < 8:
+            world.submit([3], GREEDY, Base(), "off")
+        world.turn()
+    assert job.handle.is_finished, f"{job.requests[0].sequences['base'].num_computed} of 100 tokens are read"
+    world.drain()
