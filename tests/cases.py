@@ -313,14 +313,14 @@ class Attention:
         return q, *page(keys, values, self.block_size, seed), rows, lengths, 0.25, self.window, self.soft_cap
 
 
-def _largest_value(args: Args, want: Tensor) -> Tensor:
+def largest_value(args: Args, want: Tensor) -> Tensor:
     values: Tensor = args[2].double().nan_to_num(0.0)
     return values.abs().max().expand_as(want)
 
 
 def _attention(name: str, make: Attention) -> Case:
     reason = "logits near 10 wrong by an ulp or two make weights wrong by ten; relative to the largest value"
-    return Case("paged_attention", name, make, 24, reason, _largest_value)
+    return Case("paged_attention", name, make, 24, reason, largest_value)
 
 
 CACHE = [
@@ -418,13 +418,13 @@ def _ties(seed: int, dtype: torch.dtype) -> Args:
     return (logits,)
 
 
-def _at_least_one(args: Args, want: Tensor) -> Tensor:
+def at_least_one(args: Args, want: Tensor) -> Tensor:
     return want.abs().clamp(min=1.0)
 
 
 def _stats(name: str, make: Make) -> Case:
     reason = "two-level sums of exponentials; the entropy is a difference of two of them"
-    return Case("softmax_stats", name, make, 6, reason, _at_least_one)
+    return Case("softmax_stats", name, make, 6, reason, at_least_one)
 
 
 SHAPES = [(1, 1), (7, 33), (3, 1025), (2, 32001)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 
 from tests.cases import (
+    Attention,
     Case,
     Make,
     add_norm_args,
+    at_least_one,
     gated_act_args,
     gated_linear_args,
     kv_append_args,
+    largest_value,
     linear_args,
     linear_rope_args,
     noise,
@@ -18,6 +21,7 @@ from tests.cases import (
     rope_append_args,
     rope_args,
     soft_cap_args,
+    stats_args,
     sum_of_sizes,
 )
 
@@ -85,3 +89,16 @@ LARGE_ROWS: list[tuple[str, Make, tuple[int, ...]]] = [
     ("rope", rope_args(520, 32, 128, 64), (0, 1)),
     ("gated_act", gated_act_args(520, 14336, "silu"), (0,)),
 ]
+
+_FAR = "logits near 25 are wrong by some of their ulps, and so are the logs of the weights"
+_MANY = "sums of 150000 exponentials; the entropy is a difference of two of them"
+LARGE += [
+    Case("paged_attention", name, make, 100, _FAR, largest_value)
+    for name, make in [
+        ("decode", Attention((5000, 300), (1, 9), heads=32, kv_heads=8, head_dim=128)),
+        ("long", Attention((20000,), (5,), heads=14, kv_heads=2, head_dim=64)),
+        ("prefill", Attention((700,), (700,), heads=16, kv_heads=8, head_dim=256, window=300, soft_cap=50.0)),
+    ]
+]
+LARGE += [Case("softmax_stats", "qwen", stats_args(5, 151936), 32, _MANY, at_least_one)]
+LARGE_ROWS += [("softmax_stats", stats_args(40, 151936), (0,))]

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from nudging import LLM, Nudging, SamplingParams
-from tests.cases import linear_rope_args, load
+from tests.cases import Attention, linear_rope_args, load
 from tests.compare import assert_same_bits
 from tests.pairs import written
+from tests.test_lm_head import head_args
 from tests.test_triton import AGREE, on_device
 
 pytestmark = [
@@ -49,5 +50,25 @@ def test_a_captured_graph_replays_the_bits_of_the_launches() -> None:
     with torch.cuda.graph(graph):
         got = step()
     x.copy_(first)
+    graph.replay()
+    assert_same_bits(got, want)
+
+
+def test_a_captured_graph_replays_attention_and_what_is_picked() -> None:
+    q, *cache = on_device(Attention((900, 300), (1, 9), heads=4, kv_heads=2, head_dim=64)(1, torch.bfloat16))
+    x, *head = on_device(head_args(16, torch.bfloat16, 30.0))
+
+    def step() -> list[Tensor]:
+        return [load("paged_attention")(q, *cache), *load("lm_head")(x, *head)]
+
+    inputs = [q.clone(), x.clone()]
+    want = [one.clone() for one in step()]
+    q.zero_()
+    x.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    q.copy_(inputs[0])
+    x.copy_(inputs[1])
     graph.replay()
     assert_same_bits(got, want)
