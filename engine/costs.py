@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from typing import NamedTuple
+
 # A new timing moves the estimate by this much: slow enough for noise, quick enough for a busy machine.
 SMOOTHING = 0.1
 BUCKETS = 24
 
 
-class PassCosts:
-    """The seconds of a pass of one model by its number of rows, in buckets of powers of two.
+class Timing(NamedTuple):
+    """The passes of about so many rows take about so many seconds."""
 
-    Before anything was timed a pass costs what reading the weights does, however few the rows: the bound of
-    small batches.  A bucket that was not timed yet costs what the next smaller one does.
+    rows: float
+    seconds: float
+
+    def moved(self, rows: int, seconds: float) -> Timing:
+        """One more pass."""
+        # The first timing may have been a cold one: a much faster one replaces it at once.
+        if seconds < self.seconds / 2:
+            return Timing(rows, seconds)
+        return Timing(
+            self.rows + SMOOTHING * (rows - self.rows), self.seconds + SMOOTHING * (seconds - self.seconds)
+        )
+
+
+class PassCosts:
+    """The seconds of a pass of one model by its number of rows.
+
+    Timings are kept in buckets of powers of two and joined by straight lines; beyond the last one the line
+    goes on, and with one timing alone more rows cost what those do.  Before anything was timed a pass costs
+    what reading the weights does: the bound of small batches.
     """
 
     def __init__(self, weight_bytes: int, bytes_per_second: float = 1e10) -> None:
-        self._seconds: list[float | None] = [None] * BUCKETS
+        self._timings: list[Timing | None] = [None] * BUCKETS
         self._prior = weight_bytes / bytes_per_second
-        # What `of` answered for each bucket since the last timing: it is asked far more often.
+        # What was answered since the last timing: `of` is asked far more often.
         self._expected: dict[int, float] = {}
+        self._line: list[Timing] = []
 
     def record(self, rows: int, seconds: float) -> None:
         """One pass of `rows` rows took `seconds`."""
         bucket = min((rows - 1).bit_length(), BUCKETS - 1)
-        old = self._seconds[bucket]
-        # The first timing may have been a cold one: a much faster one replaces it at once.
-        if old is None or seconds < old / 2:
-            self._seconds[bucket] = seconds
-        else:
-            self._seconds[bucket] = old + SMOOTHING * (seconds - old)
+        old = self._timings[bucket]
+        self._timings[bucket] = Timing(rows, seconds) if old is None else old.moved(rows, seconds)
         self._expected.clear()
+        self._line = []
 
     def of(self, rows: int) -> float:
         """The expected seconds of a pass of `rows` rows; never less than for fewer rows."""
-        bucket = min((rows - 1).bit_length(), BUCKETS - 1)
-        if bucket not in self._expected:
-            smaller = [cost for cost in self._seconds[: bucket + 1] if cost is not None]
-            larger = (cost for cost in self._seconds[bucket:] if cost is not None)
-            self._expected[bucket] = max(smaller) if smaller else next(larger, self._prior)
-        return self._expected[bucket]
+        if rows not in self._expected:
+            self._expected[rows] = self._on_line(rows)
+        return self._expected[rows]
+
+    def _on_line(self, rows: int) -> float:
+        line = self._line = self._line or rising([timing for timing in self._timings if timing is not None])
+        if not line:
+            return self._prior
+        after = bisect_right(line, float(rows), key=lambda timing: timing.rows)
+        if after == 0 or len(line) == 1:
+            return line[0].seconds
+        left, right = line[after - 1 : after + 1] if after < len(line) else line[-2:]
+        slope = (right.seconds - left.seconds) / (right.rows - left.rows)
+        return left.seconds + slope * (rows - left.rows)
+
+
+def rising(timings: list[Timing]) -> list[Timing]:
+    """The timings by rows, none of which is said to cost less than one of fewer rows."""
+    line: list[Timing] = []
+    for timing in sorted(timings):
+        least = line[-1].seconds if line else 0.0
+        line.append(Timing(timing.rows, max(timing.seconds, least)))
+    return line

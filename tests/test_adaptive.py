@@ -326,3 +326,26 @@ def test_costs_start_from_the_weights_and_follow_the_clock() -> None:
     assert costs.of(1) == pytest.approx(0.6, rel=1e-3)
     costs.record(1, 0.2)
     assert costs.of(1) == 0.2, "a cold first timing does not stay"
+
+
+def test_costs_rise_in_straight_lines_between_what_was_timed() -> None:
+    costs = PassCosts(10**10)
+    costs.record(16, 0.8)
+    costs.record(64, 2.0)
+    assert costs.of(16) == 0.8
+    assert costs.of(40) == pytest.approx(1.4), "half way"
+    assert costs.of(64) == 2.0
+    assert costs.of(128) == pytest.approx(2.0 + 64 * 1.2 / 48), "and on as steeply"
+    assert costs.of(1) == 0.8, "fewer rows than were ever timed"
+    costs.record(30, 0.1)
+    assert [costs.of(n) for n in (16, 30, 40)] == sorted(costs.of(n) for n in (16, 30, 40))
+    assert costs.of(30) >= 0.8, "never less than for fewer rows"
+
+
+def test_a_bucket_that_is_timed_at_unlike_sizes_speaks_of_their_mean() -> None:
+    costs = PassCosts(10**10)
+    costs.record(8, 1.0)
+    for _ in range(400):
+        costs.record(40, 5.0)
+        costs.record(60, 7.0)
+    assert costs.of(50) == pytest.approx(6.0, rel=0.03)
