@@ -42,12 +42,20 @@ serve: $(STAMP)
 	$(BIN)/python -m nudging serve
 
 # On a machine that has everything already (and perhaps no network), its own Python is used as it is.
+# Ends within nine minutes: each step has its limit, the benchmark what is left. One that fails stops no other.
+GPU_SECONDS := 525
+GPU_TESTS := tests/test_gpu.py tests/test_triton.py tests/test_triton_attention.py tests/test_triton_picks.py tests/test_lm_head.py
 gpu:
-	@if $(PYTHON) -c "import torch, triton, pybind11, cmake, pytest, tokenizers, jinja2, click, rich" 2>/dev/null; then \
-	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e . && py=$(PYTHON); \
-	else $(MAKE) $(STAMP) && py=$(BIN)/python; fi; \
+	@end=$$(($$(date +%s) + $(GPU_SECONDS))); status=0; \
+	if $(PYTHON) -c "import torch, triton, pybind11, cmake, pytest, tokenizers, jinja2, click, rich" 2>/dev/null; then \
+	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e . || exit 1; py=$(PYTHON); \
+	else $(MAKE) $(STAMP) || exit 1; py=$(BIN)/python; fi; \
 	out=$${OUT:-benchmarks/results}; mkdir -p $$out; \
-	$$py -m pytest -q -m gpu --junitxml=$$out/gpu_tests.xml
+	$$py -c "import xdist" 2>/dev/null && jobs="-n 8" || jobs=; \
+	timeout -s INT -k 10 180 $$py -m pytest -q -m gpu $$jobs --junitxml=$$out/gpu_tests.xml $(GPU_TESTS) || status=1; \
+	$$py -m benchmarks.gpu.sanitize $$out || status=1; \
+	timeout -s INT -k 10 $$((end - $$(date +%s) + 5)) $$py -m benchmarks.gpu --until $$end --out $$out || status=1; \
+	exit $$status
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)

@@ -34,6 +34,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nudging import LoadedModel
 from nudging.errors import BadRequest
 from nudging.loading import read_dtype, resolve
 
@@ -67,6 +68,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "10m": shape(192, 4, 6, 2, 1536),
     "100m": shape(768, 12, 12, 4, 2048),
     "qwen2.5-0.5b": shape(896, 24, 14, 2, 4864, 128000) | {"model_type": "qwen2"},
+    "qwen2.5-7b": shape(3584, 28, 28, 4, 18944, 128000, tied=False) | {"model_type": "qwen2"},
     "llama-3.2-1b": shape(2048, 16, 32, 8, 8192, 128000),
     "llama-3.1-8b": shape(4096, 32, 32, 8, 14336, 128000, tied=False),
 }
@@ -334,16 +336,42 @@ def inflate_checkpoint(
 
     At most one shard of `shard_bytes` is held in memory.  Raises BadRequest as `inflate` does.
     """
-    config = json.loads((source / "config.json").read_text())
-    new_config = inflate_config(config, target, dtype)
-    out.mkdir(parents=True, exist_ok=True)
+    config = write_json_files(source, out, target, dtype)
     with safe_open(source / "model.safetensors", framework="pt") as file:
         tensors = inflate_tensors(file.get_tensor, config, target, dtype, device, seed)
         write_shards(tensors, out, shard_bytes)
+
+
+def inflate_model(
+    source: Path,
+    folder: Path,
+    target: Mapping[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> LoadedModel:
+    """The model of that checkpoint without writing it: `folder` gets what is not a weight.
+
+    While it is made, its weights are on the device twice.  Raises BadRequest as `inflate` does.
+    """
+    config = write_json_files(source, folder, target, dtype)
+    with safe_open(source / "model.safetensors", framework="pt") as file:
+        tensors = dict(inflate_tensors(file.get_tensor, config, target, dtype, device, seed))
+    return LoadedModel.load(folder, device=str(device), tensors=tensors)
+
+
+def write_json_files(
+    source: Path, out: Path, target: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, Any]:
+    """The inflated config.json and the tokenizer's files, in `out`; the source's config."""
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    new_config = inflate_config(config, target, dtype)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(new_config, indent=2) + "\n")
     for name in TEXT_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
+    return config
 
 
 def write_shards(tensors: Iterator[tuple[str, Tensor]], out: Path, shard_bytes: int) -> None:

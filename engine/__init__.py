@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OutOfBlocks,
     )
     from nudging.generation import Generation
+    from nudging.loading import LoadedModel
     from nudging.params import SamplingParams
     from nudging.policies import Base, Guide, Nudging
 
@@ -33,6 +34,7 @@ HOMES = {
     "NumericalError": "errors",
     "OutOfBlocks": "errors",
     "Generation": "generation",
+    "LoadedModel": "loading",
     "SamplingParams": "params",
     "Base": "policies",
     "Guide": "policies",
@@ -49,6 +51,7 @@ __all__ = [
     "EngineClosed",
     "Generation",
     "Guide",
+    "LoadedModel",
     "Nudging",
     "NudgingError",
     "NumericalError",

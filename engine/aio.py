@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from nudging.aio_generation import AsyncGeneration
 from nudging.api import LLM
-from nudging.arguments import Checkpoint, Speculate
+from nudging.arguments import Speculate
 from nudging.errors import EngineClosed
 from nudging.handle import Handle
+from nudging.loading import Checkpoint
 from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from nudging.arguments import (
-    Checkpoint,
     Speculate,
     check_ids,
     check_sizes,
@@ -31,6 +30,7 @@ from nudging.errors import BadRequest
 from nudging.generation import Generation
 from nudging.handle import Handle
 from nudging.loading import (
+    Checkpoint,
     load_roles,
     make_runners,
     read_bytes,
@@ -55,11 +55,12 @@ from nudging.trace import Trace, Tracer
 class LLM:
     """A base model, an optional guide and further roles, on one device, in one engine.
 
-    `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id or `pocket:NAME`;
-    equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models together.
-    `dtype`: "auto" is each checkpoint's own.  `quantization`: "int8" keeps all weights of matrix products as
-    int8 with a scale for each output channel, another precision at half the memory traffic of 16 bits.
-    `threads`: of the ops on the CPU, torch's number by default; changes no token.  `speculate`: how many
+    `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id, `pocket:NAME` or a
+    LoadedModel; equal ones share their weights.  `kv_cache_memory`: bytes for the caches of all models
+    together.  `dtype`: "auto" is each checkpoint's own.  `quantization`: "int8" keeps all weights of matrix
+    products as int8 with a scale for each output channel, another precision at half the memory traffic of 16
+    bits.  `threads`: of the ops on the CPU, torch's number by default; changes no token.  `speculate`: how
+    many
     tokens are drafted for every pass of the base; "auto" drafts as many as pay, "off" none.
     `drafter`: "guide" drafts with the guide where the policy has one, "ngram" looks up what followed the
     text's last tokens before (also for one model alone), "none" never drafts.  Both change speed, never a

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nudging.drafters import DRAFTERS
 from nudging.errors import BadRequest
+from nudging.loading import Checkpoint
 from nudging.params import SamplingParams, is_int
 from nudging.roles import Role
 
 MAX_DRAFT = 15
-Checkpoint = str | os.PathLike[str]
 Speculate = str | int
 
 

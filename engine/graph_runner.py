@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from nudging.batch import BatchBuffer, BatchShape
 from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
-from nudging.graphs import PickBuffer, RecordedPass, RecordedPath, Recorder, answer, is_picked_by_head, padded
-from nudging.kernels.lm_head import LmHead
+from nudging.graphs import (
+    PickBuffer,
+    RecordedPass,
+    RecordedPath,
+    Recorder,
+    answer,
+    is_picked_by_head,
+    keep,
+    padded,
+)
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
 from nudging.scheduler import Work
@@ -79,8 +88,8 @@ class GraphRunner(ModelRunner):
             return None
         return padded(works, self.pool.block_size)
 
-    def _answers(self, key: Key, works: list[Work], wanted: list[Wanted]) -> LmHead:
-        """One pass over the works in a batch of that shape."""
+    def _answers(self, key: Key, works: list[Work], wanted: list[Wanted]) -> Tensor:
+        """One pass over the works in a batch of that shape: what its rows said, see `keep`."""
         recorded = self._passes.get(key)
         shape, vocab, _ = key
         buffer = self._buffer(shape) if recorded is None else recorded.buffer
@@ -89,7 +98,9 @@ class GraphRunner(ModelRunner):
         picks.fill(wanted)
         if recorded is None and key not in self._seen:
             self._seen.add(key)
-            return answer(self.decoder, self.cache, buffer, picks, vocab)
+            said = torch.empty((4, shape.answers), dtype=torch.int32, device=self.decoder.device)
+            keep(answer(self.decoder, self.cache, buffer, picks, vocab), said)
+            return said
         if recorded is None:
             recorded = RecordedPass(self.decoder, self.cache, buffer, picks, vocab, self._recorder)
             self._passes[key] = recorded
@@ -97,7 +108,7 @@ class GraphRunner(ModelRunner):
         return recorded.said
 
     def _start_path(
-        self, key: Key, works: list[Work], wanted: list[Wanted], said: LmHead
+        self, key: Key, works: list[Work], wanted: list[Wanted], said: Tensor
     ) -> RecordedPath | None:
         """Compute the works' paths behind the pass that `said`; None where they are new: the first time,
         single passes do it.
@@ -119,7 +130,9 @@ class GraphRunner(ModelRunner):
             rows = [Work(w.request, w.role, e, e + 1, e + 1) for w, e in zip(works, ends, strict=True)]
             buffer.fill(rows, self.pool.block_size, are_ids_known=False)
             picked.fill([wanted[i]._replace(position=wanted[i].position + step + 1) for i in lasts])
-        first[: len(works)] = said.token[torch.tensor(lasts, device=device)]
+        # From pinned memory: else the host would wait here for the pass that came before.
+        at = torch.tensor(lasts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        first[: len(works)] = said[0, at]
         if path is None:
             path = RecordedPath(self.decoder, self.cache, buffers, picks, first, vocab, self._recorder)
             self._paths[key] = path
@@ -164,22 +177,25 @@ def last_answers(works: list[Work]) -> list[int]:
     return lasts
 
 
-def read_rows(said: LmHead, count: int) -> list[Row | NumericalError]:
-    """The first `count` rows of a pass, waited for."""
-    columns = zip(
-        *(column[:count].tolist() for column in (said.token, said.argmax, said.max, said.lse)), strict=True
-    )
+def read_rows(said: Tensor, count: int) -> list[Row | NumericalError]:
+    """The first `count` rows of a pass that said this, waited for."""
+    columns = zip(*(column[:count] for column in read(said)), strict=True)
     return [row_of(*column) for column in columns]
+
+
+def read(said: Tensor) -> tuple[list[int], list[int], list[float], list[float]]:
+    """What `keep` wrote, waited for."""
+    here = said.cpu()
+    return (*here[:2].tolist(), *here[2:].view(torch.float32).tolist())
 
 
 def read_path(path: RecordedPath, works: list[Work]) -> Foreseen:
     """The rows of a path, waited for: those of each work as far as its own path goes."""
-    tokens, peaks = path.tokens.tolist(), path.peaks.tolist()
+    columns = [read(said) for said in path.said.cpu()]
     foreseen: Foreseen = {}
     for index, work in enumerate(works):
         sequence = work.request.sequences[work.role]
-        for step in range(min(work.ahead, len(tokens))):
-            (token, top), (peak, lse) = tokens[step], peaks[step]
-            row = row_of(token[index], top[index], peak[index], lse[index])
+        for step, column in enumerate(columns[: work.ahead]):
+            row = row_of(*(values[index] for values in column))
             foreseen[sequence, work.end + step + 1] = row
     return foreseen

@@ -44,7 +44,11 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs that share one pool of memory: they never run at the same time."""
+    """CUDA graphs that share one pool of memory: they never run at the same time.
+
+    What a graph computes lies where another one computes, too, and is gone when that one is replayed, unless
+    it is copied to memory that was there before.
+    """
 
     def __init__(self) -> None:
         self._pool: Any = None
@@ -57,7 +61,8 @@ class CudaRecorder:
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Another engine of this process may be at work on a thread of its own.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()
         self._pool = graph.pool()
         replay: Callable[[], None] = graph.replay
@@ -104,6 +109,13 @@ def answer(decoder: Decoder, cache: KVCache, buffer: BatchBuffer, picks: PickBuf
     return lm_head(x, head, vocab, cap, picks.temperature, picks.seed, picks.position)
 
 
+def keep(said: LmHead, out: Tensor) -> None:
+    """Copy what rows are made of into `out`, int32 [4, rows]: the tokens picked, the likeliest ones, and the
+    bits of max and lse, which are fp32.
+    """
+    torch.stack([said.token, said.argmax, said.max.view(torch.int32), said.lse.view(torch.int32)], out=out)
+
+
 class RecordedPass:
     """One pass over a batch of one shape, its tokens picked by the head.
 
@@ -121,10 +133,11 @@ class RecordedPass:
     ) -> None:
         self.buffer = buffer
         self.picks = picks
-        self.said: LmHead
+        # What the rows said: see `keep`.
+        self.said = torch.empty((4, buffer.shape.answers), dtype=torch.int32, device=decoder.device)
 
         def run() -> None:
-            self.said = answer(decoder, cache, buffer, picks, vocab)
+            keep(answer(decoder, cache, buffer, picks, vocab), self.said)
 
         self.replay = recorder.record(run)
 
@@ -148,19 +161,14 @@ class RecordedPath:
         self.buffers = buffers
         self.picks = picks
         self.first = first
-        # By pass and sequence: the token picked and the likeliest one, and what its probability is made of.
-        self.tokens = torch.empty((len(buffers), 2, len(first)), dtype=torch.int32, device=first.device)
-        self.peaks = torch.empty((len(buffers), 2, len(first)), dtype=torch.float32, device=first.device)
+        # What each pass said: see `keep`.
+        self.said = torch.empty((len(buffers), 4, len(first)), dtype=torch.int32, device=first.device)
 
         def run() -> None:
             tokens = first
-            for buffer, picked, out, peak in zip(buffers, picks, self.tokens, self.peaks, strict=True):
+            for buffer, picked, out in zip(buffers, picks, self.said, strict=True):
                 buffer.batch.ids.copy_(tokens)
-                said = answer(decoder, cache, buffer, picked, vocab)
-                out[0].copy_(said.token)
-                out[1].copy_(said.argmax)
-                peak[0].copy_(said.max)
-                peak[1].copy_(said.lse)
+                keep(answer(decoder, cache, buffer, picked, vocab), out)
                 tokens = out[0]
 
         self.replay = recorder.record(run)

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from nudging import _C
 from nudging.chat import plain_chat_template
@@ -110,8 +113,67 @@ def read_threads(threads: int | None) -> int:
     return threads
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in memory, which any number of `LLM`s may be opened on: they share its weights.
+
+    `path`: the checkpoint's directory, where the tokenizer is.
+    """
+
+    path: Path
+    decoder: Decoder
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        quantization: str | None = None,
+        max_len: int | None = None,
+        progress: bool = False,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> LoadedModel:
+        """The model of a checkpoint; the options are those of `LLM`.
+
+        `tensors`: the checkpoint's weights by name, where they were made in memory: then the directory needs
+        only its JSON files.  Raises BadRequest and CheckpointError.
+        """
+        path = resolve(name)
+        options = read_dtype(dtype), read_device(device), progress
+        quantized = read_quantization(quantization)
+        return cls(path, load_model(path, *options, max_len, quantized, tensors))
+
+    def check(
+        self,
+        dtype: torch.dtype | Literal["auto"],
+        device: torch.device,
+        max_len: int | None,
+        quantization: Quantization,
+    ) -> None:
+        """Raise BadRequest where an LLM is asked to be what this model is not."""
+        have, config = self.decoder, self.decoder.config
+        if device.type != have.device.type or device.index not in (None, have.device.index):
+            raise BadRequest(f"a loaded model is on {have.device}; give device={str(have.device)!r} for it")
+        is_int8 = have.precision.startswith("int8")
+        if dtype not in ("auto", have.dtype) or (quantization is not None and not is_int8):
+            raise BadRequest(
+                f"a loaded model is {have.precision} and dtype={dtype}, quantization={quantization!r} were "
+                "asked for; give them to LoadedModel.load and not to LLM"
+            )
+        if max_len is not None and min(max_len, config.max_position) != config.max_len:
+            raise BadRequest(
+                f"a loaded model has max_len {config.max_len}, not {max_len}; give it to LoadedModel.load"
+            )
+
+
+# How a caller names a model.
+Checkpoint = str | os.PathLike[str] | LoadedModel
+
+
 def load_roles(
-    checkpoints: dict[str, str | os.PathLike[str]],
+    checkpoints: Mapping[str, Checkpoint],
     dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     progress: bool,
@@ -120,14 +182,20 @@ def load_roles(
 ) -> tuple[dict[str, Role], dict[str, Decoder]]:
     """Every role, and every model by its name; roles of one checkpoint share one model.
 
-    Raises CheckpointError, and BadRequest for a `pocket:` name that does not exist.
+    Raises CheckpointError, and BadRequest for a `pocket:` name that does not exist and a loaded model that is
+    not as the others shall be.
     """
-    paths = {role: resolve(name) for role, name in checkpoints.items()}
+    sources = {role: c if isinstance(c, LoadedModel) else resolve(c) for role, c in checkpoints.items()}
     decoders: dict[str, Decoder] = {}
     roles: dict[str, Role] = {}
-    names: dict[Path, str] = {}
-    for role, path in paths.items():
-        name = names.setdefault(path.resolve(), role)
+    names: dict[Path | LoadedModel, str] = {}
+    for role, source in sources.items():
+        if isinstance(source, LoadedModel):
+            source.check(dtype, device, max_len, quantization)
+            path, name = source.path, names.setdefault(source, role)
+            decoders[name] = source.decoder
+        else:
+            path, name = source, names.setdefault(source.resolve(), role)
         if name not in decoders:
             limit = None if max_len is None else min(max_len, read_config(path).max_position)
             decoders[name] = load_model(path, dtype, device, progress, limit, quantization)

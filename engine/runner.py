@@ -45,11 +45,17 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
-        """The rows of all works, in order; `wanted` says what each row is asked for."""
+        """The rows of all works, in order; `wanted` says what each row is asked for.  When it returns, the
+        device is done.
+        """
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         batch = self._builder.build(works)
         with use_team(self.team):
-            return decide(self.decoder.forward(batch, self.cache), wanted)
+            rows = decide(self.decoder.forward(batch, self.cache), wanted)
+        if not wanted and self.decoder.device.type == "cuda":
+            # Nobody has waited for the pass: its cost would go unseen, and its batch be overwritten.
+            torch.cuda.synchronize(self.decoder.device)
+        return rows
 
     def poison(self) -> None:
         """Fill every slot with NaN (tests: what is read without having been written cannot hide)."""

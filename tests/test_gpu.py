@@ -1,15 +1,19 @@
 """What only a GPU can show."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from nudging import LLM, Nudging, SamplingParams
+from nudging.models.decoder import Decoder
+from nudging.runner import ModelRunner
 from tests.cases import Attention, linear_rope_args, load
 from tests.compare import assert_same_bits
 from tests.pairs import written
+from tests.test_graphs import JOBS
 from tests.test_lm_head import head_args
 from tests.test_triton import AGREE, on_device
 
@@ -28,6 +32,52 @@ def test_fp32_text_on_the_gpu_is_the_cpus(tiny_pair: dict[str, Path]) -> None:
             results = llm.generate(prompts, params, Nudging(0.4, "token"))
             outputs.append([written(result.outputs[0]) for result in results])
     assert outputs[0] == outputs[1]
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, **options: Any) -> LLM:
+    """An LLM on the GPU that records nothing."""
+
+    def runner(
+        decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool, team: Any
+    ) -> ModelRunner:
+        return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team)
+
+    monkeypatch.setattr("nudging.loading.make_runner", runner)
+    return LLM(device="cuda", kv_cache_memory="4MiB", **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recorded_passes_write_what_launched_ones_write(
+    tiny_pair: dict[str, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and all at once, twice: graphs share their memory, and batches theirs with the next ones."""
+    prompts = [[60 + i + j for j in range(3 + 7 * i)] for i in range(len(JOBS))]
+    jobs = [
+        (prompt, SamplingParams(max_tokens=30, ignore_eos=i % 2 == 0, **more), policy, speculate)
+        for i, (prompt, (policy, speculate, more)) in enumerate(zip(prompts, JOBS, strict=True))
+    ]
+    with LLM(**tiny_pair, device="cuda", kv_cache_memory="4MiB", dtype=dtype) as llm:
+        for runner in llm._engine.runners.values():
+            runner.poison()
+        rounds = []
+        for _ in range(3):
+            handles = [llm.submit(*job) for job in jobs]
+            rounds.append([written(handle.result().outputs[0]) for handle in handles])
+        alone = [written(llm.generate(*job)[0].outputs[0]) for job in jobs for _ in range(3)]
+    with launched(monkeypatch, **tiny_pair, dtype=dtype) as llm:
+        expected = [written(llm.generate(*job)[0].outputs[0]) for job in jobs]
+    assert rounds == [expected] * 3
+    assert alone == [text for text in expected for _ in range(3)]
+
+
+def test_a_prompt_read_in_many_parts_is_the_prompt(tiny_pair: dict[str, Path]) -> None:
+    """Nobody waits for a part's answer: its batch must not be overwritten before it was read."""
+    prompt, params = [60 + i % 200 for i in range(900)], SamplingParams(max_tokens=8, ignore_eos=True)
+    texts = []
+    for size in (1024, 8):
+        with LLM(**tiny_pair, device="cuda", kv_cache_memory="8MiB", max_batch_tokens=size) as llm:
+            texts.append(written(llm.generate(prompt, params)[0].outputs[0]))
+    assert texts[0] == texts[1]
 
 
 def test_tensors_on_the_gpu_go_to_triton() -> None:

@@ -4,6 +4,7 @@
 (waiting for the device, shapes that depend on data, memory that moves), and is run again at every replay.
 """
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
 from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
@@ -27,26 +29,45 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzer
 
 
 class Watch(TorchDispatchMode):
-    """Refuses what a recording cannot hold."""
+    """Refuses what a recording cannot hold, and lists what is allocated meanwhile."""
+
+    def __init__(self, allocated: list[weakref.ref[Tensor]]) -> None:
+        super().__init__()
+        self.allocated = allocated
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         assert not any(name.startswith(word) for word in WAITS), f"{name} in a recording"
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        known = {storage_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        self.allocated += [weakref.ref(x) for x in made if storage_of(x) not in known]
+        return out
+
+
+def storage_of(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 class Recording:
-    """Replays by running again, under the watch; counts both."""
+    """Replays by running again, under the watch; counts both.
+
+    All recordings have one pool of memory: what one allocated is overwritten when another one is replayed.
+    """
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
+        self.allocated: list[weakref.ref[Tensor]] = []
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
 
         def replay() -> None:
             self.replayed += 1
-            with Watch():
+            for x in filter(None, (ref() for ref in self.allocated)):
+                x.fill_(-1)
+            self.allocated.clear()
+            with Watch(self.allocated):
                 run()
 
         return replay
@@ -55,7 +76,8 @@ class Recording:
 def one_kernel(*args: Any) -> LmHead:
     """The head as a GPU runs it; its reference, made of several ops, waits for what it computes."""
     with _disable_current_modes():
-        return lm_head(*args)
+        said = lm_head(*args)
+    return LmHead(*(column.clone() for column in said))
 
 
 def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **options: Any) -> LLM:

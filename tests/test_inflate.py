@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.inflate import NOISE, SHAPES, Layout, inflate, inflate_checkpoint, shape
-from nudging import LLM, BadRequest, Nudging, SamplingParams, pocket
+from benchmarks.inflate import NOISE, SHAPES, Layout, inflate, inflate_checkpoint, inflate_model, shape
+from nudging import LLM, BadRequest, LoadedModel, Nudging, SamplingParams, pocket
 from nudging.models.load import load_model
 from nudging.pocket.grade import load_questions
 from tests.tiny import write_tiny_checkpoint
@@ -49,6 +49,46 @@ def test_the_inflated_model_says_what_the_small_one_says(tmp_path: Path, name: s
         assert torch.equal(found.argmax(-1), expected.argmax(-1))
         assert (found[:, :vocab] - expected).abs().max() <= TOLERANCE
         assert found[:, vocab:].sum() < 1e-30, "added words are never likely"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["wider, deeper, tied", "qwen2 with its biases"])
+def test_a_model_made_in_memory_is_the_one_on_disk(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    source = pocket.path("base")
+    inflate_checkpoint(source, tmp_path / "disk", TARGETS[name], dtype)
+    disk = load_model(tmp_path / "disk")
+    made = inflate_model(source, tmp_path / "memory", TARGETS[name], dtype).decoder
+    assert not list((tmp_path / "memory").glob("*.safetensors*"))
+    assert made.config == disk.config
+    for one, other in zip(made.weights.distinct(), disk.weights.distinct(), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == dtype
+
+
+def test_engines_share_a_loaded_model_and_its_text_is_the_files(tmp_path: Path) -> None:
+    params, prompt = SamplingParams(max_tokens=12, ignore_eos=True), "Question: what is 2 + 3?\nAnswer:"
+    base = inflate_model(pocket.path("base"), tmp_path, TARGETS["wider, deeper, tied"])
+    guide = LoadedModel.load("pocket:guide", dtype="bfloat16")
+    with LLM(base, guide, kv_cache_memory="8MiB") as one, LLM(base, base, kv_cache_memory="8MiB") as two:
+        runners = [*one._engine.runners.values(), *two._engine.runners.values()]
+        assert [runner.decoder for runner in runners] == [base.decoder, guide.decoder, base.decoder]
+        text = one.generate(prompt, params, Nudging(0.4, "token"))[0].outputs[0].token_ids
+        assert two.generate(prompt, params)[0].outputs[0].token_ids
+    # The models outlive the engines that were closed.
+    inflate_checkpoint(pocket.path("base"), tmp_path / "disk", TARGETS["wider, deeper, tied"])
+    with LLM(tmp_path / "disk", guide, kv_cache_memory="8MiB") as three:
+        assert three.generate(prompt, params, Nudging(0.4, "token"))[0].outputs[0].token_ids == text
+
+
+def test_an_engine_that_a_loaded_model_cannot_be_says_so() -> None:
+    model = LoadedModel.load("pocket:guide", dtype="float32", max_len=64)
+    with LLM(model, dtype="float32", max_len=64, kv_cache_memory="8MiB") as llm:
+        assert llm.roles["base"].max_len == 64
+    for options in ({"dtype": "bfloat16"}, {"quantization": "int8"}, {"max_len": 32}):
+        with pytest.raises(BadRequest, match=r"LoadedModel\.load"):
+            LLM(model, kv_cache_memory="8MiB", **options)
+    with pytest.raises(BadRequest, match="a loaded model is on cpu"):
+        model.check("auto", torch.device("cuda"), None, None)
 
 
 def test_transformers_reads_it_the_same(tmp_path: Path) -> None:
@@ -159,6 +199,7 @@ def test_named_shapes_have_their_names_size() -> None:
         "llama-3.1-8b": 8.0e9,
         "llama-3.2-1b": 1.24e9,
         "qwen2.5-0.5b": 0.49e9,
+        "qwen2.5-7b": 7.6e9,
     }
     for name, expected in sizes.items():
         s = Layout.of(SHAPES[name])

@@ -7,10 +7,12 @@ data_offsets}; the data.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
+from torch import Tensor
 
 from ..errors import CheckpointError
 from .raw import REMEDY, RawConfig, parse_json, printable, read_json
@@ -63,6 +65,15 @@ def list_tensors(directory: Path) -> dict[str, TensorInfo]:
                 f"{directory / INDEX} places {printable(name)} in {file}, which does not have it; {REMEDY}"
             )
     return found
+
+
+def describe(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, TensorInfo]:
+    """The same of a checkpoint whose tensors are in memory, for messages at home in `directory`."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return {
+        name: TensorInfo(directory, names.get(t.dtype, str(t.dtype)), tuple(t.shape), t.nbytes)
+        for name, t in tensors.items()
+    }
 
 
 def _no_weights(directory: Path) -> CheckpointError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import BadRequest, CheckpointError
 from ..kernels.linear_int8 import Int8Weight, quantize_int8
-from .checkpoint import DTYPES, TensorInfo, list_tensors
+from .checkpoint import DTYPES, TensorInfo, describe, list_tensors
 from .config import FAMILIES, read_config
 from .decoder import Decoder
 from .raw import REMEDY, printable
@@ -48,35 +48,38 @@ def load_model(
     progress: bool = False,
     max_len: int | None = None,
     quantization: Quantization = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Decoder:
     """The decoder of the checkpoint in directory `path`.
 
     dtype "auto" is the checkpoint's own; quantization "int8" quantises the weights of all matrix products
     (norms, biases and looked-up embeddings keep the dtype); max_len as in `read_config`; progress draws a bar
-    on stderr.  Raises CheckpointError for anything missing, unexpected, damaged, misshapen or not finite,
+    on stderr; tensors: the checkpoint's by name, on any device, where they are in memory and the directory
+    has none.  Raises CheckpointError for anything missing, unexpected, damaged, misshapen or not finite,
     BadRequest for an unsupported dtype or a max_len out of range.
     """
     directory = Path(path)
     config = read_config(directory, max_len)
     family = FAMILIES[config.family]
-    tensors = list_tensors(directory)
-    prefix = next((p for p in family.prefixes if f"{p}embed_tokens.weight" in tensors), family.prefixes[0])
-    top, layers = _slots(config, family, prefix, tensors)
+    infos = list_tensors(directory) if tensors is None else describe(tensors, directory)
+    prefix = next((p for p in family.prefixes if f"{p}embed_tokens.weight" in infos), family.prefixes[0])
+    top, layers = _slots(config, family, prefix, infos)
     wanted = [*top.values(), *(slot for layer in layers for slot in layer.values())]
-    _check_names(directory, config, family, wanted, tensors)
-    _check_shapes(config, wanted, tensors)
-    chosen = _choose_dtype(dtype, config, tensors[top["embed"].names[0]])
-    num_bytes = sum(tensors[name].num_bytes for slot in wanted for name in slot.names)
+    _check_names(directory, config, family, wanted, infos)
+    _check_shapes(config, wanted, infos)
+    chosen = _choose_dtype(dtype, config, infos[top["embed"].names[0]])
+    num_bytes = sum(infos[name].num_bytes for slot in wanted for name in slot.names)
     with ExitStack() as stack:
         advance = stack.enter_context(_progress_bar(directory.name, num_bytes, progress))
         arena = Arena(arena_size(_parts(top, layers, chosen, quantization)), torch.device(device))
-        read = _Reader(tensors, chosen, arena, advance, stack)
+        get = _opened(infos, stack) if tensors is None else tensors.__getitem__
+        read = _Reader(infos, get, chosen, arena, advance)
         matrix: Callable[[Slot], Weight] = read if quantization is None else read.int8
         embed = read(top["embed"])
         built = tuple(_read_layer(layer, matrix, read) for layer in layers)
         norm = read(top["norm"]) if "norm" in top else None
         if config.tied:
-            _check_tied(embed, tensors, read)
+            _check_tied(embed, infos, read)
             head: Weight = embed if quantization is None else read.quantize(embed)
         else:
             head = matrix(top["head"])
@@ -227,22 +230,21 @@ class _TensorFile(Protocol):
 
 
 class _Reader:
-    """Reads slots into an arena in the wanted dtype."""
+    """Reads slots into an arena in the wanted dtype; `get` gives the tensor of a name."""
 
     def __init__(
         self,
         tensors: dict[str, TensorInfo],
+        get: Callable[[str], Tensor],
         dtype: torch.dtype,
         arena: Arena,
         advance: Callable[[int], None],
-        stack: ExitStack,
     ) -> None:
         self.tensors = tensors
+        self.get = get
         self.dtype = dtype
         self.arena = arena
         self.advance = advance
-        files = {info.file for info in tensors.values()}
-        self.files = {file: _open(file, stack) for file in files}
 
     def __call__(self, slot: Slot) -> Tensor:
         """The slot's tensors joined along dim 0.  Raises CheckpointError when a value is not finite."""
@@ -267,7 +269,7 @@ class _Reader:
             part = out[begin : begin + shape[0]]
             begin += shape[0]
             info = self.tensors[name]
-            part.copy_(self.files[info.file].get_tensor(name))
+            part.copy_(self.get(name))
             # One pass that allocates nothing: a finite sum has no NaN or Inf among its terms.
             if not part.sum(dtype=torch.float32).isfinite() and not part.isfinite().all():
                 bad = int((~part.isfinite()).sum())
@@ -277,6 +279,12 @@ class _Reader:
                 )
             self.advance(info.num_bytes)
         return out
+
+
+def _opened(tensors: dict[str, TensorInfo], stack: ExitStack) -> Callable[[str], Tensor]:
+    """What reads a tensor from its file by its name, while `stack` is open."""
+    files = {file: _open(file, stack) for file in {info.file for info in tensors.values()}}
+    return lambda name: files[tensors[name].file].get_tensor(name)
 
 
 def _open(file: Path, stack: ExitStack) -> _TensorFile:

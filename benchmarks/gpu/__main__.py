@@ -1,0 +1,201 @@
+"""All that a GPU is measured by, in one run: `python -m benchmarks.gpu`, or all of it, tests too: `make gpu`.
+
+    python -m benchmarks.gpu --device cpu --tiny    # a rehearsal without a GPU: the program, not the figures
+
+Writes gpu.json and gpu.md: every figure with its bound beside it, which is the bandwidth that was measured in
+the same run over the bytes that must be read.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.gpu.ceilings import attention, bandwidths, heads, node_gap, products
+from benchmarks.gpu.pairs import Pair
+from benchmarks.gpu.parts import Figure, Found, Part, device_is_well, run_parts
+from benchmarks.gpu.passes import passes, profiled
+from benchmarks.gpu.rivals import base_alone, two_models
+from benchmarks.gpu.scale import FULL, TINY, Scale
+from benchmarks.inflate import Layout
+from benchmarks.pair import RESULTS, device_name
+
+CLOCKS = (
+    "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
+)
+
+
+class Run:
+    """One run: its device, its scale, and the bandwidth that it found."""
+
+    def __init__(self, device: torch.device, scale: Scale, out: Path, folder: Path) -> None:
+        self.device, self.scale, self.out = device, scale, out
+        self.pairs = {
+            name: Pair(shapes, device, scale, folder / str(index))
+            for index, (name, shapes) in enumerate(scale.pairs.items())
+        }
+        self._bandwidth: float | None = None
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second that the device reads: the larger of what reading and copying reach."""
+        if self._bandwidth is None:
+            self._bandwidth = max(bandwidths(self.device, self.scale))
+        return self._bandwidth
+
+    def parts(self) -> list[Part]:
+        """Everything, in order."""
+        context = self.scale.contexts[0]
+        listed = [
+            Part("device", 0, self.facts),
+            Part("tests", 0, self.tests),
+            Part("memory", 5, self.memory),
+            Part("gap between kernels", 5, lambda: node_gap(self.device, self.scale)),
+            *self.of_ops(),
+        ]
+        for name, pair in self.pairs.items():
+            listed.append(Part(f"{name}, start-up", 20, pair.start_up))
+            for index, role in enumerate(("base", "guide")):
+                listed.append(Part(f"{name}, passes of the {role}", 15, partial(self.passes, pair, index)))
+            listed.append(Part(f"{name}, questions", 20, partial(self.arms, pair, None)))
+            listed.append(Part(f"{name}, context of {context}", 20, partial(self.arms, pair, context)))
+        for name, pair in self.pairs.items():
+            listed.append(Part(f"{name}, time in passes", 10, pair.idle))
+            for index, role in enumerate(("base", "guide")):
+                listed.append(Part(f"{name}, kernels of the {role}", 10, partial(self.kernels, pair, index)))
+        for name, pair in self.pairs.items():
+            for size in self.scale.batches:
+                listed.append(Part(f"{name}, {size} at once", 10, partial(self.batch, pair, size)))
+            listed.append(Part(f"{name}, transformers", 20, partial(self.rival, pair, None)))
+            listed.append(Part(f"{name}, two transformers models", 20, partial(self.loop, pair)))
+        name, pair = next(iter(self.pairs.items()))
+        listed.append(Part(f"{name}, transformers, static cache", 90, partial(self.rival, pair, "static")))
+        return listed
+
+    def of_ops(self) -> list[Part]:
+        """The ops of a pass, by model of the first pair."""
+        listed = []
+        args = self.device, self.scale
+        base, guide = (Layout.of(shape) for shape in next(iter(self.scale.pairs.values())))
+        for role, layout in (("base", base), ("guide", guide)):
+            for name, run in (("products", products), ("head", heads)):
+                listed.append(Part(f"{role}'s {name}", 10, partial(self.op, run, *args, layout)))
+        listed.append(Part("base's attention", 10, partial(self.op, attention, *args, base)))
+        return listed
+
+    def op(self, run: Any, *args: Any) -> Found:
+        with torch.inference_mode():
+            found: Found = run(*args, self.bandwidth)
+        return found
+
+    def passes(self, pair: Pair, index: int) -> Found:
+        return passes(pair.models[index].decoder, self.scale, self.bandwidth)
+
+    def kernels(self, pair: Pair, index: int) -> Found:
+        return profiled(pair.models[index].decoder, self.scale)
+
+    def arms(self, pair: Pair, context: int | None) -> Found:
+        return pair.arms(context, self.bandwidth)
+
+    def batch(self, pair: Pair, size: int) -> Found:
+        return pair.batch(size, self.bandwidth)
+
+    def rival(self, pair: Pair, cache: str | None) -> Found:
+        return base_alone(pair, self.bandwidth, cache)
+
+    def loop(self, pair: Pair) -> Found:
+        return two_models(pair, self.bandwidth)
+
+    def facts(self) -> Found:
+        """What the device is; its clocks are read and left as they are."""
+        import triton
+
+        details: dict[str, Any] = {
+            "device": device_name(str(self.device)),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": triton.__version__,
+        }
+        if self.device.type == "cuda":
+            found = torch.cuda.get_device_properties(self.device)
+            details |= {
+                "capability": f"{found.major}.{found.minor}",
+                "multiprocessors": found.multi_processor_count,
+                "memory": found.total_memory,
+                "l2": getattr(found, "L2_cache_size", None),
+                "clocks": clocks(),
+            }
+        return Found(details=details)
+
+    def tests(self) -> Found:
+        """What the tests and the sanitizer that ran before this found."""
+        found = Found()
+        junit = self.out / "gpu_tests.xml"
+        if junit.exists():
+            suite = next(ElementTree.parse(junit).getroot().iter("testsuite"))
+            counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+            found.details["tests"] = counts
+            found.figures += [Figure(f"tests: {key}", value, "") for key, value in counts.items()]
+        sanitizer = self.out / "sanitizer.json"
+        if sanitizer.exists():
+            found.details["sanitizer"] = json.loads(sanitizer.read_text())
+            for tool, one in found.details["sanitizer"].items():
+                if one["errors"] is not None:
+                    found.figures.append(Figure(f"sanitizer: {tool}", one["errors"], "errors"))
+        return found
+
+    def memory(self) -> Found:
+        read, copied = bandwidths(self.device, self.scale)
+        self._bandwidth = max(read, copied)
+        return Found([Figure("read", read, "B/s"), Figure("copied, read and written", copied, "B/s")])
+
+
+def clocks() -> dict[str, str]:
+    """The driver and the clocks as they are now; why they are not known, where nvidia-smi does not say."""
+    command = ["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"unknown": str(error)}
+    values = done.stdout.splitlines()[0].split(", ")
+    return dict(zip(CLOCKS.split(","), values, strict=False))
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--device", default="cuda")
+@click.option("--tiny", is_flag=True, help="Tiny models: the program is tried, nothing is measured.")
+@click.option("--seconds", default=420.0, help="For everything; what would take longer is left out.")
+@click.option("--until", type=float, help="Instead of --seconds: the time of the clock, in seconds of Unix.")
+@click.option("--resume", is_flag=True, help="Keep the parts that are in gpu.json and run the others.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=RESULTS, help="A folder for gpu.json, gpu.md."
+)
+def main(device: str, tiny: bool, seconds: float, until: float | None, resume: bool, out: Path) -> None:
+    """Measure a GPU: its ceilings, the ops, passes, pairs of models, and rivals."""
+    path = out / "gpu.json"
+    if not resume:
+        path.unlink(missing_ok=True)
+    where, deadline = torch.device(device), time.time() + seconds if until is None else until
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(where, TINY if tiny else FULL, out, Path(folder))
+        is_well = run_parts(run.parts(), path, deadline, lambda: device_is_well(where), click.echo)
+        for pair in run.pairs.values():
+            pair.close()
+    click.echo(path.with_suffix(".md").read_text())
+    sys.exit(0 if is_well else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""A base and its guide, made in memory: what texts cost in every way of nudging, alone and together."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arms.arm import Arm, Limits, Prompts
+from benchmarks.arms.ours import EngineArm
+from benchmarks.batch import Texts, batch_arms, measure_size
+from benchmarks.gpu.parts import Figure, Found
+from benchmarks.gpu.scale import Scale
+from benchmarks.inflate import inflate_model
+from benchmarks.pair import pass_bytes, pocket_prompts
+from benchmarks.report import figures
+from benchmarks.rounds import Record, run_rounds
+from nudging import LLM, Base, Guide, LoadedModel, Nudging, SamplingParams
+from nudging.loading import resolve
+
+POLICY = Nudging(0.4, "word")
+
+
+class Pair:
+    """One pair and the LLM that is open on it, from its first use on."""
+
+    def __init__(
+        self, shapes: tuple[Mapping[str, Any], ...], device: torch.device, scale: Scale, folder: Path
+    ):
+        self._shapes, self.device, self.scale, self.folder = shapes, device, scale, folder
+        self._models: list[LoadedModel] = []
+        self._llm: LLM | None = None
+        self._expected: dict[str, Texts] = {}
+
+    @property
+    def models(self) -> list[LoadedModel]:
+        """Base and guide, inflated on the device."""
+        if not self._models:
+            made = zip(("base", "guide"), self._shapes, strict=True)
+            self._models = [
+                inflate_model(resolve(f"pocket:{role}"), self.folder / role, shape, device=self.device)
+                for role, shape in made
+            ]
+        return self._models
+
+    @property
+    def llm(self) -> LLM:
+        if self._llm is None:
+            self._llm = self.open()
+        return self._llm
+
+    def open(self, **options: Any) -> LLM:
+        memory = self.scale.kv_cache
+        return LLM(*self.models, device=str(self.device), kv_cache_memory=memory, progress=False, **options)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._llm is not None:
+            self._llm.close()
+        self._llm, self._models = None, []
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def start_up(self) -> Found:
+        """What it takes until the first token of each way of writing is there."""
+        began = time.perf_counter()
+        loaded = self.models
+        made = time.perf_counter()
+        prompts = pocket_prompts(self.llm, 1)[0]
+        opened = time.perf_counter()
+        self.llm.generate(dict(prompts), SamplingParams(max_tokens=1), POLICY)
+        first = time.perf_counter()
+        sizes = {role: pass_bytes(self.llm, role) for role in ("base", "guide")}
+        return Found(
+            [
+                Figure("weights made on the device", made - began, "s"),
+                Figure("engine opened", opened - made, "s"),
+                Figure("first token", first - opened, "s"),
+            ],
+            {"pass_bytes": sizes, "parameters": [model.decoder.num_parameters for model in loaded]},
+        )
+
+    def arms(self, context: int | None, bandwidth: float) -> Found:
+        """One request at a time; the nudged texts of all arms are held to be one, byte for byte.
+
+        `context`: tokens before the question, None for the question alone.
+        """
+        scale, llm = self.scale, self.llm
+        fixed = [EngineArm(f"speculative k={k}", "nudged", llm, POLICY, k) for k in scale.drafts]
+        arms: list[Arm] = [
+            EngineArm("base alone", "base", llm, Base(), "off"),
+            EngineArm("guide alone", "guide", llm, Guide(), "off"),
+            EngineArm("lazy", "nudged", llm, POLICY, "off"),
+            *fixed,
+            EngineArm("adaptive", "nudged", llm, POLICY, "auto"),
+        ]
+        prompts = pocket_prompts(llm, scale.questions)
+        if context is not None:
+            prompts = [lengthened(prompt, context) for prompt in prompts]
+        run = run_rounds(arms, prompts, Limits(scale.tokens, True), scale.rounds, seed=0)
+        return arm_figures(run.records, {r: pass_bytes(llm, r) for r in ("base", "guide")}, bandwidth)
+
+    def batch(self, size: int, bandwidth: float) -> Found:
+        """Many requests at once, each held to what it wrote in smaller batches."""
+        scale = self.scale
+        arms = batch_arms(self.llm, POLICY)
+        prompts, limits = pocket_prompts(self.llm, max(scale.batches))[:size], Limits(scale.tokens, True)
+        rounds = max(1, scale.rounds - 1)
+        points = measure_size(arms, prompts, limits, rounds, random.Random(size), self._expected)
+        base = pass_bytes(self.llm, "base")
+        found = Found(details={"points": [asdict(point) for point in points]})
+        for point in points:
+            # A pass of the base gives one token to each text; a draft gives more.
+            bound = size * bandwidth / base if point.arm == "base alone" else None
+            spread = (point.lower_quartile, point.upper_quartile)
+            what = f"{point.arm}, {size} at once ({point.to_base:.2f} x base)"
+            found.figures.append(Figure(what, point.tokens_per_second, "tok/s", bound, *spread))
+        return found
+
+    def idle(self) -> Found:
+        """How much of the time that texts are written somebody computes, by the engine's own trace."""
+        found = Found()
+        path = self.folder / "trace.json"
+        params = SamplingParams(max_tokens=self.scale.tokens, ignore_eos=True)
+        for name, policy, speculate in (("base alone", Base(), "off"), ("adaptive", POLICY, "auto")):
+            with self.open(trace=path) as llm:
+                prompts = dict(pocket_prompts(llm, 1)[0])
+                for _ in range(3):  # the last one replays what the first ones recorded
+                    llm.generate(prompts, params, policy, speculate)
+            share = share_in_passes(json.loads(path.read_text()))
+            found.figures.append(Figure(f"time in passes, {name}", share, "", bound=1.0))
+        return found
+
+
+def lengthened(prompts: Prompts, context: int) -> Prompts:
+    """The prompts with copies of themselves before them, `context` tokens in all."""
+    return {role: (ids * (context // len(ids) + 1))[-context:] for role, ids in prompts.items()}
+
+
+def arm_figures(records: list[Record], sizes: Mapping[str, int], bandwidth: float) -> Found:
+    """Tokens per second of every arm; the bound is that of the weights that its passes read."""
+    listed = figures(records, sizes, bandwidth)
+    found = Found(details={"arms": [asdict(one) for one in listed]})
+    for one in listed:
+        bound = None if one.bandwidth is None else one.tokens_per_second / one.bandwidth
+        spread = (one.lower_quartile, one.upper_quartile)
+        what = one.name if one.relative is None else f"{one.name} ({one.relative:.2f} x base)"
+        found.figures.append(Figure(what, one.tokens_per_second, "tok/s", bound, *spread))
+    return found
+
+
+def share_in_passes(events: list[dict[str, Any]]) -> float:
+    """Of the time of the last request, the share that is inside passes."""
+    last = max(e["ts"] for e in events if e["ph"] == "b")
+    spans = [e for e in events if e["ph"] == "X" and e["ts"] >= last]
+    passes = [e for e in spans if e["name"] == "pass"]
+    whole = max(e["ts"] + e["dur"] for e in spans) - last
+    return float(sum(e["dur"] for e in passes) / whole)

@@ -1,0 +1,143 @@
+"""transformers on the same weights: the base alone, with a static cache, and a plain loop over two models."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.arms.arm import Limits, Prompts
+from benchmarks.arms.hf import TransformersArm
+from benchmarks.arms.ours import EngineArm
+from benchmarks.gpu.pairs import Pair
+from benchmarks.gpu.parts import Figure, Found
+from benchmarks.pair import pass_bytes, pocket_prompts
+from nudging import Base, LoadedModel
+from nudging.models.load import layer_shapes
+
+ROUNDS = 3
+# Where its layers keep what ours keep joined.
+PLACES = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+    "attn_norm": ("input_layernorm",),
+    "mlp_norm": ("post_attention_layernorm",),
+}
+
+
+def shared(model: LoadedModel) -> Any:
+    """A transformers model whose parameters are views of our weights: not a byte of memory more."""
+    transformers: Any = importlib.import_module("transformers")
+    decoder = model.decoder
+    config = transformers.AutoConfig.from_pretrained(model.path)
+    with torch.device("meta"):
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=decoder.dtype)
+    state = dict(named_weights(model))
+    made.load_state_dict(state, strict=False, assign=True)
+    made.tie_weights()
+    # What is no parameter is computed anew: it was made on no device.
+    rotary = type(made.model.rotary_emb)
+    made.model.rotary_emb = rotary(config).to(decoder.device)
+    left = [name for name, one in (*made.named_parameters(), *made.named_buffers()) if one.is_meta]
+    assert not left, f"without a value: {left}"
+    made.generation_config.pad_token_id = 0
+    return made.eval()
+
+
+def named_weights(model: LoadedModel) -> Iterable[tuple[str, Tensor]]:
+    """Our weights by the names of transformers' Llama and Qwen2."""
+    weights, config = model.decoder.weights, model.decoder.config
+    assert weights.norm is not None
+    assert isinstance(weights.head, Tensor)
+    yield "model.embed_tokens.weight", weights.embed
+    yield "model.norm.weight", weights.norm
+    yield "lm_head.weight", weights.head
+    rows = {field: shapes for field, (shapes, _) in layer_shapes(config).items()}
+    for index, layer in enumerate(weights.layers):
+        for field, names in PLACES.items():
+            kinds = {"weight": getattr(layer, field), "bias": getattr(layer, f"{field}_bias", None)}
+            for kind, joined in kinds.items():
+                if joined is None:
+                    continue
+                parts = joined.split(list(rows[field])) if len(names) > 1 else [joined]
+                for name, part in zip(names, parts, strict=True):
+                    yield f"model.layers.{index}.{name}.{kind}", part
+
+
+def speed(write: Callable[[Prompts], int], prompts: list[Prompts]) -> tuple[float, float, float]:
+    """Lowest, median and highest tokens per second over rounds, after one that warms up."""
+    speeds = []
+    for number in range(ROUNDS + 1):
+        began = time.perf_counter()
+        tokens = sum(write(prompt) for prompt in prompts)
+        if number:
+            speeds.append(tokens / (time.perf_counter() - began))
+    return min(speeds), statistics.median(speeds), max(speeds)
+
+
+def base_alone(pair: Pair, bandwidth: float, cache: str | None = None) -> Found:
+    """`generate` of the base; `cache`: its cache_implementation, where "static" is compiled, too."""
+    model = shared(pair.models[0])
+    model.generation_config.cache_implementation = cache
+    arm = TransformersArm("transformers", model, frozenset())
+    limits = Limits(pair.scale.tokens, ignore_eos=True)
+    prompts = pocket_prompts(pair.llm, pair.scale.questions)
+    lower, median, upper = speed(lambda prompt: len(arm.run(prompt, limits).token_ids), prompts)
+    ours = EngineArm("base alone", "base", pair.llm, Base(), "off")
+    texts = [(arm.run(prompt, limits).token_ids, ours.run(prompt, limits).token_ids) for prompt in prompts]
+    bound = bandwidth / pass_bytes(pair.llm, "base")
+    what = f"transformers, base alone, {cache or 'growing'} cache"
+    return Found(
+        [
+            Figure(what, median, "tok/s", bound, lower, upper),
+            # Its bf16 rounds in another way, so that texts part at a near-tie sooner or later.
+            Figure("texts that are ours", sum(a == b for a, b in texts) / len(texts), ""),
+        ],
+        {"first_tokens_alike": [alike(*both) for both in texts]},
+    )
+
+
+def alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def two_models(pair: Pair, bandwidth: float) -> Found:
+    """Nudging token by token as a loop over two transformers models writes it."""
+    models = [shared(model) for model in pair.models]
+    prompts = pocket_prompts(pair.llm, pair.scale.questions)
+    limit = pair.scale.tokens
+    lower, median, upper = speed(lambda prompt: len(nudged(*models, prompt, limit)), prompts)
+    bound = bandwidth / pass_bytes(pair.llm, "base")
+    return Found([Figure("a loop over two transformers models", median, "tok/s", bound, lower, upper)])
+
+
+@torch.inference_mode()
+def nudged(base: Any, guide: Any, prompts: Prompts, limit: int, threshold: float = 0.4) -> list[int]:
+    """Each token is the base's where it is sure, else the guide's, which then catches up."""
+    device = base.device
+    feeds = {"base": list(prompts["base"]), "guide": list(prompts["guide"])}
+    caches: dict[str, Any] = {"base": None, "guide": None}
+    text: list[int] = []
+
+    def answer(role: str, model: Any) -> Tensor:
+        ids = torch.tensor([feeds[role]], device=device)
+        out = model(ids, past_key_values=caches[role], use_cache=True, logits_to_keep=1)
+        caches[role], feeds[role] = out.past_key_values, []
+        row: Tensor = out.logits[0, -1]
+        return row
+
+    while len(text) < limit:
+        top = answer("base", base).float().softmax(-1).max(-1)
+        token = int(top.indices) if float(top.values) >= threshold else int(answer("guide", guide).argmax())
+        text.append(token)
+        for feed in feeds.values():
+            feed.append(token)
+    return text

@@ -1,0 +1,67 @@
+"""compute-sanitizer over a few small cases of every kernel: `python -m benchmarks.gpu.sanitize OUT`.
+
+Writes OUT/sanitizer.json: for each tool the errors that it counted, or why it counted none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ("memcheck", "racecheck", "initcheck")
+# One case of every kernel in bf16: the tools make a kernel many times slower.
+CASES = (
+    "agrees and bfloat16 and (linear-7x33x5 or linear-partitions or rms_norm-7x33 or layer_norm-7x33 or "
+    "rope-llama or gated_act-silu-7x33 or kv_append-few or paged_attention-mixed or gated_linear-silu or "
+    "linear_rope_append-llama)"
+)
+TESTS = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_triton.py", "-k", CASES)
+SUMMARY = re.compile(
+    r"(?:ERROR SUMMARY: (\d+) errors?|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?)"
+)
+
+
+def errors_of(output: str) -> int | None:
+    """How many errors a tool's output counts; None where it does not say."""
+    found = SUMMARY.search(output)
+    return None if found is None else int(found[1] or found[2])
+
+
+def start(tool: str) -> subprocess.Popen[str]:
+    command = ["compute-sanitizer", "--tool", tool, sys.executable, *TESTS]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_tools(seconds: float) -> dict[str, dict[str, int | str | None]]:
+    """All tools at once; those that are not done in time are stopped."""
+    if shutil.which("compute-sanitizer") is None:
+        return {tool: {"errors": None, "why": "compute-sanitizer is not on PATH"} for tool in TOOLS}
+    found: dict[str, dict[str, int | str | None]] = {}
+    for tool, process in {tool: start(tool) for tool in TOOLS}.items():
+        try:
+            output, why = process.communicate(timeout=seconds)[0], ""
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, why = process.communicate()[0], f"stopped after {seconds:.0f} s"
+        found[tool] = {"errors": errors_of(output), "why": why, "status": process.returncode}
+        found[tool]["output"] = output[-4000:]
+    return found
+
+
+def main(out: Path, seconds: float = 60) -> bool:
+    """Whether no tool found an error."""
+    found = run_tools(seconds)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sanitizer.json").write_text(json.dumps(found, indent=1) + "\n")
+    for tool, one in found.items():
+        print(f"{tool}: {one['why'] if one['errors'] is None else one['errors']}")
+    return not any(one["errors"] for one in found.values())
+
+
+if __name__ == "__main__":
+    sys.exit(0 if main(Path(sys.argv[1])) else 1)

@@ -1,0 +1,122 @@
+"""The GPU's benchmark, rehearsed without one: every part runs, and none takes another one along."""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.gpu import kernels, parts
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.parts import Figure, Found, Part, run_parts
+from benchmarks.gpu.sanitize import TESTS, errors_of, run_tools
+from tests.test_triton import AGREE
+
+
+def test_every_part_runs_on_tiny_models_and_has_its_figures(tmp_path: Path) -> None:
+    (tmp_path / "gpu_tests.xml").write_text(
+        '<testsuites><testsuite tests="9" failures="1" errors="0" skipped="2"/></testsuites>'
+    )
+    (tmp_path / "sanitizer.json").write_text('{"memcheck": {"errors": 3, "why": ""}}')
+    done = CliRunner().invoke(main, ["--device", "cpu", "--tiny", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert done.exit_code == 0, done.output
+    assert {part["state"] for part in found.values()} == {"measured"}
+    assert all(part["figures"] for name, part in found.items() if name != "device")
+    figures = {f["what"]: f for part in found.values() for f in part["figures"]}
+    assert (figures["tests: failures"]["value"], figures["sanitizer: memcheck"]["value"]) == (1, 3)
+    # One computation of one text, whoever computes it.
+    assert figures["texts that are ours"]["value"] == 1
+    assert figures["read"]["value"] > 1e8
+    assert all(f["value"] > 0 for name, f in figures.items() if f["unit"] in ("us", "tok/s"))
+    bounded = ("linear", "gated_linear", "lm_head", "paged_attention", "pass", "path")
+    assert all(f["bound"] > 0 for name, f in figures.items() if name.startswith(bounded))
+    assert found["tiny, kernels of the base"]["details"]["pass"]
+    table = (tmp_path / "gpu.md").read_text().splitlines()
+    assert len(table) == 2 + sum(len(part["figures"]) for part in found.values())
+
+
+def test_a_part_that_fails_or_would_take_too_long_stops_no_other(tmp_path: Path) -> None:
+    path, ran = tmp_path / "gpu.json", []
+
+    def part(name: str, seconds: float = 0) -> Part:
+        def run() -> Found:
+            ran.append(name)
+            if name == "bad":
+                raise ValueError("what | happened")
+            return Found([Figure("speed", 2.0, "tok/s", 4.0), Figure("time", 4.0, "us", 2.0)])
+
+        return Part(name, seconds, run)
+
+    listed = [part("first"), part("bad"), part("long", 60), part("last")]
+    assert not run_parts(listed, path, time.time() + 30, lambda: True, lambda line: None)
+    assert ran == ["first", "bad", "last"]
+    found = json.loads(path.read_text())
+    assert [found[one.name]["state"] for one in listed] == ["measured", "failed", "skipped", "measured"]
+    assert "in run\n    raise ValueError" in found["bad"]["error"]
+    assert [figure["share"] for figure in found["last"]["figures"]] == [0.5, 0.5]
+    assert "| bad | failed: ValueError: what / happened |" in path.with_suffix(".md").read_text()
+    # What is in the file is not run again.
+    run_parts([*listed, part("new")], path, time.time() + 30, lambda: True, lambda line: None)
+    assert ran[3:] == ["new"]
+
+
+def test_a_lost_device_is_left_behind_with_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(BaseException):
+        pass
+
+    commands: list[list[str]] = []
+
+    def execv(program: str, command: list[str]) -> None:
+        commands.append(command)
+        raise Replaced
+
+    def run() -> Found:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--tiny"])
+    with pytest.raises(Replaced):
+        run_parts([Part("bad", 0, run)], tmp_path / "gpu.json", 2e9, lambda: False, lambda line: None)
+    assert json.loads((tmp_path / "gpu.json").read_text())["bad"]["state"] == "failed"
+    assert commands[0][2:] == ["benchmarks.gpu", "--tiny", "--resume", "--until", "2000000000.0"]
+    assert parts.device_is_well(torch.device("cpu"))
+
+
+def test_the_kernel_that_reads_reads_all() -> None:
+    x = torch.randint(-(2**31), 2**31 - 1, (3 * kernels.BLOCK - 5,), dtype=torch.int32)
+    out = torch.empty(3, dtype=torch.int32)
+    kernels.read(x, out)
+    assert out.tolist() == [int(part.sum().to(torch.int32)) for part in x.split(kernels.BLOCK)]
+    kernels.nothing(x)
+
+
+@pytest.mark.parametrize(
+    ("output", "errors"),
+    [
+        ("========= ERROR SUMMARY: 0 errors\n", 0),
+        ("========= ERROR SUMMARY: 1 error\n", 1),
+        ("========= RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)\n", 2),
+        ("========= Device not supported\n", None),
+    ],
+)
+def test_what_the_sanitizer_counts_is_read(output: str, errors: int | None) -> None:
+    assert errors_of(output) == errors
+
+
+def test_without_a_sanitizer_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert {one["errors"] for one in run_tools(1).values()} == {None}
+
+
+def test_every_name_that_the_sanitizer_chooses_by_is_a_case() -> None:
+    names = [word for word in re.split(r"[\s()]+", str(TESTS[-1])) if "-" in word]
+    assert len(names) > 8
+    assert all(any(str(case).startswith(name) for case in AGREE) for name in names)
