@@ -8,6 +8,7 @@ from nudging.batch import BatchBuffer, BatchShape
 from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.graphs import PickBuffer, RecordedPass, RecordedPath, Recorder, answer, is_picked_by_head, padded
+from nudging.kernels.flash_attn import FlashAttn
 from nudging.kernels.lm_head import LmHead
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
@@ -34,8 +35,9 @@ class GraphRunner(ModelRunner):
         block_size: int,
         recorder: Recorder,
         prefix_caching: bool = True,
+        flash: FlashAttn | None = None,
     ) -> None:
-        super().__init__(decoder, num_blocks, block_size, prefix_caching)
+        super().__init__(decoder, num_blocks, block_size, prefix_caching, flash=flash)
         self._recorder = recorder
         self._passes: dict[Key, RecordedPass] = {}
         self._paths: dict[Key, RecordedPath] = {}
