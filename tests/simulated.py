@@ -83,6 +83,7 @@ class FakeModel:
     vocab: int
     agreement: int = 11
     weight_bytes: int = 1000
+    precision: str = "of integers"
 
     def row(self, state: int, want: Wanted) -> Row:
         top = self.token(state, want.vocab_size)

@@ -46,30 +46,34 @@ template <class V, int kRows, class T, class W, class Out>
 void linear_tile(const Linear& a, const Panel<W>& panel, const Ahead<W>& ahead, std::int64_t row) {
   const T* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const T*>(a.x) + (row + r) * a.in;
-  float product[kRows][kTileCols];
-  dot_tile<V, kRows>(x, panel.weight, a.in, ahead, product);
-  float bias[V::kLanes] = {}, scales[kTileCols];
-  if constexpr (std::is_same_v<W, std::int8_t>) {
+  // Whole registers of sums: the results of several rows are rounded at once.
+  constexpr int kRowsAtOnce = V::kLanes / kTileCols;
+  constexpr int kPadded = (kRows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce;
+  float product[kPadded][kTileCols] = {};
+  dot_tile<V, kRows>(x, panel.weight, a.in, ahead,
+                     reinterpret_cast<float (&)[kRows][kTileCols]>(product));
+  float bias[kRowsAtOnce][kTileCols] = {}, scales[kRowsAtOnce][kTileCols];
+  for (int r = 0; r < kRowsAtOnce; ++r) {
     for (std::int64_t c = 0; c < kTileCols; ++c) {
-      scales[c] = a.scales[panel.col + (c < panel.cols ? c : panel.cols - 1)];
-    }
-    for (int r = 0; r < kRows; ++r) {
-      for (int c = 0; c < kTileCols; ++c) product[r][c] *= scales[c];
+      const std::int64_t col = panel.col + (c < panel.cols ? c : panel.cols - 1);
+      if (a.bias != nullptr) bias[r][c] = V::load(static_cast<const T*>(a.bias) + col, 1)[0];
+      if constexpr (std::is_same_v<W, std::int8_t>) scales[r][c] = a.scales[col];
     }
   }
-  if (a.bias != nullptr) {
-    V::store_full(bias, V::load(static_cast<const T*>(a.bias) + panel.col, panel.cols));
-  }
-  for (int r = 0; r < kRows; ++r) {
-    float y[V::kLanes] = {};
-    for (int c = 0; c < kTileCols; ++c) y[c] = product[r][c] + bias[c];
+  for (int first = 0; first < kRows; first += kRowsAtOnce) {
+    typename V::F y = V::load_full(product[first]);
+    if constexpr (std::is_same_v<W, std::int8_t>) y = y * V::load_full(scales[0]);
+    y = y + V::load_full(bias[0]);
     Out rounded[V::kLanes];
-    V::store_full(rounded, V::load_full(y));
-    Out* out = static_cast<Out*>(a.out) + (row + r) * a.cols + panel.col;
-    if (panel.cols == kTileCols) {
-      std::memcpy(out, rounded, kTileCols * sizeof(Out));
-    } else {
-      for (std::int64_t c = 0; c < panel.cols; ++c) out[c] = rounded[c];
+    V::store_full(rounded, y);
+    for (int r = first; r < kRows && r < first + kRowsAtOnce; ++r) {
+      const Out* from = rounded + (r - first) * kTileCols;
+      Out* out = static_cast<Out*>(a.out) + (row + r) * a.cols + panel.col;
+      if (panel.cols == kTileCols) {
+        std::memcpy(out, from, kTileCols * sizeof(Out));
+      } else {
+        for (std::int64_t c = 0; c < panel.cols; ++c) out[c] = from[c];
+      }
     }
   }
 }
