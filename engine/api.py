@@ -44,6 +44,7 @@ from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies import Base, Nudging
 from nudging.policies.protocol import Policy
+from nudging.prefill import check_prefill_attention, read_prefill_attention
 from nudging.prompts import Messages, Prompt, read_chat, read_prompt
 from nudging.request import Request
 from nudging.request_options import RequestOptions, check_request_options
@@ -69,8 +70,12 @@ class LLM:
     manager or call `close()`: then every request has ended and all memory is free.  `prefix_caching`: the
     cache of computed tokens stays until its memory is needed, for requests that begin alike (see `cache_salt`
     of RequestOptions).  `progress`: a bar while weights load; None shows it where stderr is a terminal.
-    `trace`: a file to which a timeline of all steps is written, for Perfetto or chrome://tracing.  Raises
-    BadRequest, CheckpointError and OSError.
+    `trace`: a file to which a timeline of all steps is written, for Perfetto or chrome://tracing.
+    `prefill_attention`: "flash-attn" reads prompts with that package where it is installed (bf16 or fp16 on a
+    CUDA GPU; flash-attn 3 takes a `block_size` below 64, flash-attn 2 a multiple of 256).  Then the bits of
+    rows that were computed more than 16 at a time for their text depend on how many, so a text is no longer
+    promised to be the same under other chunks of its prompt, prefix-cache hits, preemption or neighbours;
+    `stats().precision` says so.  Raises BadRequest, CheckpointError and OSError.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class LLM:
         block_size: int = 16,
         max_len: int | None = None,
         prefix_caching: bool = True,
+        prefill_attention: str = "nudging",
         progress: bool | None = None,
         trace: str | os.PathLike[str] | None = None,
         **unknown: Any,
@@ -106,9 +112,11 @@ class LLM:
         checkpoints = name_roles(base, guide, models or {})
         shown = sys.stderr.isatty() if progress is None else progress
         precision = read_dtype(dtype), read_device(device)
+        flash = read_prefill_attention(prefill_attention, precision[1], block_size)
         num_threads, quantized = read_threads(threads), read_quantization(quantization)
         self.roles, decoders = load_roles(checkpoints, *precision, shown, max_len, quantized)
-        runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching, num_threads)
+        check_prefill_attention(flash, decoders.values())
+        runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching, num_threads, flash)
         models_of = {role.name: role.model for role in self.roles.values()}
         self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)

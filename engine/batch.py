@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,21 @@ WIDTH_STEP = 8
 KEPT_SHAPES = 64
 
 
+class Attention(Protocol):
+    """One pass's attention over its paged cache, where the batch says how."""
+
+    def __call__(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, window: int, soft_cap: float
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of all sequences of one model in one step, concatenated.
 
     ids, positions, slot_mapping: [rows] int64; cu_seqlens_q: [seqs + 1] int32; seq_lens: [seqs] int32, tokens
     in the cache after this step; block_tables: [seqs, max_blocks] int32; logit_rows: [n] int64, the rows
-    whose logits are wanted.
+    whose logits are wanted.  `attention`: what runs it where that is not the op `paged_attention`.
     """
 
     ids: Tensor
@@ -35,6 +43,7 @@ class Batch:
     seq_lens: Tensor
     block_tables: Tensor
     logit_rows: Tensor
+    attention: Attention | None = None
 
 
 class KVCache:
@@ -179,7 +188,9 @@ class BatchBuilder:
         return buffer.fill(works, self._block_size)
 
 
-def _fields(memory: Tensor, shape: BatchShape) -> tuple[Tensor, ...]:
+def _fields(
+    memory: Tensor, shape: BatchShape
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of a batch, in its order, as views of its memory."""
     rows, seqs, width, answers = shape
     long = 8 * (3 * rows + answers)

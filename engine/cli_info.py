@@ -42,7 +42,16 @@ def system_facts() -> Facts:
     import torch
 
     packages = [
-        (name, installed(name)) for name in ("nudging", "torch", "triton", "tokenizers", "sentencepiece")
+        (name, installed(name))
+        for name in (
+            "nudging",
+            "torch",
+            "triton",
+            "tokenizers",
+            "sentencepiece",
+            "flash-attn",
+            "flash-attn-3",
+        )
     ]
     facts = [*packages[:1], ("python", platform.python_version()), *packages[1:]]
     facts.append(("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"))

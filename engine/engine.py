@@ -125,7 +125,7 @@ class Engine:
             totals.add(request)
         pools = {name: runner.pool for name, runner in self.runners.items()}
         usage = {name: 1 - pool.num_available / pool.total for name, pool in pools.items()}
-        precision = {name: runner.decoder.precision for name, runner in self.runners.items()}
+        precision = {name: runner.precision for name, runner in self.runners.items()}
         return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, precision, totals)
 
     def check(self) -> None:

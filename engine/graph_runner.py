@@ -18,6 +18,7 @@ from nudging.graphs import (
     keep,
     padded,
 )
+from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
 from nudging.scheduler import Work
@@ -43,8 +44,9 @@ class GraphRunner(ModelRunner):
         block_size: int,
         recorder: Recorder,
         prefix_caching: bool = True,
+        flash: FlashAttn | None = None,
     ) -> None:
-        super().__init__(decoder, num_blocks, block_size, prefix_caching)
+        super().__init__(decoder, num_blocks, block_size, prefix_caching, flash=flash)
         self._recorder = recorder
         self._passes: dict[Key, RecordedPass] = {}
         self._paths: dict[Key, RecordedPath] = {}
@@ -195,7 +197,7 @@ def read_path(path: RecordedPath, works: list[Work]) -> Foreseen:
     foreseen: Foreseen = {}
     for index, work in enumerate(works):
         sequence = work.request.sequences[work.role]
-        for step, column in enumerate(columns[: work.ahead]):
-            row = row_of(*(values[index] for values in column))
+        for step, (token, top, peak, lse) in enumerate(columns[: work.ahead]):
+            row = row_of(token[index], top[index], peak[index], lse[index])
             foreseen[sequence, work.end + step + 1] = row
     return foreseen

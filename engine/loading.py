@@ -19,6 +19,7 @@ from nudging.chat import plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import CudaRecorder
+from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
 from nudging.models.load import Quantization, load_model
@@ -217,10 +218,12 @@ def make_runners(
     block_size: int,
     prefix_caching: bool,
     threads: int,
+    flash: FlashAttn | None = None,
 ) -> dict[str, ModelRunner]:
     """Pools from one budget of `memory` bytes, divided so that every role can hold equally many tokens.
 
-    `threads`: of the CPU ops, which all models take turns with.
+    `threads`: of the CPU ops, which all models take turns with; `flash`: what reads prompts, if not our
+    kernel.
 
     Raises BadRequest where not even one block for each role fits.
     """
@@ -235,15 +238,20 @@ def make_runners(
     team = _C.Team(threads)
     # One block of each model's budget is no pool's: see KVCache.
     return {
-        name: make_runner(decoder, rounds * users[name] - 1, block_size, prefix_caching, team)
+        name: make_runner(decoder, rounds * users[name] - 1, block_size, prefix_caching, team, flash)
         for name, decoder in decoders.items()
     }
 
 
 def make_runner(
-    decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool, team: _C.Team
+    decoder: Decoder,
+    num_blocks: int,
+    block_size: int,
+    prefix_caching: bool,
+    team: _C.Team,
+    flash: FlashAttn | None,
 ) -> ModelRunner:
     """The runner for the decoder's device: a GPU's passes are recorded and replayed."""
     if decoder.device.type == "cuda":
-        return GraphRunner(decoder, num_blocks, block_size, CudaRecorder(), prefix_caching)
-    return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team)
+        return GraphRunner(decoder, num_blocks, block_size, CudaRecorder(), prefix_caching, flash)
+    return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team, flash)

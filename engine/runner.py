@@ -10,13 +10,17 @@ from nudging.blocks import BlockPool
 from nudging.decide import Wanted, decide
 from nudging.errors import NumericalError
 from nudging.kernels.cpu import use_team
+from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.decoder import Decoder
+from nudging.prefill import with_prefill
 from nudging.scheduler import Work
 from nudging.sequence import Row
 
 
 class ModelRunner:
-    """A decoder, its block pool and its cache of `num_blocks` blocks; `team`: the threads of CPU ops."""
+    """A decoder, its block pool and its cache of `num_blocks` blocks; `team`: the threads of CPU ops;
+    `flash`: what computes the attention of prompts, if not our kernel.
+    """
 
     def __init__(
         self,
@@ -25,6 +29,7 @@ class ModelRunner:
         block_size: int,
         prefix_caching: bool = True,
         team: _C.Team | None = None,
+        flash: FlashAttn | None = None,
     ) -> None:
         config = decoder.config
         self.decoder = decoder
@@ -41,7 +46,14 @@ class ModelRunner:
         )
         # How many passes the last `execute` took: none where its rows had been computed before.
         self.passes_made = 1
+        self._flash = flash
         self._builder = BatchBuilder(block_size, decoder.device, self.cache.spare_slot)
+
+    @property
+    def precision(self) -> str:
+        """What declares the bits of a row: the weights' precision, and who else than our kernels computes."""
+        weights = self.decoder.precision
+        return weights if self._flash is None else f"{weights}, prompts by {self._flash.name}"
 
     @torch.inference_mode()
     def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
@@ -50,6 +62,8 @@ class ModelRunner:
         """
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         batch = self._builder.build(works)
+        if self._flash is not None:
+            batch = with_prefill(self._flash, batch, works)
         with use_team(self.team):
             rows = decide(self.decoder.forward(batch, self.cache), wanted)
         if not wanted and self.decoder.device.type == "cuda":

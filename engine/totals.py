@@ -72,7 +72,8 @@ class Totals:
 @dataclass(frozen=True)
 class EngineStats:
     """One look at an engine: how many requests run and wait, the share of each model's cache that is in
-    use, the precision of each model, and the totals so far, those of running requests included.
+    use, the precision of each model (and who reads its prompts, if not our kernels), and the totals so far,
+    those of running requests included.
     """
 
     running: int

@@ -84,9 +84,9 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
     """An LLM on the CPU whose models run from recordings."""
 
     def runner(
-        decoder: Any, num_blocks: int, block_size: int, prefix_caching: bool, team: Any
+        decoder: Any, num_blocks: int, block_size: int, prefix_caching: bool, team: Any, flash: Any
     ) -> GraphRunner:
-        made = GraphRunner(decoder, num_blocks, block_size, recording, prefix_caching)
+        made = GraphRunner(decoder, num_blocks, block_size, recording, prefix_caching, flash)
         made.poison()
         return made
 

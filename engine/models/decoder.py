@@ -131,17 +131,12 @@ class Decoder:
         config = self.config
         k_cache, v_cache = kv.layer(index)
         q = self._append(index, layer, x, batch, k_cache, v_cache)
-        out = paged_attention(
-            q,
-            k_cache,
-            v_cache,
-            batch.block_tables,
-            batch.cu_seqlens_q,
-            batch.seq_lens,
-            config.attention_scale,
-            config.windows[index],
-            config.attention_soft_cap,
-        )
+        how = (config.attention_scale, config.windows[index], config.attention_soft_cap)
+        if batch.attention is not None:
+            out = batch.attention(q, k_cache, v_cache, *how)
+        else:
+            rows = (batch.block_tables, batch.cu_seqlens_q, batch.seq_lens)
+            out = paged_attention(q, k_cache, v_cache, *rows, *how)
         return project(out.flatten(1), layer.o, layer.o_bias)
 
     def _gated(self, x: Tensor, layer: Layer) -> Tensor:
