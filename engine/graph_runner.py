@@ -195,7 +195,7 @@ def read_path(path: RecordedPath, works: list[Work]) -> Foreseen:
     foreseen: Foreseen = {}
     for index, work in enumerate(works):
         sequence = work.request.sequences[work.role]
-        for step, column in enumerate(columns[: work.ahead]):
-            row = row_of(*(values[index] for values in column))
+        for step, (token, top, peak, lse) in enumerate(columns[: work.ahead]):
+            row = row_of(token[index], top[index], peak[index], lse[index])
             foreseen[sequence, work.end + step + 1] = row
     return foreseen
