@@ -51,13 +51,13 @@ def pair(
         for name, family, hidden in zip(checkpoints, request.param.split("-"), (48, 32), strict=True):
             checkpoints[name] = write_tiny_checkpoint(root / name, family, 3, hidden_size=hidden, eos=eos)
     roles, decoders = load_roles(checkpoints, dtype, torch.device("cpu"), progress=False, max_len=None)
-    runners = make_runners(decoders, roles, 1 << 20, BLOCK_SIZE, prefix_caching=False)
+    runners = make_runners(decoders, roles, 1 << 20, BLOCK_SIZE, prefix_caching=False, threads=1)
     llm = SimpleNamespace(_engine=SimpleNamespace(runners=runners), roles=roles)
     return Pair(roles, decoders, Twin(llm), {})
 
 
 def open_engine(pair: Pair, max_batch_tokens: int) -> Engine:
-    runners = make_runners(pair.decoders, pair.roles, 8 << 20, BLOCK_SIZE, prefix_caching=True)
+    runners = make_runners(pair.decoders, pair.roles, 8 << 20, BLOCK_SIZE, prefix_caching=True, threads=1)
     for runner in runners.values():
         runner.poison()
     return Engine(runners, {role: role for role in pair.roles}, max_batch_tokens)
