@@ -116,6 +116,22 @@ def test_without_a_sanitizer_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert {one["errors"] for one in run_tools(1).values()} == {None}
 
 
+def test_a_tool_that_is_not_done_in_time_is_stopped_with_what_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(
+        '#!/bin/sh\nshift 2; [ "$1" = slow ] && sleep 60 & echo "========= ERROR SUMMARY: 2 errors"; wait\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert {one["errors"] for one in run_tools(20, ["quick"]).values()} == {2}
+    began = time.monotonic()
+    slow = run_tools(0.5, ["slow"])
+    assert time.monotonic() - began < 20
+    assert {one["why"] for one in slow.values()} == {"stopped after 0 s"}
+
+
 def test_every_name_that_the_sanitizer_chooses_by_is_a_case() -> None:
     names = [word for word in re.split(r"[\s()]+", str(TESTS[-1])) if "-" in word]
     assert len(names) > 8

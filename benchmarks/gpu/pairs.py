@@ -111,7 +111,7 @@ class Pair:
         scale = self.scale
         arms = batch_arms(self.llm, POLICY)
         prompts, limits = pocket_prompts(self.llm, max(scale.batches))[:size], Limits(scale.tokens, True)
-        rounds = max(1, scale.rounds - 1)
+        rounds = max(1, scale.rounds - 2)
         points = measure_size(arms, prompts, limits, rounds, random.Random(size), self._expected)
         base = pass_bytes(self.llm, "base")
         found = Found(details={"points": [asdict(point) for point in points]})

@@ -20,7 +20,7 @@ from benchmarks.pair import pass_bytes, pocket_prompts
 from nudging import Base, LoadedModel
 from nudging.models.load import layer_shapes
 
-ROUNDS = 3
+ROUNDS = 2
 # Where its layers keep what ours keep joined.
 PLACES = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -48,9 +48,9 @@ FULL = Scale(
     batches=(1, 2, 4, 8, 16, 32, 64),
     repeats=20,
     nodes=500,
-    questions=4,
+    questions=3,
     rounds=3,
-    tokens=64,
+    tokens=48,
     drafts=(2, 4, 8),
     kv_cache="8GiB",
 )

@@ -17,11 +17,9 @@ from .stats import LEVELS, PART, first_largest, merge_parts, merge_picks, part_s
 from .tile import Tile, all_partitions, partition
 
 
-def tile_for(dtype: torch.dtype, rows: int) -> Tile:
-    """A program's tile: the columns are a part of the vocabulary, the rest follows the number of rows."""
-    if dtype == torch.float32:
-        return Tile(16, PART, 16, 8, 2)
-    return Tile(16, PART, 128, 4, 3) if rows <= 16 else Tile(64, PART, 64, 8, 4)
+def tile_for(dtype: torch.dtype) -> Tile:
+    """A program's tile: the columns are a part of the vocabulary; more rows would not fit into a warp."""
+    return Tile(16, PART, 16, 8, 2) if dtype == torch.float32 else Tile(16, PART, 128, 4, 3)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -77,7 +75,7 @@ def lm_head(
     stats = torch.empty((rows, 3, parts), dtype=torch.float32, device=x.device)
     bests = torch.empty((rows, parts), dtype=torch.float32, device=x.device)
     args, picks = (torch.empty((rows, parts), dtype=torch.int32, device=x.device) for _ in range(2))
-    tile = tile_for(x.dtype, rows)
+    tile = tile_for(x.dtype)
     inputs = partition(features, held)
     if rows > 0:
         _lm_head[(triton.cdiv(rows, tile.rows), parts)](
