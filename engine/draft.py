@@ -21,7 +21,7 @@ def draft_ahead(request: Request, view: RequestView, ledger: Ledger, need: Need)
     if request.known_ahead:
         return _read_known(request, need)
     drafter = DRAFTERS[request.drafter]
-    if not _is_draftable(request, drafter, need):
+    if drafter is None or not _is_draftable(request, drafter, need):
         ledger.plan(_cost(request, ledger, need))
         return need
     draft = request.draft

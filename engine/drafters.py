@@ -63,20 +63,8 @@ class NgramDrafter:
         return list(takewhile(lambda token: not view.is_eos(role, token), tokens))
 
 
-class NoDrafter:
-    """Nothing is drafted."""
-
-    def serves(self, policy: Policy, role: str) -> bool:
-        return False
-
-    def cost(self, request: Request) -> DraftCost:
-        return lambda costs, length: 0.0
-
-    def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
-        return []
-
-
-DRAFTERS: dict[str, Drafter] = {"guide": GuideDrafter(), "ngram": NgramDrafter(), "none": NoDrafter()}
+# With "none" nothing is drafted.
+DRAFTERS: dict[str, Drafter | None] = {"guide": GuideDrafter(), "ngram": NgramDrafter(), "none": None}
 
 
 def look_up(ids: Sequence[int], length: int) -> list[int]:

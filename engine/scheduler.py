@@ -310,9 +310,7 @@ class Scheduler:
 
     def _lowest_holder(self, pool: BlockPool, above: Request) -> Request | None:
         """The lowest-ranked running request below `above` that holds blocks of the pool."""
-        for request in reversed(self.running):
-            if request is above:
-                return None
+        for request in reversed(self.running[self.running.index(above) + 1 :]):
             tables = (sequence.block_table for sequence in request.sequences.values())
             if any(table.pool is pool and table.ids for table in tables):
                 return request

@@ -1,39 +1,47 @@
 """Does a test notice when the host half is changed?  `python -m tests.mutation` plants one change at a time
-and counts those that the simulation and the scheduler's other quick tests notice.
+and counts those that the simulation and the host half's quick tests notice.
 
-A mutant is one changed node in a function's body, put in place of the function's code in a forked process.
+A mutant is one changed node in a function's body, put in place of the function's code in a forked process:
+all else is warm.  Only what runs the changed lines is asked, the quickest first, until one notices.
 """
 
 import argparse
 import ast
 import copy
+import gc
 import importlib
+import json
 import os
-import resource
+import signal
 import sys
+import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests import (
-    test_adaptive,
-    test_blocks,
-    test_cosched,
-    test_faults,
-    test_prefix_cache,
-    test_scheduler,
-    test_simulation,
-)
+import coverage
+import pytest
+from _pytest.runner import runtestprotocol
+
+from tests.simulation import live
 
 MODULES = (
-    "adaptive", "blocks", "cosched", "draft", "drafters", "engine", "prefix_cache", "request", "scheduler",
-    "sequence", "view",
+    "adaptive", "blocks", "cosched", "costs", "detokenize", "draft", "drafters", "engine", "engine_thread",
+    "generation", "handle", "output", "prefix_cache", "request", "scheduler", "sequence", "totals", "view",
 )  # fmt: skip
-TESTS = (
-    test_simulation, test_faults, test_scheduler, test_cosched, test_prefix_cache, test_blocks, test_adaptive,
-)  # fmt: skip
-CPU_SECONDS = 60
+CLIENTS = ("detokenize", "engine_thread", "generation", "handle", "output", "totals")
+TESTS = ("simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive")
+CLIENTS_TESTS = ("generation", "lifecycle", "observe", "api", "detokenize")
+LIVES = 30
+# Tests that repeat what lives do, at length.
+LONG = ("test_twenty_thousand_turns", "test_a_planted_fault", "test_drafts_", "any_two_of_three")
+# Slower checks are left out.
+MOST_SECONDS = 1.0
+# CPU seconds of a mutant in a check, beyond five times what the check takes; and the wall's, if it waits.
+SLACK_SECONDS = 2.0
+WALL_SECONDS = 120
+BROKEN = 3
 
 COMPARES = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -87,8 +95,16 @@ def fields(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
                 yield from fields(child)
 
 
-def mutants(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
-    """Every mutant of a module: where and what, and the whole module with it."""
+class Mutant(NamedTuple):
+    """What is changed, the whole module with it, and the lines of its statement."""
+
+    what: str
+    tree: ast.Module
+    lines: frozenset[int]
+
+
+def mutants(tree: ast.Module) -> Iterator[Mutant]:
+    """Every mutant of a module."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
         for parent, name, place, child in fields(function):
@@ -98,8 +114,22 @@ def mutants(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
                 what = (
                     f"{function.name}, line {getattr(child, 'lineno', 0)}: {_shown(child)} -> {_shown(other)}"
                 )
-                yield what, ast.fix_missing_locations(copy.deepcopy(tree))
+                changed = ast.fix_missing_locations(copy.deepcopy(tree))
                 _put(parent, name, place, child)
+                yield Mutant(what, changed, statement_lines(function, child))
+
+
+def statement_lines(function: ast.FunctionDef, node: ast.AST) -> frozenset[int]:
+    """The lines of the innermost statement around a node; of a compound one, its head's."""
+    around = [
+        s for s in ast.walk(function) if isinstance(s, ast.stmt) and any(n is node for n in ast.walk(s))
+    ]
+    statement = around[-1]
+    first, last = statement.lineno, statement.end_lineno or statement.lineno
+    body = getattr(statement, "body", None)
+    if isinstance(body, list) and body:
+        last = max(body[0].lineno - 1, first)
+    return frozenset(range(first, last + 1))
 
 
 def _put(parent: ast.AST, name: str, place: int | None, node: ast.AST) -> None:
@@ -111,6 +141,10 @@ def _put(parent: ast.AST, name: str, place: int | None, node: ast.AST) -> None:
 
 def _shown(node: ast.AST) -> str:
     return ast.unparse(node).splitlines()[0][:60]
+
+
+def path_of(name: str) -> str:
+    return str(importlib.import_module(f"nudging.{name}").__file__)
 
 
 def install(name: str, tree: ast.Module) -> None:
@@ -132,57 +166,145 @@ def _take_code(old: Any, new: Any) -> None:
             _take_code(have, value)
 
 
-def check() -> None:
-    """What has to notice, the quickest first: lives, and the tests that take no arguments."""
-    test_simulation.many_lives(0, 2_500)
-    for module in TESTS:
-        for name, test in vars(module).items():
-            plain = callable(test) and name.startswith("test_") and not hasattr(test, "pytestmark")
-            if plain and not test.__code__.co_argcount and name != "test_twenty_thousand_turns":
-                test()
+class Check(NamedTuple):
+    """Something that may notice a mutant: it returns whether all is well."""
+
+    name: str
+    holds: Callable[[], bool]
+    seconds: float
+    # The lines of each module it runs.
+    lines: dict[str, frozenset[int]]
 
 
-def survives(name: str, tree: ast.Module) -> bool:
-    """Whether nothing notices a mutant, tried in a process of its own."""
+def timed(name: str, holds: Callable[[], bool]) -> Check:
+    """A check with what it takes and reaches, tried in a process of its own: this one stays without threads,
+    which do not come along into forked ones.
+    """
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, 1)
-        os.dup2(devnull, 2)
-        # A mutant that never ends is noticed, too.
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         try:
-            install(name, tree)
-            check()
-        except BaseException:  # noqa: BLE001 - whatever it is, it was noticed
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return status == 0
+            recorder = coverage.Coverage(data_file=None, include=[path_of(name) for name in MODULES])
+            recorder.start()
+            began = time.process_time()
+            assert holds()
+            seconds = time.process_time() - began
+            recorder.stop()
+            data = recorder.get_data()
+            lines = {module: sorted(data.lines(path_of(module)) or ()) for module in MODULES}
+            os.write(writer, json.dumps([seconds, lines]).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    assert answer, f"{name} fails without a mutant"
+    seconds, lines = json.loads(answer)
+    return Check(name, holds, seconds, {module: frozenset(found) for module, found in lines.items()})
+
+
+def lives(seed: int) -> Callable[[], bool]:
+    def holds() -> bool:
+        live(seed)
+        return True
+
+    return holds
+
+
+def runs(item: pytest.Item) -> Callable[[], bool]:
+    """The test as pytest runs it, with its fixtures."""
+    return lambda: all(report.outcome != "failed" for report in runtestprotocol(item, log=False))
+
+
+class Hunt:
+    """The pytest plugin that times every test once and then hunts mutants with them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        checks = [timed(f"life {seed}", lives(seed)) for seed in range(LIVES)]
+        items = [item for item in session.items if not any(name in item.nodeid for name in LONG)]
+        if set(self.options.modules).isdisjoint(CLIENTS):
+            items = [item for item in items if "tiny_pair" not in item.fixturenames]  # type: ignore[attr-defined]
+        checks += [timed(item.nodeid, runs(item)) for item in items]
+        checks = sorted((c for c in checks if c.seconds < MOST_SECONDS), key=lambda check: check.seconds)
+        print(f"\n# {len(checks)} checks of {sum(check.seconds for check in checks):.0f} s", flush=True)
+        gc.freeze()
+        total = killed = 0
+        for name in self.options.modules:
+            tried, noticed = self._hunt(name, checks)
+            total, killed = total + tried, killed + noticed
+            print(f"# {name}: {noticed} of {tried} killed", flush=True)
+        print(f"# {killed} of {total} mutants killed ({100 * killed / max(total, 1):.0f} %)", flush=True)
+        return True
+
+    def _hunt(self, name: str, checks: list[Check]) -> tuple[int, int]:
+        """How many mutants of a module were tried, and how many noticed; the others are printed."""
+        source = Path(path_of(name)).read_text()
+        tried = noticed = 0
+        running: dict[int, str] = {}
+
+        def wait() -> int:
+            child, status = os.wait()
+            what = running.pop(child)
+            assert os.waitstatus_to_exitcode(status) != BROKEN, f"{name}.{what} could not be planted"
+            if status == 0:
+                print(f"{name}.{what}", flush=True)
+            return status != 0
+
+        for index, mutant in enumerate(mutants(ast.parse(source))):
+            if index % self.options.every or self.options.only not in mutant.what:
+                continue
+            tried += 1
+            reaching = [check for check in checks if not mutant.lines.isdisjoint(check.lines[name])]
+            running[hunted(name, mutant.tree, reaching)] = mutant.what + (
+                "" if reaching else "  (not reached)"
+            )
+            if len(running) == self.options.jobs:
+                noticed += wait()
+        while running:
+            noticed += wait()
+        return tried, noticed
+
+
+def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
+    """The process that tries a mutant: it exits with 0 where nothing notices."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    # One that never ends is noticed, too: either alarm ends the process.
+    signal.alarm(WALL_SECONDS)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.dup2(devnull, 2)
+    try:
+        install(name, tree)
+    except BaseException:  # noqa: BLE001 - nothing may get back into pytest's loop
+        os._exit(BROKEN)
+    try:
+        for check in checks:
+            signal.setitimer(signal.ITIMER_PROF, SLACK_SECONDS + 5 * check.seconds)
+            if not check.holds():
+                os._exit(1)
+    except BaseException:  # noqa: BLE001 - whatever it is, it was noticed
+        os._exit(1)
+    os._exit(0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try only every n-th mutant")
+    parser.add_argument("--only", default="", help="try only mutants with this in their description")
+    parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
     parser.add_argument("modules", nargs="*", default=MODULES)
     options = parser.parse_args()
-    check()
-    total = killed = 0
-    for name in options.modules:
-        path = Path(str(importlib.import_module(f"nudging.{name}").__file__))
-        tried = noticed = 0
-        for index, (what, tree) in enumerate(mutants(ast.parse(path.read_text()))):
-            if index % options.every:
-                continue
-            tried += 1
-            if survives(name, tree):
-                print(f"{name}.{what}", flush=True)
-            else:
-                noticed += 1
-        total, killed = total + tried, killed + noticed
-        print(f"# {name}: {noticed} of {tried} killed", flush=True)
-    print(f"# {killed} of {total} mutants killed ({100 * killed / total:.0f} %)")
+    tests = TESTS if set(options.modules).isdisjoint(CLIENTS) else TESTS + CLIENTS_TESTS
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in tests]
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-s", *files], plugins=[Hunt(options)]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,14 @@
 """Open generations: extend, fork, rewind, score, and giving way to others."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nudging import LLM, BadRequest, Base, Guide, Nudging, SamplingParams
 from tests.pairs import PROMPT, assert_pools_are_whole, one
+from tests.simulated import VOCAB, Setup, SimLLM
+from tests.simulation import Broken
 
 
 def test_two_extensions_write_what_one_does(tiny_llm: LLM) -> None:
@@ -74,3 +77,44 @@ def test_idle_generations_give_way_and_come_back(tiny_pair: dict[str, Path]) -> 
         assert tuple(generation.token_ids[:10]) == expected.token_ids[:10]
         generation.close()
         assert_pools_are_whole(llm)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda text: text.extend(SamplingParams(n=2)), r"n is 2; .* fork\(\) it for more"),
+        (lambda text: text.extend(text=[]), "the continuation is empty"),
+        (lambda text: text.extend(text=[2, VOCAB]), f"holds {VOCAB}; token ids go from 0 to {VOCAB - 1}"),
+        (lambda text: text.extend(text=[-1]), "holds -1"),
+        (lambda text: text.extend(text=[True]), "holds True"),
+        (lambda text: text.extend(text="word"), "this checkpoint has no tokenizer; give token ids"),
+        (lambda text: text.rewind(-1), "rewind to -1; the text has 2 tokens"),
+        (lambda text: text.score([]), "the continuation is empty"),
+    ],
+)
+def test_a_bad_use_is_refused_and_the_text_stays(use: Any, message: str) -> None:
+    with SimLLM(Setup(has_text=False), threaded=True) as llm, llm.open([2, 3], Base()) as text:
+        text.extend(text=[4, VOCAB - 1])
+        with pytest.raises(BadRequest, match=message):
+            use(text)
+        assert (text.token_ids, text.authors) == ([4, VOCAB - 1], ["caller"] * 2)
+        assert len(text.extend(SamplingParams(max_tokens=3, ignore_eos=True)).token_ids) == 3
+
+
+def test_a_closed_text_is_closed_once_and_refuses_everything() -> None:
+    with SimLLM(Setup(), threaded=True) as llm:
+        text = llm.open([2, 3])
+        text.extend(SamplingParams(max_tokens=3, ignore_eos=True))
+        text.close()
+        text.close()
+        for use in (text.extend, text.fork, lambda: text.rewind(0), lambda: text.score([2])):
+            with pytest.raises(BadRequest, match=r"this generation was closed; open\(\) another"):
+                use()
+        pools = [runner.pool for runner in llm.runners]
+        assert [pool.num_available for pool in pools] == [pool.total for pool in pools]
+
+
+def test_a_policy_that_names_no_owner_cannot_score() -> None:
+    no_owner = pytest.raises(BadRequest, match="cannot score given texts: it has no method `owner`")
+    with SimLLM(Setup(), threaded=True) as llm, llm.open([2, 3], Broken("raises", 2)) as text, no_owner:
+        text.score([4])

@@ -12,6 +12,7 @@ import pytest
 
 from nudging import LLM, AsyncLLM, Base, EngineClosed, SamplingParams
 from tests.pairs import PROMPT, assert_pools_are_whole, one, written
+from tests.simulated import Setup, SimLLM
 
 LONG = SamplingParams(max_tokens=300, ignore_eos=True)
 
@@ -155,3 +156,70 @@ def test_two_engines_write_side_by_side(tiny_pair: dict[str, Path]) -> None:
         assert texts[0] == texts[1]
         a.close()
         assert one(b, max_tokens=3).error is None, "closing one leaves the other"
+
+
+def test_an_engine_that_breaks_tells_everyone_and_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is served, who streams, who comes at that moment, and who comes later."""
+    llm = SimLLM(Setup(blocks=(4000, 4000), max_len=4096), threaded=True)
+    armed, reached, breaks = threading.Event(), threading.Event(), threading.Event()
+    step = llm._engine.step
+
+    def broken() -> Any:
+        if not armed.is_set():
+            return step()
+        reached.set()
+        breaks.wait(30)
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(llm._engine, "step", broken)
+    params = SamplingParams(max_tokens=4000, ignore_eos=True)
+    handles = [llm.submit([2, 3], params, Base(), "off") for _ in range(3)]
+    armed.set()
+    assert reached.wait(30)
+    # A command that the thread does not come to any more.
+    late: list[BaseException] = []
+
+    def submit_late() -> None:
+        try:
+            late.append(llm.submit([2]).result(timeout=30).outputs[0].error or AssertionError("it ran"))
+        except EngineClosed as error:
+            late.append(error)
+
+    latecomer = threading.Thread(target=submit_late)
+    latecomer.start()
+    while not llm._thread._commands:
+        time.sleep(0.001)
+    breaks.set()
+    latecomer.join(30)
+    message = r"the engine stopped: RuntimeError\('out of luck'\); open a new LLM"
+    assert isinstance(late[0], EngineClosed)
+    for handle in handles:
+        with pytest.raises(EngineClosed, match=message) as caught:
+            handle.result(timeout=30)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        assert [delta.finish_reason for delta in handle][-1] == "error", "a stream ends, too"
+    with pytest.raises(EngineClosed, match=message):
+        llm.submit([2])
+    # Nobody is left to be cancelled, and nothing hangs.
+    handles[0].cancel()
+    llm.close()
+
+
+def test_a_result_that_does_not_come_in_time_says_how_to_end_it() -> None:
+    with SimLLM(Setup(blocks=(4000, 4000), max_len=16000, block_size=8), threaded=True) as llm:
+        handle = llm.submit([2], SamplingParams(max_tokens=15000, ignore_eos=True), Base(), "off")
+        with pytest.raises(TimeoutError, match=r"did not finish within 0.01 s; cancel\(\) ends it"):
+            handle.result(timeout=0.01)
+        handle.cancel()
+        assert handle.result(timeout=30).outputs[0].finish_reason == "abort"
+
+
+def test_a_stream_of_three_texts_ends_each_once() -> None:
+    with SimLLM(Setup(), threaded=True) as llm:
+        params = SamplingParams(max_tokens=9, n=3, temperature=1.0, seed=2, ignore_eos=True)
+        whole = llm.submit([2, 3], params, Base()).result(timeout=30).outputs
+        deltas = list(llm.submit([2, 3], params, Base()))
+        for i, output in enumerate(whole):
+            mine = [delta for delta in deltas if delta.index == i]
+            assert [token for delta in mine for token in delta.token_ids] == list(output.token_ids)
+            assert [d.finish_reason for d in mine] == [None] * (len(mine) - 1) + ["length"]

@@ -201,6 +201,47 @@ def test_an_aborted_leader_hands_its_prompt_on(monkeypatch: pytest.MonkeyPatch) 
     assert [len(job.output) for job in jobs] == [0, 4, 4]
 
 
+def test_siblings_go_on_in_the_step_after_their_prompt_was_read() -> None:
+    engine, roles = small_engine(200)
+    jobs = siblings(roles, 3, 4)
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    assert engine.scheduler._claim(jobs[1]) == {"base": 16 - 14, "guide": 0}, "they share its whole blocks"
+    assert [len(job.output) for job in jobs] == [1, 0, 0]
+    engine.step()
+    assert [len(job.output) for job in jobs] == [2, 1, 1]
+
+
+def test_what_was_found_for_one_that_is_gone_is_forgotten_and_no_other() -> None:
+    engine, roles = small_engine(200, max_batch_tokens=20)
+    jobs = siblings(roles, 3, 4)
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    engine.abort(jobs[0])
+    assert [found.request for found in engine.scheduler._found] == jobs[1:]
+    engine.abort(jobs[1])
+    assert [found.request for found in engine.scheduler._found] == jobs[2:]
+    finish(engine)
+    assert len(jobs[2].output) == 4
+
+
+def test_a_plan_says_what_need_not_be_computed() -> None:
+    engine, roles = small_engine(200)
+    found = []
+    for _ in range(2):
+        job = request(roles, "x", PROMPT_IDS, 1)
+        engine.add(job)
+        plans = []
+        schedule = engine.scheduler.schedule
+        engine.scheduler.schedule = lambda model: plans.append(schedule(model)) or plans[-1]  # noqa: B023
+        finish(engine)
+        engine.scheduler.schedule = schedule
+        found.append([(f.request, f.role, f.start, f.end) for plan in plans for f in plan.found])
+    assert found == [[], [(job, "base", 0, 56)]]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_hits_forks_chunks_and_preemption_change_no_token(tiny_pair: dict[str, Path], dtype: str) -> None:
     """Conversations that grow: each turn begins with all turns before."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nudging import BadRequest, Base, DeadlineExceeded, Nudging, SamplingParams
+from nudging import BadRequest, Base, DeadlineExceeded, Guide, Nudging, SamplingParams
 from nudging.engine import Engine
 from nudging.policies import Policy
 from nudging.prompts import RolePrompt
@@ -261,6 +261,61 @@ def test_a_failed_allocation_ends_one_request_wherever_it_happens(monkeypatch: p
         if calls < n:
             return
     raise AssertionError("the injection never passed the end")
+
+
+def test_who_needs_another_model_holds_nobody_up() -> None:
+    engine, roles = small_engine(200, max_batch_tokens=16)
+    first = request(roles, "g", 5, 20, Guide())
+    second = request(roles, "b", 5, 20)
+    for job in (first, second):
+        engine.add(job)
+    for written in range(1, 6):
+        engine.step()
+        assert [len(first.output), len(second.output)] == [written] * 2
+
+
+def test_only_who_holds_blocks_of_the_short_pool_gives_way() -> None:
+    engine, roles = small_engine(20)
+    writing = [request(roles, f"r{i}", 9, 60) for i in range(2)]
+    guided = request(roles, "guided", 5, 40, Guide())
+    for job in (*writing, guided):
+        engine.add(job)
+    finish(engine)
+    assert [job.counters.preemptions for job in (*writing, guided)] == [0, 1, 0]
+
+
+def test_a_request_claims_what_it_will_hold_soon() -> None:
+    """Prompt, what is written ahead of it, and a block to grow; never more than it may ever hold."""
+    engine, roles = small_engine(200)
+    nudged = request(roles, "n", 5, 90, Nudging(0.4, "token"), 8)
+    short = request(roles, "s", 5, 1)
+    for job in (nudged, short):
+        engine.scheduler.add(job)
+    ahead = 8 + nudged.policy.lookahead
+    assert engine.scheduler._claim(nudged) == dict.fromkeys(("base", "guide"), -(-(5 + ahead + 4) // 4))
+    assert engine.scheduler._claim(short) == {"base": 2, "guide": 0}
+
+
+def test_a_budget_of_one_token_goes_to_the_higher_ranked() -> None:
+    engine, roles = small_engine(200, max_batch_tokens=1)
+    writer = request(roles, "w", 3, 50)
+    engine.add(writer)
+    for _ in range(3):
+        engine.step()
+    engine.add(request(roles, "long", 60, 1))
+    for written in range(2, 12):
+        engine.step()
+        assert len(writer.output) == written
+
+
+def test_a_finished_request_cannot_be_aborted() -> None:
+    engine, roles = small_engine(20)
+    job = request(roles, "r", 5, 4)
+    engine.add(job)
+    finish(engine)
+    engine.abort(job)
+    assert job.finish_reason == "length"
+    assert len(job.output) == 4
 
 
 def running_request(roles: dict[str, Role], engine: Engine, name: str, **options: Any) -> Request:
