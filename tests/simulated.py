@@ -212,9 +212,9 @@ class SimRunner(ModelRunner):
         self.pool: SimPool = pool
         self.cache: Any = pool.cache
         self.clock = clock
+        self._flash = None
         self.passes_made = 1
         self.passes = 0
-        self.passes_made = 1
         self.rows_made = 0
         # Rows, counted from the first one ever made, that come out as NaN.
         self.nan_rows: set[int] = set()

@@ -382,6 +382,15 @@ def test_a_missing_flag_ends_with_a_message_and_status_2(
     assert words in result.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts arrive, here and in child processes, even where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("to_file", [True, False])
 def test_an_interrupt_leaves_whole_lines_and_status_130(
     tiny_pair: Pair, tmp_path: Path, to_file: bool
@@ -411,6 +420,7 @@ def test_an_interrupt_leaves_whole_lines_and_status_130(
     assert 0 < len(indices) < 3000
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_the_end_of_a_line_and_a_second_one_does_not() -> None:
     reached = []
 
