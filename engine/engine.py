@@ -98,10 +98,11 @@ class Engine:
                 self._open(request)
                 self._advance(request)
             self._retire_finished()
-        for model in cheapest_first(self.costs):
+        order = cheapest_first(self.costs)
+        for model in order:
             with self._tracer.span("engine", "plan"):
                 plan = self.scheduler.schedule(model)
-                steps = self._path_steps(model, plan.works)
+                steps = self._path_steps(model, order[-1], plan.works)
             self._follow(plan)
             self._compute(model, plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
@@ -157,11 +158,10 @@ class Engine:
         models = (self.models_of[role] for role in request.policy.roles)
         return self._accounts.setdefault((request.drafter, *models), Account())
 
-    def _path_steps(self, model: str, works: list[Work]) -> int:
+    def _path_steps(self, model: str, dearest: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
         if not any(work.ahead for work in works):
             return 1
-        dearest = cheapest_first(self.costs)[-1]
         lengths = [work.ahead + 1 for work in works]
         if model == dearest:
             return min(lengths)
