@@ -12,6 +12,7 @@ from torch import Tensor
 from nudging.errors import NumericalError
 from nudging.kernels.sample import pick
 from nudging.kernels.softmax_stats import softmax_stats
+from nudging.lanes import Lanes
 from nudging.params import SamplingParams
 from nudging.sequence import Row
 
@@ -31,6 +32,10 @@ class Wanted(NamedTuple):
     def is_plain(self) -> bool:
         """Whether the token picked is the likeliest one."""
         return self.params.temperature == 0 and not self.params.logit_bias
+
+
+# What carried requests ask for.
+GREEDY = SamplingParams(temperature=0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,22 @@ def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
         for line, (i, (top, peak, lse)) in enumerate(zip(chosen, columns, strict=True)):
             rows[i] = _row(part, line, wanted[i], top, peak, lse)
     return rows
+
+
+def tell(lanes: Lanes, logits: Tensor) -> Tensor:
+    """Give the lanes the rows that the first lines of `logits` [rows, vocab] make; returns the others."""
+    core = lanes.core
+    sizes = core.vocabularies()
+    count = len(sizes)
+    mine, others = logits[:count], logits[count:]
+    if len(set(sizes)) == 1:
+        stats = softmax_stats(mine[:, : sizes[0]].contiguous())
+        top, peak, lse = stats.argmax.cpu(), stats.max.cpu(), stats.lse.cpu()
+        failed = core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr())
+        lanes.fail([(number, row_of(0, 0, float(peak[at]), float(lse[at]))) for number, at in failed])
+    else:
+        lanes.take(decide(mine, [Wanted(GREEDY, 0, 0, size, False) for size in sizes]))
+    return others
 
 
 def _row(logits: Tensor, line: int, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nudging.blocks import BlockPool
 from nudging.errors import OutOfBlocks
+from nudging.lanes import Lanes, Planned
 from nudging.request import Request
 from nudging.sequence import Sequence
 
@@ -72,8 +73,16 @@ class Scheduler:
     never preempted for the lower one, and that one comes back only when both fit with room to grow.
     """
 
-    def __init__(self, pools: dict[str, BlockPool], models_of: dict[str, str], max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        pools: dict[str, BlockPool],
+        models_of: dict[str, str],
+        max_batch_tokens: int,
+        lanes: Lanes | None = None,
+    ) -> None:
+        """`lanes`: who carries ordinary requests."""
         self.pools = pools
+        self.lanes = lanes
         self.models_of = models_of
         self.max_batch_tokens = max_batch_tokens
         # Both in order of rank, the highest first.
@@ -138,7 +147,7 @@ class Scheduler:
         Who cannot have the blocks for its tokens waits for another step; one that is the only one left and
         still lacks a block fails with OutOfBlocks.
         """
-        ends = self._share_tokens(model)
+        ends = self._beside_carried(model)
         works = []
         for request in tuple(self.running):
             if request not in ends or request in self._preempted:
@@ -149,6 +158,36 @@ class Scheduler:
         output = SchedulerOutput(works, self._found, self._preempted)
         self._found, self._preempted = [], []
         return output
+
+    def _beside_carried(self, model: str) -> dict[Request, int]:
+        """Plan the carried requests, and share the rest of the budget among the others.
+
+        Where tokens or blocks do not suffice for all, ranks decide, and nobody is carried.
+        """
+        if not self.lanes:
+            return self._share_tokens(model)
+        planned = self.lanes.plan(model)
+        ends = self._share_tokens(model, planned.tokens)
+        if planned.tokens and not self._suffices(model, planned, ends):
+            self.lanes.hand_back_planned()
+            return self._share_tokens(model)
+        self.lanes.own()
+        return ends
+
+    def _suffices(self, model: str, planned: Planned, ends: dict[Request, int]) -> bool:
+        """Whether beside what is planned of the carried requests all others that write get their tokens,
+        and all of them their blocks.
+        """
+        missing = planned.missing
+        for request in self.running:
+            if request.is_carried or self.models_of[request.need_now.role] != model:
+                continue
+            if _pending(request) <= DECODE_TOKENS and ends.get(request) != request.need_now.last:
+                return False
+            if request in ends:
+                sequence = request.sequences[request.need_now.role]
+                missing += sequence.block_table.missing(sequence.num_computed, ends[request])
+        return missing <= self.pools[model].num_available
 
     def _find_computed(self, request: Request) -> bool:
         """Let the request go on from what is computed already.  False: it waits, while a sibling that ranks
@@ -192,8 +231,9 @@ class Scheduler:
         if not request.counters.preemptions:
             request.counters.cached += max(min(sequence.num_computed, sequence.prompt_len) - start, 0)
 
-    def _share_tokens(self, model: str) -> dict[Request, int]:
-        """Up to which token each running request that needs the model computes in this step.
+    def _share_tokens(self, model: str, reserved: int = 0) -> dict[Request, int]:
+        """Up to which token each running request that needs the model computes in this step, if it is not
+        carried; `reserved` tokens are spent.
 
         Texts are written before prompts are read, each in order of rank; but long needs together get a
         PROMPT_SHARE of the budget.  So a prompt of P tokens behind others of Q, whatever else runs, is read
@@ -202,6 +242,8 @@ class Scheduler:
         short: list[Request] = []
         long: list[Request] = []
         for request in self.running:
+            if request.is_carried:
+                continue
             need = request.need_now
             if self.models_of[need.role] != model or not self._find_computed(request):
                 continue
@@ -213,7 +255,7 @@ class Scheduler:
         ends: dict[Request, int] = {}
         share = max(int(PROMPT_SHARE * self.max_batch_tokens), 1)
         share = min(share, sum(map(_pending, long)))
-        left = self._spend(short, self.max_batch_tokens - share, ends)
+        left = self._spend(short, self.max_batch_tokens - share - reserved, ends)
         self._spend(long, left + share, ends)
         return ends
 
@@ -294,10 +336,10 @@ class Scheduler:
         """
         claim = dict.fromkeys(self.pools, 0)
         for role in request.policy.roles:
-            pool, sequence = self._pool(role), request.sequences[role]
+            pool = self._pool(role)
             soon = request.context_length(role) + request.ahead + HEADROOM_BLOCKS * pool.block_size
             blocks = pool.blocks_for(min(soon, request.max_sequence(role)))
-            there = len(sequence.block_table.ids) or self._count_known(request, role)
+            there = request.num_blocks(role) or self._count_known(request, role)
             claim[self.models_of[role]] += max(blocks - there, 0)
         return claim
 
