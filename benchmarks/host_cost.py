@@ -101,7 +101,7 @@ def measure(
     """Seconds of the host in every step of one run, and how many passes the models made."""
     policy, draft_len = ARMS[arm]
     engine = Engine(
-        make_runners(decoders, roles, 1 << 28, 16, prefix_caching=False), {name: name for name in roles}
+        make_runners(decoders, roles, 1 << 28, 16, False, threads=1), {name: name for name in roles}
     )
     draw = random.Random(requests)
     for number in range(requests):

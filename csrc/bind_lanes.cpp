@@ -89,7 +89,9 @@ struct LaneState {
   Position max_tokens, draft_len;
   Token vocab;
   std::vector<Token> stop_tokens;
-  bool drafts;
+  std::vector<std::string> stops;
+  std::string tail;
+  bool is_greedy, drafts;
   NeedTuple need;
   std::optional<DraftTuple> draft;
 };
@@ -109,6 +111,9 @@ void enter(Lanes& lanes, std::int64_t id, const LaneState& from) {
   lane->vocab = from.vocab;
   lane->stop_tokens = from.stop_tokens;
   std::sort(lane->stop_tokens.begin(), lane->stop_tokens.end());
+  lane->stops = from.stops;
+  lane->tail = from.tail;
+  lane->is_greedy = from.is_greedy;
   lane->drafts = from.drafts;
   const auto& [role, first, last, ahead, has_ends] = from.need;
   lane->need = {role, first, last, ahead, has_ends};
@@ -167,8 +172,8 @@ py::list spans(const Lanes& lanes) {
     const Track& track = item.lane->tracks[item.role];
     const auto* tokens = track.tokens.data() + (item.start - track.begin);
     const std::vector<Token> ids(tokens, tokens + (item.end - item.start));
-    result.append(py::make_tuple(item.lane->id, item.role, item.start, item.end, item.first_row, ids,
-                                 track.blocks, item.lane->vocab));
+    result.append(py::make_tuple(item.lane->id, item.role, item.start, item.end, item.first_row,
+                                 ids, track.blocks, item.lane->vocab));
   }
   return result;
 }
@@ -184,7 +189,23 @@ std::vector<Token> vocabularies(const Lanes& lanes) {
 
 using Failed = std::vector<std::pair<std::int64_t, Position>>;
 
-Failed take_statistics(Lanes& lanes, Address argmax, Address max, Address lse) {
+// (answer, lane, role, position) of the answers whose token is not simply the likeliest one.
+py::list sampled(const Lanes& lanes) {
+  py::list result;
+  Position answer = 0;
+  for (const Item& item : lanes.items()) {
+    for (Position p = item.first_row; p <= item.end; ++p, ++answer) {
+      if (!item.lane->is_greedy) {
+        result.append(py::make_tuple(answer, item.lane->id, item.role, p));
+      }
+    }
+  }
+  return result;
+}
+
+// `picked`: the tokens of the sampled answers.
+Failed take_statistics(Lanes& lanes, Address argmax, Address max, Address lse,
+                       const std::vector<std::pair<Position, Token>>& picked) {
   const auto* tokens = reinterpret_cast<const Token*>(argmax);
   const auto *peaks = reinterpret_cast<const float*>(max),
              *sums = reinterpret_cast<const float*>(lse);
@@ -197,6 +218,7 @@ Failed take_statistics(Lanes& lanes, Address argmax, Address max, Address lse) {
     is_finite[i] = std::isfinite(peak) && !std::isnan(sum);
     said[i] = {0, token, token, std::exp(peak - sum)};
   }
+  for (const auto& [answer, token] : picked) said.at(answer).token = token;
   return lanes.take(said, is_finite);
 }
 
@@ -236,10 +258,12 @@ void bind_states(py::module_& m) {
   py::class_<LaneState>(m, "LaneState")
       .def(py::init([](RuleTuple rule, std::vector<TrackState> tracks, Position output_begin,
                        std::vector<Token> output, Position max_tokens, Position draft_len,
-                       Token vocab, std::vector<Token> stop_tokens, bool drafts, NeedTuple need,
+                       Token vocab, std::vector<Token> stop_tokens, std::vector<std::string> stops,
+                       py::bytes tail, bool is_greedy, bool drafts, NeedTuple need,
                        std::optional<DraftTuple> draft) {
-        return LaneState{rule,  tracks,      output_begin, output, max_tokens, draft_len,
-                         vocab, stop_tokens, drafts,       need,   draft};
+        return LaneState{rule,      tracks, output_begin, output, max_tokens,
+                         draft_len, vocab,  stop_tokens,  stops,  tail,
+                         is_greedy, drafts, need,         draft};
       }));
 }
 
@@ -252,13 +276,13 @@ void bind_lanes(py::module_& m) {
       .def(
           py::init([](const std::vector<PoolTuple>& pools,
                       std::function<int(std::int64_t, int, std::vector<Token>, int)> register_block,
-                      StartsWithSpace starts_with_space) {
+                      TokenBytes token_bytes) {
             std::vector<Pool> made = make_pools(pools);
             auto put = [register_block](std::int64_t lane, int role, const Token* tokens,
                                         Position count, int block) {
               return register_block(lane, role, std::vector<Token>(tokens, tokens + count), block);
             };
-            return std::make_unique<Lanes>(std::move(made), put, std::move(starts_with_space));
+            return std::make_unique<Lanes>(std::move(made), put, std::move(token_bytes));
           }))
       .def("__len__", &Lanes::size)
       .def("enter", &enter)
@@ -294,6 +318,7 @@ void bind_lanes(py::module_& m) {
            })
       .def("spans", &spans)
       .def("vocabularies", &vocabularies)
+      .def("sampled", &sampled)
       .def("tokens", &Lanes::tokens)
       .def("answers", &Lanes::answers)
       .def("take_statistics", &take_statistics)

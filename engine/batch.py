@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nudging import _C
-from nudging.scheduler import Work
+from nudging.work import Work
 
 # Unused entries of a block table hold an id that no pool has: reading one fails instead of going unnoticed.
 IMPOSSIBLE_BLOCK = 2_147_480_000

@@ -31,10 +31,9 @@ class Wanted(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether the token picked is the likeliest one."""
-        return self.params.temperature == 0 and not self.params.logit_bias
+        return self.params.is_greedy
 
 
-# What carried requests ask for.
 GREEDY = SamplingParams(temperature=0)
 
 
@@ -75,18 +74,27 @@ def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
 
 def tell(lanes: Lanes, logits: Tensor) -> Tensor:
     """Give the lanes the rows that the first lines of `logits` [rows, vocab] make; returns the others."""
-    core = lanes.core
-    sizes = core.vocabularies()
-    count = len(sizes)
-    mine, others = logits[:count], logits[count:]
-    if len(set(sizes)) == 1:
-        stats = softmax_stats(mine[:, : sizes[0]].contiguous())
-        top, peak, lse = stats.argmax.cpu(), stats.max.cpu(), stats.lse.cpu()
-        failed = core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr())
-        lanes.fail([(number, row_of(0, 0, float(peak[at]), float(lse[at]))) for number, at in failed])
-    else:
-        lanes.take(decide(mine, [Wanted(GREEDY, 0, 0, size, False) for size in sizes]))
+    core, wanted = lanes.core, wanted_by(lanes)
+    mine, others = logits[: len(wanted)], logits[len(wanted) :]
+    sizes = {want.vocab_size for want in wanted}
+    if len(sizes) > 1:
+        lanes.take(decide(mine, wanted))
+        return others
+    mine = mine[:, : sizes.pop()].contiguous()
+    stats = softmax_stats(mine)
+    top, peak, lse = stats.argmax.cpu(), stats.max.cpu(), stats.lse.cpu()
+    picked = [(at, pick_token(mine[at], *want[:3])) for at, want in enumerate(wanted) if not want.is_plain]
+    failed = core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr(), picked)
+    lanes.fail([(number, row_of(0, 0, float(peak[at]), float(lse[at]))) for number, at in failed])
     return others
+
+
+def wanted_by(lanes: Lanes) -> list[Wanted]:
+    """What the rows of carried requests are asked for."""
+    wanted = [Wanted(GREEDY, 0, 0, size, False) for size in lanes.core.vocabularies()]
+    for at, request, position in lanes.sampled():
+        wanted[at] = Wanted(request.params, request.seed, position, wanted[at].vocab_size, False)
+    return wanted
 
 
 def _row(logits: Tensor, line: int, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:

@@ -24,11 +24,12 @@ from nudging.lanes import Lanes
 from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
-from nudging.scheduler import Scheduler, SchedulerOutput, Work
+from nudging.scheduler import Scheduler
 from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
+from nudging.work import SchedulerOutput, Work
 
 
 class Engine:
@@ -173,7 +174,7 @@ class Engine:
             return 1
         if model == dearest:
             return min(lengths)
-        needs = (request.need for request in self.scheduler.running if not request.is_carried)
+        needs = (request.need for request in self.scheduler.in_python)
         ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
         if self.lanes is not None:
             ready += self.lanes.ready(dearest)
@@ -316,13 +317,13 @@ class Engine:
         return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
 
     def _retire_finished(self) -> list[Request]:
-        finished = [request for request in self.scheduler.running if request.is_finished]
+        finished = [request for request in self.scheduler.in_python if request.is_finished]
         for request in finished:
             self._retire(request)
         return finished
 
     def _retire_late(self) -> list[Request]:
-        late = [r for r in (*self.scheduler.running, *self.scheduler.waiting) if r.is_late]
+        late = self.scheduler.late
         for request in late:
             request.expire()
             self._retire(request)

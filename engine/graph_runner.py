@@ -22,8 +22,8 @@ from nudging.kernels.flash_attn import FlashAttn
 from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
-from nudging.scheduler import Work
 from nudging.sequence import Row, Sequence
+from nudging.work import Work
 
 # The rows of a path, by the sequence they were computed for and their position.
 Foreseen = dict[tuple[Sequence, int], Row | NumericalError]

@@ -57,7 +57,7 @@ class Lanes:
     def __init__(self, pools: Mapping[str, BlockPool], models_of: Mapping[str, str]) -> None:
         self._models = list(pools)
         self._models_of = models_of
-        self._core = _C.Lanes([_face(pool) for pool in pools.values()], self._register, self._starts_word)
+        self._core = _C.Lanes([_face(pool) for pool in pools.values()], self._register, self._token_bytes)
         self._carried: dict[int, Carried] = {}
         self._ids: dict[str, int] = {}
         self._numbers = count()
@@ -89,8 +89,8 @@ class Lanes:
         for role, track in zip(carried.roles, tracks, strict=True):
             _restore(carried.sequences[role], track)
         carried.output[begin:] = output
-        role, first, last, ahead, has_ends = need
-        name = carried.roles[role]
+        index, first, last, ahead, has_ends = need
+        name = carried.roles[index]
         ends = _ends(request, name) if has_ends else NO_ENDS
         request.take_back(
             carried.sequences,
@@ -157,6 +157,16 @@ class Lanes:
     def core(self) -> _C.Lanes:
         return self._core
 
+    def sampled(self) -> list[tuple[int, Request, int]]:
+        """The answers whose token is not simply the likeliest: which, whose, and the output position."""
+        found = []
+        for answer, number, role, position in self._core.sampled():
+            carried = self._carried[number]
+            request = carried.request
+            begin = len(request.prompts[carried.roles[role]].ids)
+            found.append((answer, request, max(request.first_position + position - begin, 0)))
+        return found
+
     def take(self, rows: Sequence[Row | NumericalError]) -> None:
         """The rows of what was computed, in order."""
         said = [
@@ -217,6 +227,9 @@ class Lanes:
             request.draft_len or 0,
             min(request.roles[role].vocab_size for role in roles),
             list(params.stop_token_ids),
+            [] if request.tokenizer is None else [stop.encode() for stop in params.stop],
+            request.held_back,
+            params.is_greedy,
             request.drafter == "guide" and roles == ("base", "guide"),
             (roles.index(need.role), need.first, need.last, need.ahead, bool(need.ends)),
             None if draft is None else (draft.start, draft.length, draft.tokens),
@@ -251,22 +264,24 @@ class Lanes:
         carried = self._carried[number]
         return carried.sequences[carried.roles[role]].register_block(tokens, block)
 
-    def _starts_word(self, number: int, token: int) -> bool:
+    def _token_bytes(self, number: int, token: int) -> bytes:
         tokenizer = self._carried[number].request.tokenizer
         assert tokenizer is not None
-        return tokenizer.starts_with_space(token)
+        return tokenizer.token_bytes(token)
 
 
 def rule_of(request: Request) -> Rule | None:
     """How the request's policy decides, if the lanes know it."""
     policy, params = request.policy, request.params
-    if params.temperature or params.logit_bias or params.stop or params.logprobs is not None:
+    if params.logprobs is not None or "\ufffd" in "".join(params.stop):
+        return None
+    if request.drafter == "ngram" and request.draft_len != 0:
         return None
     if type(policy) in (Base, Guide):
         return (0, 0.0, False, 0)
     if type(policy) is not Nudging or policy.granularity not in WRITERS or request.draft_len is None:
         return None
-    if request.drafter == "ngram" or (policy.granularity == "word" and request.tokenizer is None):
+    if policy.granularity == "word" and request.tokenizer is None:
         return None
     return WRITERS[policy.granularity], policy.threshold, policy.comparator == "<=", policy.lookahead
 

@@ -147,12 +147,16 @@ class Request:
         self.clock = clock
         self._counters = Counters(submitted_at=clock())
         self.timeout = timeout
-        self.tokenizer = roles["base" if "base" in policy.roles else policy.roles[0]].tokenizer
-        self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
-        self._stops = StopChecker(params.stop) if params.stop else None
         # Who carries the request now; its pieces may be asked for by any thread.
         self._lanes: Lanes | None = None
         self._reading = threading.Lock()
+        self._begin_text()
+
+    def _begin_text(self) -> None:
+        roles = self.policy.roles
+        self.tokenizer = self.roles["base" if "base" in roles else roles[0]].tokenizer
+        self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
+        self._stops = StopChecker(self.params.stop) if self.params.stop else None
 
     if not TYPE_CHECKING:
 
@@ -218,6 +222,12 @@ class Request:
         if self._lanes is not None:
             return self._lanes.held(self)[1][role]
         return len(self.sequences[role].block_table.ids)
+
+    @property
+    def held_back(self) -> bytes:
+        """The end of the text that is not handed out yet."""
+        held = b"" if self._stops is None else self._stops.held.encode()
+        return held + (b"" if self._detokenizer is None else self._detokenizer.held)
 
     def _read(self, written: list[tuple[int, str]]) -> None:
         """Make pieces of what the lanes have written."""

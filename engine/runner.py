@@ -14,8 +14,8 @@ from nudging.kernels.flash_attn import FlashAttn
 from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.prefill import with_prefill
-from nudging.scheduler import Work
 from nudging.sequence import Row
+from nudging.work import Work
 
 
 class ModelRunner:

@@ -5,13 +5,13 @@ budgets.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
 
 from nudging.blocks import BlockPool
 from nudging.errors import OutOfBlocks
 from nudging.lanes import Lanes, Planned
 from nudging.request import Request
 from nudging.sequence import Sequence
+from nudging.work import Found, SchedulerOutput, Work
 
 # A request with at most this many tokens to compute is being written, not read: it goes before long prompts.
 DECODE_TOKENS = 32
@@ -19,44 +19,6 @@ DECODE_TOKENS = 32
 PROMPT_SHARE = 0.25
 # Room to grow, in blocks, that admission leaves to each sequence: preemption is for what nobody foresaw.
 HEADROOM_BLOCKS = 1
-
-
-@dataclass(frozen=True)
-class Work:
-    """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
-    first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
-    token of such a path.
-
-    `copies` are the (source, destination) blocks to copy before: those it writes and shares with others.
-    """
-
-    request: Request
-    role: str
-    start: int
-    end: int
-    first_row: int
-    ahead: int = 0
-    copies: tuple[tuple[int, int], ...] = ()
-    is_onward: bool = False
-
-
-@dataclass(frozen=True)
-class Found:
-    """`tokens[start:end]` of one sequence need not be computed: a sibling or an earlier request had them."""
-
-    request: Request
-    role: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class SchedulerOutput:
-    """The work of one model; what was found since the last plan; and who had to give its blocks back."""
-
-    works: list[Work]
-    found: list[Found]
-    preempted: list[Request]
 
 
 class Scheduler:
@@ -88,6 +50,8 @@ class Scheduler:
         # Both in order of rank, the highest first.
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        # Those of them that may become late.
+        self._timed: list[Request] = []
         self._arrivals = 0
         self._found: list[Found] = []
         self._preempted: list[Request] = []
@@ -104,6 +68,8 @@ class Scheduler:
                     self._pool(role), request.prompts[role].ids, request.cache_salt
                 )
         insort(self.waiting, request, key=_rank)
+        if request.timeout is not None:
+            self._timed.append(request)
 
     def blocks_needed(self, request: Request) -> dict[str, int]:
         """The most blocks of each model's pool that the request can own while it is the only one."""
@@ -123,6 +89,18 @@ class Scheduler:
             admitted.append(request)
         return admitted
 
+    @property
+    def in_python(self) -> list[Request]:
+        """The running requests that nobody carries."""
+        if self.lanes is not None and len(self.lanes) == len(self.running):
+            return []
+        return [request for request in self.running if not request.is_carried]
+
+    @property
+    def late(self) -> list[Request]:
+        """Those whose time is over."""
+        return [request for request in self._timed if request.is_late]
+
     def keep(self, sequence: Sequence) -> None:
         """Leave a sequence its blocks while nobody uses it, until they are needed elsewhere."""
         self._kept.append(sequence)
@@ -134,6 +112,8 @@ class Scheduler:
     def retire(self, request: Request) -> None:
         """Take a finished request out, wherever it stands; siblings that wait for its prompt take it over."""
         (self.running if request in self.running else self.waiting).remove(request)
+        if request.timeout is not None:
+            self._timed.remove(request)
         for sibling in request.siblings:
             if sibling in self.running and not sibling.is_finished:
                 for role in request.sequences:
@@ -165,29 +145,25 @@ class Scheduler:
         Where tokens or blocks do not suffice for all, ranks decide, and nobody is carried.
         """
         if not self.lanes:
-            return self._share_tokens(model)
+            return self._share_tokens(model) or {}
         planned = self.lanes.plan(model)
+        carried = len(self.lanes)
         ends = self._share_tokens(model, planned.tokens)
-        if planned.tokens and not self._suffices(model, planned, ends):
+        # Who shares a prompt with a carried request has taken it back.
+        if ends is None or len(self.lanes) != carried or self._lacks_blocks(model, planned, ends):
             self.lanes.hand_back_planned()
-            return self._share_tokens(model)
+            return self._share_tokens(model) or {}
         self.lanes.own()
         return ends
 
-    def _suffices(self, model: str, planned: Planned, ends: dict[Request, int]) -> bool:
-        """Whether beside what is planned of the carried requests all others that write get their tokens,
-        and all of them their blocks.
-        """
+    def _lacks_blocks(self, model: str, planned: Planned, ends: dict[Request, int]) -> bool:
+        """Whether blocks for all tokens and the paths behind them are not there."""
         missing = planned.missing
-        for request in self.running:
-            if request.is_carried or self.models_of[request.need_now.role] != model:
-                continue
-            if _pending(request) <= DECODE_TOKENS and ends.get(request) != request.need_now.last:
-                return False
-            if request in ends:
-                sequence = request.sequences[request.need_now.role]
-                missing += sequence.block_table.missing(sequence.num_computed, ends[request])
-        return missing <= self.pools[model].num_available
+        for request, end in ends.items():
+            need = request.need_now
+            sequence = request.sequences[need.role]
+            missing += sequence.block_table.missing(sequence.num_computed, end + need.ahead)
+        return missing > self.pools[model].num_available
 
     def _find_computed(self, request: Request) -> bool:
         """Let the request go on from what is computed already.  False: it waits, while a sibling that ranks
@@ -231,9 +207,9 @@ class Scheduler:
         if not request.counters.preemptions:
             request.counters.cached += max(min(sequence.num_computed, sequence.prompt_len) - start, 0)
 
-    def _share_tokens(self, model: str, reserved: int = 0) -> dict[Request, int]:
+    def _share_tokens(self, model: str, reserved: int = 0) -> dict[Request, int] | None:
         """Up to which token each running request that needs the model computes in this step, if it is not
-        carried; `reserved` tokens are spent.
+        carried.  None where `reserved` tokens of the budget do not leave enough for texts.
 
         Texts are written before prompts are read, each in order of rank; but long needs together get a
         PROMPT_SHARE of the budget.  So a prompt of P tokens behind others of Q, whatever else runs, is read
@@ -241,9 +217,7 @@ class Scheduler:
         """
         short: list[Request] = []
         long: list[Request] = []
-        for request in self.running:
-            if request.is_carried:
-                continue
+        for request in self.in_python:
             need = request.need_now
             if self.models_of[need.role] != model or not self._find_computed(request):
                 continue
@@ -255,7 +229,10 @@ class Scheduler:
         ends: dict[Request, int] = {}
         share = max(int(PROMPT_SHARE * self.max_batch_tokens), 1)
         share = min(share, sum(map(_pending, long)))
-        left = self._spend(short, self.max_batch_tokens - share - reserved, ends)
+        left = self.max_batch_tokens - share - reserved
+        if reserved and left < sum(map(_pending, short)):
+            return None
+        left = self._spend(short, left, ends)
         self._spend(long, left + share, ends)
         return ends
 

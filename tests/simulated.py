@@ -20,7 +20,7 @@ import torch
 from nudging import LLM, Base, Guide, Nudging
 from nudging.blocks import BlockPool
 from nudging.chat import plain_chat_template
-from nudging.decide import GREEDY, TokenLogprob, Wanted, logprob_of
+from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_by
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import NumericalError, OutOfBlocks
@@ -30,9 +30,9 @@ from nudging.policies.protocol import Policy
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
-from nudging.scheduler import Work
 from nudging.sequence import Row
 from nudging.tokenizer import Tokenizer
+from nudging.work import Work
 from tests import oracle
 
 MASK = 2**32 - 1
@@ -248,8 +248,7 @@ class SimRunner(ModelRunner):
         written: set[int] = set()
         if lanes is not None:
             carried = [Span(*numbers[2:-1]) for numbers in lanes.core.spans()]
-            greedy = [Wanted(GREEDY, 0, 0, size, False) for size in lanes.core.vocabularies()]
-            lanes.take(self._rows(carried, greedy, written))
+            lanes.take(self._rows(carried, wanted_by(lanes), written))
             spans = carried + spans
         rows = self._rows(spans[len(spans) - len(works) :], wanted, written)
         self.clock.now += 1.0 + 0.01 * sum(span.end - span.start for span in spans)

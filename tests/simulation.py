@@ -19,8 +19,9 @@ from nudging.generation import Generation
 from nudging.handle import Handle
 from nudging.policies.protocol import Policy, Step, View
 from nudging.request import Request
-from nudging.scheduler import Scheduler, SchedulerOutput
+from nudging.scheduler import Scheduler
 from nudging.sequence import Sequence
+from nudging.work import SchedulerOutput
 from tests.simulated import VOCAB, Expected, InlineThread, Setup, SimLLM, expect
 
 

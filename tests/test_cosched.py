@@ -51,10 +51,11 @@ def cost_per_token(
     def counted(name: str) -> None:
         execute = engine.runners[name].execute
 
-        def run(works, wanted):  # type: ignore[no-untyped-def]
+        def run(works, wanted, lanes=None):  # type: ignore[no-untyped-def]
             nonlocal spent
-            spent += costs[name].of(sum(work.end - work.start for work in works))
-            return execute(works, wanted)
+            carried = 0 if lanes is None else lanes.num_tokens
+            spent += costs[name].of(carried + sum(work.end - work.start for work in works))
+            return execute(works, wanted, lanes)
 
         engine.runners[name].execute = run  # type: ignore[method-assign]
 

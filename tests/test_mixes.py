@@ -11,7 +11,8 @@ import pytest
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
-from nudging.scheduler import Scheduler, SchedulerOutput
+from nudging.scheduler import Scheduler
+from nudging.work import SchedulerOutput
 from tests.pairs import assert_pools_are_whole
 
 POLICIES: list[Policy] = [

@@ -18,8 +18,7 @@ struct Step {
 
 class Run {
  public:
-  Run(Lane& lane, const StartsWithSpace& starts_with_space)
-      : lane_(lane), starts_with_space_(starts_with_space) {}
+  Run(Lane& lane, const TokenBytes& token_bytes) : lane_(lane), token_bytes_(token_bytes) {}
 
   // Steps until a row is missing; then the need is known.
   void to_next_need() {
@@ -60,7 +59,7 @@ class Run {
     const Position end = context(GUIDE);
     if (!follow(GUIDE, end, lane_.rule.lookahead, step.tokens)) return false;
     if (lane_.tracks[GUIDE].is_end(step.tokens.back())) throw NotOrdinary{};
-    auto begins_word = [&](Token token) { return starts_with_space_(lane_.id, token); };
+    auto begins_word = [&](Token token) { return token_bytes_(lane_.id, token)[0] == ' '; };
     step.tokens.erase(std::find_if(step.tokens.begin() + 1, step.tokens.end(), begins_word),
                       step.tokens.end());
     step.author = GUIDE;
@@ -115,9 +114,23 @@ class Run {
       const bool stops_here = std::binary_search(stops.begin(), stops.end(), token);
       if (token < 0 || token >= lane_.vocab || stops_here) throw NotOrdinary{};
     }
+    if (!lane_.stops.empty()) look_for_stops(step);
     lane_.output.insert(lane_.output.end(), step.tokens.begin(), step.tokens.end());
     lane_.authors.insert(lane_.authors.end(), step.tokens.size(),
                          static_cast<std::uint8_t>(step.author));
+  }
+
+  // Bytes are enough to see that no stop string is complete; where one may be, Python cuts the
+  // text.
+  void look_for_stops(const Step& step) {
+    std::string seen = lane_.tail;
+    for (Token token : step.tokens) seen += token_bytes_(lane_.id, token);
+    std::size_t longest = 0;
+    for (const std::string& stop : lane_.stops) {
+      if (seen.find(stop) != std::string::npos) throw NotOrdinary{};
+      longest = std::max(longest, stop.size());
+    }
+    lane_.tail = seen.substr(seen.size() - std::min(seen.size(), longest - 1));
   }
 
   // The need itself, or with a draft behind it, or the row that a draft waits for.
@@ -172,14 +185,12 @@ class Run {
   }
 
   Lane& lane_;
-  const StartsWithSpace& starts_with_space_;
+  const TokenBytes& token_bytes_;
   Need missing_{};
 };
 
 }  // namespace
 
-void advance(Lane& lane, const StartsWithSpace& starts_with_space) {
-  Run(lane, starts_with_space).to_next_need();
-}
+void advance(Lane& lane, const TokenBytes& token_bytes) { Run(lane, token_bytes).to_next_need(); }
 
 }  // namespace nudging

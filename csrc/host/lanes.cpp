@@ -7,10 +7,10 @@
 
 namespace nudging {
 
-Lanes::Lanes(std::vector<Pool> pools, Register register_block, StartsWithSpace starts_with_space)
+Lanes::Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes)
     : pools_(std::move(pools)),
       register_(std::move(register_block)),
-      starts_with_space_(std::move(starts_with_space)) {}
+      token_bytes_(std::move(token_bytes)) {}
 
 Lane& Lanes::enter(std::unique_ptr<Lane> lane) {
   const std::int64_t id = lane->id;
@@ -53,7 +53,7 @@ Plan Lanes::plan(int model) {
     items_.push_back(
         {lane.get(), need.role, track.num_computed, need.last, need.first, need.ahead});
     plan.tokens += need.last - track.num_computed;
-    plan.missing += std::max<Position>(pool.blocks_for(need.last) - owned, 0);
+    plan.missing += std::max<Position>(pool.blocks_for(need.last + need.ahead) - owned, 0);
   }
   return plan;
 }
@@ -164,7 +164,7 @@ std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> Lanes::advance_a
   for (std::int64_t id : planned_) {
     Lane& lane = at(id);
     try {
-      advance(lane, starts_with_space_);
+      advance(lane, token_bytes_);
       result.first.push_back(id);
     } catch (const NotOrdinary&) {
       result.second.push_back(id);

@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace nudging {
@@ -108,7 +109,10 @@ struct Lane {
   Position max_tokens = 0, draft_len = 0;
   Token vocab = 0;
   std::vector<Token> stop_tokens;  // sorted
+  std::vector<std::string> stops;  // stop strings, in UTF-8
+  std::string tail;                // the bytes at the text's end that may begin one
   bool drafts = false;
+  bool is_greedy = true;
   Need need{};
   Draft draft;
   std::int64_t drafted = 0, accepted = 0, recomputed = 0;
@@ -117,12 +121,12 @@ struct Lane {
   Position written() const { return output_begin + static_cast<Position>(output.size()); }
 };
 
-// Whether a token's text begins with a space.
-using StartsWithSpace = std::function<bool(std::int64_t lane, Token)>;
+// What a token adds to a lane's text.
+using TokenBytes = std::function<std::string(std::int64_t lane, Token)>;
 
 // Run the lane's policy until it misses a row, which is the need then.  Throws NotOrdinary before a
 // step that is not.
-void advance(Lane& lane, const StartsWithSpace& starts_with_space);
+void advance(Lane& lane, const TokenBytes& token_bytes);
 
 // tokens[start:end] of one sequence are to be computed, the rows from first_row to end to be
 // answered.
@@ -143,7 +147,8 @@ struct BatchSizes {
   Position rows, seqs, width, answers;
 };
 
-// How many tokens are planned, how many blocks they lack, and the lanes whose step is not ordinary.
+// How many tokens are planned, how many blocks they and the paths behind them lack, and the lanes whose step is not
+// ordinary.
 struct Plan {
   Position tokens = 0, missing = 0;
   std::vector<std::int64_t> not_ordinary;
@@ -155,7 +160,7 @@ using Register =
 
 class Lanes {
  public:
-  Lanes(std::vector<Pool> pools, Register register_block, StartsWithSpace starts_with_space);
+  Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes);
 
   Pool* pool(int model) { return &pools_[model]; }
   Lane& enter(std::unique_ptr<Lane> lane);
@@ -198,7 +203,7 @@ class Lanes {
 
   std::vector<Pool> pools_;
   Register register_;
-  StartsWithSpace starts_with_space_;
+  TokenBytes token_bytes_;
   std::map<std::int64_t, std::unique_ptr<Lane>> lanes_;
   std::vector<std::int64_t> planned_;
   std::vector<Item> items_;
