@@ -380,8 +380,8 @@ def expect(llm: LLM, request: Request, seed: int) -> Expected:
     roles = {}
     vocab = min(llm.roles[name].vocab_size for name in policy.roles)
     for name in policy.roles:
-        logits = straight_rows(llm, name, vocab, request.first_position)
-        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), llm.roles[name].eos_ids)
+        logits, role = straight_rows(llm, name, vocab, request.first_position), llm.roles[name]
+        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), role.eos_ids, role.max_len)
     written = _write(policy, roles, p)
     cut = cut_at_stop(written, params.stop, llm.roles["base"].tokenizer)
     logprobs: list[TokenLogprob] = []
