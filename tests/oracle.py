@@ -224,6 +224,10 @@ class WrittenText(NamedTuple):
     finish_reason: str
 
 
+class ContextFull(Exception):
+    """A model was asked about more tokens than it can read."""
+
+
 Complete = Callable[[str, int], Completion]  # (prompt and text so far, max_tokens)
 
 
@@ -234,8 +238,10 @@ def text_client(
     eos: frozenset[int],
     prompt: str,
     params: Params,
+    max_len: int = sys.maxsize,
 ) -> Complete:
-    """A model as a completion server: every call encodes the whole text again.
+    """A model as a completion server: every call encodes the whole text again.  Where its context of
+    `max_len` tokens is full a completion ends with "length"; raises ContextFull where it cannot begin.
 
     Noise is keyed by the number of tokens before the new one, less those of `prompt`.  A token's text is its
     bytes decoded alone, U+FFFD standing in for halves of characters; the completion's is decoded as a whole.
@@ -243,10 +249,12 @@ def text_client(
 
     def complete(text: str, max_tokens: int) -> Completion:
         ids, prompt_len = encode(text), len(encode(prompt))
+        if len(ids) > max_len:
+            raise ContextFull
         pieces: list[bytes] = []
         probs: list[float] = []
         finish = "length"
-        while len(pieces) < max_tokens and finish == "length":
+        while len(pieces) < max_tokens and finish == "length" and len(ids) <= max_len:
             row = logits(ids)
             token = choose(row, params, max(0, len(ids) - prompt_len))
             finish = "stop" if params.ends(token, eos) else "length"

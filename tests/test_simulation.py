@@ -159,6 +159,16 @@ def test_a_word_is_looked_ahead_for_as_far_as_the_context_goes() -> None:
         world.drain()
 
 
+@pytest.mark.parametrize(("text", "ends"), [(" oféa", "length"), ("12 of1212 b??", "error")])
+def test_a_text_is_written_as_far_as_the_context_goes(text: str, ends: str) -> None:
+    """Read anew, the second has more tokens than the context before it is whole."""
+    world = World(Setup(max_len=12))
+    policy = Nudging(0.4, "reference")
+    world.submit({"base": text, "guide": text + "!"}, SamplingParams(max_tokens=5), policy, "off")
+    world.drain()
+    assert world.finished[ends] == 1
+
+
 def test_short_requests_that_never_stop_coming_do_not_starve_a_long_prompt() -> None:
     world = World(Setup(blocks=(400, 400), max_batch_tokens=4))
     job = world.submit([2] * 100, SamplingParams(max_tokens=1), Base(), "off")
