@@ -93,7 +93,8 @@ class Handle:
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener`, on the engine's thread, whenever something moved (and once now)."""
         with self._changed:
-            self._listeners.append(listener)
+            if not self.is_finished:
+                self._listeners.append(listener)
         listener()
 
     def notify(self, request: Request) -> None:
@@ -103,5 +104,8 @@ class Handle:
                 self._ended.add(request.id)
             self._changed.notify_all()
             listeners = tuple(self._listeners)
+            if self.is_finished:
+                # A listener holds the handle, too: what has ended must not wait for the garbage collector.
+                self._listeners.clear()
         for listener in listeners:
             listener()

@@ -412,8 +412,8 @@ def expect(llm: LLM, request: Request, seed: int) -> Expected:
     roles = {}
     vocab = min(llm.roles[name].vocab_size for name in policy.roles)
     for name in policy.roles:
-        logits = straight_rows(llm, name, vocab, request.first_position)
-        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), llm.roles[name].eos_ids)
+        logits, role = straight_rows(llm, name, vocab, request.first_position), llm.roles[name]
+        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), role.eos_ids, role.max_len)
     written = _write(policy, roles, p)
     cut = cut_at_stop(written, params.stop, llm.roles["base"].tokenizer)
     logprobs: list[TokenLogprob] = []
@@ -449,19 +449,22 @@ def _expect_text(llm: LLM, request: Request, params: oracle.Params, policy: Nudg
         assert text is not None
         logits = straight_rows(llm, name, role.vocab_size, 0)
         clients[name] = oracle.text_client(
-            logits, TOKENIZER.encode, TOKENIZER.token_bytes, role.eos_ids, text, params
+            logits, TOKENIZER.encode, TOKENIZER.token_bytes, role.eos_ids, text, params, role.max_len
         )
     prompts = {name: request.prompts[name].text or "" for name in policy.roles}
     gate = oracle.Gate(policy.threshold, policy.comparator)
-    written = oracle.nudging_reference(
-        clients["base"],
-        clients["guide"],
-        prompts["base"],
-        prompts["guide"],
-        gate,
-        lambda text: len(TOKENIZER.encode_continuation(text)),
-        params.max_tokens,
-    )
+    try:
+        written = oracle.nudging_reference(
+            clients["base"],
+            clients["guide"],
+            prompts["base"],
+            prompts["guide"],
+            gate,
+            lambda text: len(TOKENIZER.encode_continuation(text)),
+            params.max_tokens,
+        )
+    except oracle.ContextFull:
+        return Expected(None, None, "error", None)
     found = first_stop(written.text, request.params.stop)
     if found is None:
         return Expected(None, None, written.finish_reason, written.text)

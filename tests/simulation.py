@@ -238,6 +238,9 @@ class World:
             assert job.ends[i] == output.finish_reason
             if self._may_end_otherwise(job, request):
                 continue
+            if want.finish_reason == "error":
+                assert isinstance(output.error, BadRequest), (request.id, output)
+                continue
             assert output.error is None, (request.id, output.error)
             assert output.finish_reason == want.finish_reason, (request.id, output, want)
             assert output.text == want.text, (request.id, output, want)

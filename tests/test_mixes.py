@@ -122,7 +122,9 @@ def check_mixes(pair: dict[str, Path], seed: int, mixes: int, dtype: str) -> Non
         totals = small.stats().totals
     assert totals.preemptions > 0
     assert totals.cached_tokens > 0, "prompts were to be shared"
-    assert totals.accepted > 0
+    assert totals.drafted > 0
+    # What random models write seldom repeats itself: drafts that are looked up may all be wrong.
+    assert totals.accepted > 0 or options["drafter"] == "ngram"
 
 
 @pytest.mark.parametrize(("seed", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32")])
