@@ -57,7 +57,9 @@ class Lanes:
     def __init__(self, pools: Mapping[str, BlockPool], models_of: Mapping[str, str]) -> None:
         self._models = list(pools)
         self._models_of = models_of
-        self._core = _C.Lanes([_face(pool) for pool in pools.values()], self._register, self._token_bytes)
+        self._core = _C.Lanes([*map(self._face, pools.values())], self._register, self._token_bytes)
+        # What the last allocation that failed said.
+        self._lack: OutOfBlocks | None = None
         self._carried: dict[int, Carried] = {}
         self._ids: dict[str, int] = {}
         self._numbers = count()
@@ -126,9 +128,10 @@ class Lanes:
         return Planned(tokens, missing)
 
     def own(self) -> None:
-        """Own the blocks of what is planned; who cannot is handed back."""
+        """Own the blocks of what is planned; who cannot fails."""
         for number in self._core.own():
-            self._carried[number].request.bring_back()
+            assert self._lack is not None
+            self._carried[number].request.fail(self._lack)
 
     def hand_back_planned(self) -> None:
         """Hand back everyone who is planned."""
@@ -260,6 +263,18 @@ class Lanes:
             owned_from,
         )
 
+    def _face(self, pool: BlockPool) -> tuple[object, object, object, int, bool]:
+        """A pool as C++ sees it."""
+
+        def allocate() -> int:
+            try:
+                return pool.allocate()
+            except OutOfBlocks as error:
+                self._lack = error
+                return -1
+
+        return allocate, pool.release, lambda: pool.num_available, pool.block_size, pool.prefix_caching
+
     def _register(self, number: int, role: int, tokens: list[int], block: int) -> int:
         carried = self._carried[number]
         return carried.sequences[carried.roles[role]].register_block(tokens, block)
@@ -284,18 +299,6 @@ def rule_of(request: Request) -> Rule | None:
     if policy.granularity == "word" and request.tokenizer is None:
         return None
     return WRITERS[policy.granularity], policy.threshold, policy.comparator == "<=", policy.lookahead
-
-
-def _face(pool: BlockPool) -> tuple[object, object, object, int, bool]:
-    """A pool as C++ sees it."""
-
-    def allocate() -> int:
-        try:
-            return pool.allocate()
-        except OutOfBlocks:
-            return -1
-
-    return allocate, pool.release, lambda: pool.num_available, pool.block_size, pool.prefix_caching
 
 
 def _ends(request: Request, role: str) -> frozenset[int]:

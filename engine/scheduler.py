@@ -55,6 +55,8 @@ class Scheduler:
         self._arrivals = 0
         self._found: list[Found] = []
         self._preempted: list[Request] = []
+        # Who found no room last, claiming so much, and no blocks were given back since.
+        self._stuck: tuple[Request, dict[str, int]] | None = None
         # Sequences of open generations that no request uses now, the longest unused first.
         self._kept: list[Sequence] = []
 
@@ -81,7 +83,7 @@ class Scheduler:
     def admit(self) -> list[Request]:
         """Move requests from the head of the queue to the running ones while there is room."""
         admitted = []
-        while self.waiting and self._make_room(self.waiting[0]):
+        while self.waiting and self._fits(self.waiting[0]):
             request = self.waiting.pop(0)
             for sequence in request.sequences.values():
                 self.take(sequence)
@@ -103,6 +105,7 @@ class Scheduler:
 
     def keep(self, sequence: Sequence) -> None:
         """Leave a sequence its blocks while nobody uses it, until they are needed elsewhere."""
+        self._stuck = None
         self._kept.append(sequence)
 
     def take(self, sequence: Sequence) -> None:
@@ -111,6 +114,7 @@ class Scheduler:
 
     def retire(self, request: Request) -> None:
         """Take a finished request out, wherever it stands; siblings that wait for its prompt take it over."""
+        self._stuck = None
         (self.running if request in self.running else self.waiting).remove(request)
         if request.timeout is not None:
             self._timed.remove(request)
@@ -269,6 +273,17 @@ class Scheduler:
         ahead = need.ahead if end == need.last else 0
         return Work(request, need.role, start, end, need.first, ahead, tuple(copies))
 
+    def _fits(self, request: Request) -> bool:
+        """Whether there is room for the request now; looked for again only where there may be more than last
+        time: running texts take up what they claim, and claim no less.
+        """
+        claim = self._claim(request)
+        if self._stuck == (request, claim):
+            return False
+        fits = self._make_room(request)
+        self._stuck = None if fits else (request, claim)
+        return fits
+
     def _make_room(self, request: Request) -> bool:
         """Whether every pool holds what the request will need soon, beside those that outrank it.
 
@@ -350,6 +365,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Back to the queue without blocks; text, rows and need stay."""
+        self._stuck = None
         self.running.remove(request)
         for sequence in request.sequences.values():
             sequence.register()

@@ -170,7 +170,7 @@ class Lanes {
 
   // What the lanes need of a model now.  Those that are not ordinary must leave before `own`.
   Plan plan(int model);
-  // Own the blocks of what is planned; the lanes that cannot are planned no more.
+  // Own the blocks of what is planned; returns the lanes that cannot, which are planned no more.
   std::vector<std::int64_t> own();
   // How many tokens of paths each planned lane still wants, with its next one.
   std::vector<Position> path_lengths() const;
