@@ -41,6 +41,7 @@ ARMS: dict[str, tuple[Policy, int | None]] = {
     "token, k=4": (Nudging(0.4, "token"), 4),
     "word, lazy": (Nudging(0.4, "word"), 0),
     "word, k=4": (Nudging(0.4, "word"), 4),
+    "token, adaptive": (Nudging(0.4, "token"), None),
     "word, adaptive": (Nudging(0.4, "word"), None),
 }
 

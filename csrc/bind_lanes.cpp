@@ -178,6 +178,15 @@ py::list spans(const Lanes& lanes) {
   return result;
 }
 
+// How many answers there are, and the vocabulary of all of them; 0 where they differ.
+std::pair<Position, Token> uniform(const Lanes& lanes) {
+  Token size = lanes.items().empty() ? 0 : lanes.items().front().lane->vocab;
+  for (const Item& item : lanes.items()) {
+    if (item.lane->vocab != size) size = 0;
+  }
+  return {lanes.answers(), size};
+}
+
 // The vocabulary of each answer.
 std::vector<Token> vocabularies(const Lanes& lanes) {
   std::vector<Token> sizes;
@@ -317,6 +326,7 @@ void bind_lanes(py::module_& m) {
                         block_size, spare_slot);
            })
       .def("spans", &spans)
+      .def("uniform", &uniform)
       .def("vocabularies", &vocabularies)
       .def("sampled", &sampled)
       .def("tokens", &Lanes::tokens)

@@ -74,17 +74,20 @@ def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
 
 def tell(lanes: Lanes, logits: Tensor) -> Tensor:
     """Give the lanes the rows that the first lines of `logits` [rows, vocab] make; returns the others."""
-    core, wanted = lanes.core, wanted_by(lanes)
-    mine, others = logits[: len(wanted)], logits[len(wanted) :]
-    sizes = {want.vocab_size for want in wanted}
-    if len(sizes) > 1:
-        lanes.take(decide(mine, wanted))
+    count, size = lanes.core.uniform()
+    mine, others = logits[:count], logits[count:]
+    if size == 0:
+        lanes.take(decide(mine, wanted_by(lanes)))
         return others
-    mine = mine[:, : sizes.pop()].contiguous()
+    if size < logits.shape[1]:
+        mine = mine[:, :size].contiguous()
     stats = softmax_stats(mine)
     top, peak, lse = stats.argmax.cpu(), stats.max.cpu(), stats.lse.cpu()
-    picked = [(at, pick_token(mine[at], *want[:3])) for at, want in enumerate(wanted) if not want.is_plain]
-    failed = core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr(), picked)
+    picked = [
+        (at, pick_token(mine[at], request.params, request.seed, position))
+        for at, request, position in lanes.sampled()
+    ]
+    failed = lanes.core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr(), picked)
     lanes.fail([(number, row_of(0, 0, float(peak[at]), float(lse[at]))) for number, at in failed])
     return others
 

@@ -106,6 +106,8 @@ class Engine:
             self._retire_finished()
         order = cheapest_first(self.costs)
         for model in order:
+            if not self.scheduler.is_needed(model):
+                continue
             with self._tracer.span("engine", "plan"):
                 plan = self.scheduler.schedule(model)
                 steps = self._path_steps(model, order[-1], plan.works)

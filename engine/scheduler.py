@@ -98,6 +98,12 @@ class Scheduler:
             return []
         return [request for request in self.running if not request.is_carried]
 
+    def is_needed(self, model: str) -> bool:
+        """Whether a running request waits for the model."""
+        if self.lanes is not None and self.lanes.ready(model):
+            return True
+        return any(self.models_of[request.need_now.role] == model for request in self.in_python)
+
     @property
     def late(self) -> list[Request]:
         """Those whose time is over."""
