@@ -29,6 +29,9 @@ from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
 
+# How fast the part of the requests that a pass serves follows the passes.
+SHARE_SMOOTHING = 0.2
+
 
 class Engine:
     """Models, their pools, and the requests that share them.  Not thread-safe: one thread steps it."""
@@ -57,9 +60,14 @@ class Engine:
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
         self.scheduler = Scheduler(pools, models_of, max_batch_tokens)
-        self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
+        decoders = {name: runner.decoder for name, runner in runners.items()}
+        self.costs = costs or {
+            name: PassCosts(decoder.weight_bytes, decoder.head_share) for name, decoder in decoders.items()
+        }
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
+        # The part of the running requests that a pass of each model serves: all, where it is the dearest.
+        self._share = dict.fromkeys(runners, 1.0)
         # Of the adaptive requests, by their drafter and their models.
         self._accounts: dict[tuple[str, ...], Account] = {}
 
@@ -104,7 +112,7 @@ class Engine:
                 plan = self.scheduler.schedule(model)
                 steps = self._path_steps(model, order[-1], plan.works)
             self._follow(plan)
-            self._compute(model, plan.works, steps)
+            self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 for work in plan.works:
                     self._advance(work.request)
@@ -158,6 +166,14 @@ class Engine:
         models = (self.models_of[role] for role in request.policy.roles)
         return self._accounts.setdefault((request.drafter, *models), Account())
 
+    def _sharers(self, request: Request) -> dict[str, float]:
+        """How many requests share a pass of each role: of the dearest model's all that run, of another's as
+        many of them as on average.
+        """
+        running = len(self.scheduler.running)
+        shares = {role: self._share[self.models_of[role]] for role in request.policy.roles}
+        return {role: max(share * running, 1.0) for role, share in shares.items()}
+
     def _path_steps(self, model: str, dearest: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
         if not any(work.ahead for work in works):
@@ -167,15 +183,21 @@ class Engine:
             return min(lengths)
         needs = (request.need for request in self.scheduler.running)
         ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
-        answer = self.costs[dearest].of(ready + len(works))
-        return path_steps(lengths, ready, self.costs[model].of(len(works)), answer)
+        answered = ready + len(works)
+        step_cost = self.costs[model].of(len(works), len(works))
+        return path_steps(lengths, ready, step_cost, self.costs[dearest].of(answered, answered))
 
-    def _compute(self, model: str, works: list[Work], steps: int) -> None:
+    def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
         works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
+        shared, passes = 0, 0
         while works:
             self._execute(model, works)
+            shared, passes = shared + len(works), passes + 1
             works = [onward for work in works if (onward := self._onward(work)) is not None]
+        if passes and model != dearest:
+            share = shared / passes / len(self.scheduler.running)
+            self._share[model] += SHARE_SMOOTHING * (share - self._share[model])
 
     def _onward(self, work: Work) -> Work | None:
         """The next token of a work's path: the one that its last row picked; None where the path ends."""
@@ -200,18 +222,19 @@ class Engine:
         wanted = [want for work in works for want in self._wanted(work)]
         began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works)):
-            rows = iter(runner.execute(works, wanted))
+            answers = iter(runner.execute(works, wanted))
         if runner.passes_made:
             seconds = (self.clock() - began) / runner.passes_made
-            self.costs[model].record(sum(work.end - work.start for work in works), seconds)
+            rows = sum(work.end - work.start for work in works)
+            self.costs[model].record(rows, sum(work.answers for work in works), seconds)
         for work in works:
-            self._ledgers[work.request.id].pay(work.role, work.end - work.start)
+            self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
             counters = work.request.counters
             counters.recomputed += sequence.computed(work.end)
             counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
             for position in range(work.first_row, work.end + 1):
-                row = next(rows)
+                row = next(answers)
                 if isinstance(row, Row):
                     sequence.rows[position] = row
                 elif position == work.request.need_now.first:
@@ -233,12 +256,11 @@ class Engine:
     def _advance(self, request: Request) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
         view, ledger = self._views[request.id], self._ledgers[request.id]
-        ledger.sharers = max(len(self.scheduler.running), 1)
         try:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            request.need = draft_ahead(request, view, ledger, missing.need)
+            request.need = draft_ahead(request, view, ledger, missing.need, self._sharers(request))
             self._check_need(request)
         except Exception as error:
             # A caller's own policy may raise anything; only its own request ends.
@@ -331,7 +353,6 @@ def describe(works: list[Work]) -> dict[str, Any]:
     how many rows it answers.
     """
     reads = {
-        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.end - work.first_row + 1} answers"
-        for work in works
+        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
     }
     return {"rows": sum(work.end - work.start for work in works), **reads}
