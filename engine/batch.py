@@ -98,7 +98,7 @@ def shape_of(works: Sequence[Work], block_size: int) -> BatchShape:
         sum(work.end - work.start for work in works),
         len(works),
         -(-width // WIDTH_STEP) * WIDTH_STEP,
-        sum(max(work.end - work.first_row + 1, 0) for work in works),
+        sum(work.answers for work in works),
     )
 
 

@@ -69,6 +69,14 @@ class Decoder:
         parts = [part for w in self.weights.distinct() for part in (w if isinstance(w, Int8Weight) else (w,))]
         return sum(part.numel() * part.element_size() for part in parts)
 
+    @property
+    def head_share(self) -> float:
+        """Of the products that an answered row takes: those of the LM head, which others do without."""
+        weights = self.weights
+        head = values_of(weights.head).numel()
+        body = sum(values_of(w).numel() for layer in weights.layers for w in layer if w is not None)
+        return head / (head + body)
+
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """The logits [len(batch.logit_rows), vocab] fp32 of the wanted rows, final soft-cap applied.
 
