@@ -6,25 +6,34 @@ import math
 from bisect import bisect_right
 from typing import NamedTuple
 
-# A new timing moves the estimate by this much: slow enough for noise, quick enough for a busy machine.
-SMOOTHING = 0.1
+# So many timings of a bucket are remembered: enough against noise, few enough to follow a busy machine.
+MEMORY = 10
+# A pass that takes so many times what was expected was disturbed: it counts as one that takes so long.
+DISTURBED = 2.0
 BUCKETS = 24
 
 
 class Timing(NamedTuple):
-    """The passes of about so many answered rows take about so many seconds."""
+    """The passes of about so many answered rows take about so many seconds, by so many timings."""
 
     rows: float
     seconds: float
+    count: int = 1
 
     def moved(self, rows: float, seconds: float) -> Timing:
         """One more pass."""
         # The first timing may have been a cold one: a much faster one replaces it at once.
-        if seconds < self.seconds / 2:
+        if seconds < self.seconds / DISTURBED:
             return Timing(rows, seconds)
-        return Timing(
-            self.rows + SMOOTHING * (rows - self.rows), self.seconds + SMOOTHING * (seconds - self.seconds)
-        )
+        return self.joined(Timing(rows, min(seconds, DISTURBED * self.seconds)))
+
+    def joined(self, other: Timing) -> Timing:
+        """Both as one, of the mean rows and seconds."""
+        count = min(self.count, MEMORY - 1) + other.count
+        part = other.count / count
+        rows = self.rows + part * (other.rows - self.rows)
+        seconds = self.seconds + part * (other.seconds - self.seconds)
+        return Timing(rows, seconds, min(count, MEMORY))
 
 
 class PassCosts:
@@ -91,9 +100,12 @@ class PassCosts:
 
 
 def rising(timings: list[Timing]) -> list[Timing]:
-    """The timings by rows, none of which is said to cost less than one of fewer rows."""
+    """The timings by rows; neighbours of which the larger is said to cost less are joined, so that a timing
+    that was disturbed and is hardly repeated speaks with its own weight only.
+    """
     line: list[Timing] = []
     for timing in sorted(timings):
-        least = line[-1].seconds if line else 0.0
-        line.append(Timing(timing.rows, max(timing.seconds, least)))
+        while line and line[-1].seconds > timing.seconds:
+            timing = line.pop().joined(timing)
+        line.append(timing)
     return line

@@ -343,7 +343,28 @@ def test_costs_rise_in_straight_lines_between_what_was_timed() -> None:
     assert costs.of(1, 1) == 0.8, "fewer rows than were ever timed"
     costs.record(30, 30, 0.1)
     assert [costs.of(n, n) for n in (16, 30, 40)] == sorted(costs.of(n, n) for n in (16, 30, 40))
-    assert costs.of(30, 30) >= 0.8, "never less than for fewer rows"
+
+
+def test_a_disturbed_pass_does_not_make_larger_ones_dear() -> None:
+    """Its size may hardly ever come again."""
+    costs = PassCosts(10**10, 0.25)
+    for _ in range(10):
+        costs.record(2, 2, 1.0)
+        costs.record(8, 8, 1.2)
+    costs.record(4, 4, 3.0)
+    assert costs.of(8, 8) <= 1.4
+    before = costs.of(8, 8)
+    costs.record(8, 8, 50.0)
+    assert costs.of(8, 8) <= 1.1 * before, "nor does a pause of the machine"
+
+
+def test_rows_that_are_not_answered_do_without_the_head() -> None:
+    costs = PassCosts(10**10, 0.25)
+    costs.record(16, 16, 1.0)
+    costs.record(64, 64, 4.0)
+    assert costs.of(64, 0) == costs.of(48, 48) < costs.of(64, 1) < costs.of(64, 64)
+    costs.record(80, 0, 3.9)
+    assert costs.of(60, 60) == pytest.approx((4.0 + 3.9) / 2, rel=0.05), "the same size as 60 answered ones"
 
 
 def test_a_bucket_that_is_timed_at_unlike_sizes_speaks_of_their_mean() -> None:
