@@ -31,8 +31,9 @@ MODULES = (
     "generation", "handle", "output", "prefix_cache", "request", "scheduler", "sequence", "totals", "view",
 )  # fmt: skip
 TESTS = (
-    "simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive", "ledger", "drafting",
-    "engine", "view", "request", "output", "handle", "open_text", "generation", "lifecycle", "detokenize",
+    "simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive", "ledger",
+    "drafting", "engine", "view", "request", "output", "handle", "open_text", "generation", "lifecycle",
+    "detokenize",
 )  # fmt: skip
 LIVES = 30
 # Tests that repeat what lives do, at length, and those that write checkpoints first.
