@@ -33,7 +33,7 @@ MODULES = (
 TESTS = (
     "simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive", "ledger",
     "drafting", "engine", "view", "request", "output", "handle", "open_text", "generation", "lifecycle",
-    "detokenize",
+    "detokenize", "sharing",
 )  # fmt: skip
 LIVES = 30
 # Tests that repeat what lives do, at length, and those that write checkpoints first.
@@ -190,7 +190,8 @@ def timed(name: str, holds: Callable[[], bool]) -> Check:
     child = os.fork()
     if child == 0:
         try:
-            recorder = coverage.Coverage(data_file=None, include=[path_of(name) for name in MODULES])
+            paths = [path_of(name) for name in MODULES]
+            recorder = coverage.Coverage(data_file=None, config_file=False, include=paths)
             recorder.start()
             began = time.process_time()
             assert holds()
@@ -307,9 +308,10 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="begin with this one: another sample")
     parser.add_argument("--only", default="", help="try only mutants with this in their description")
     parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
+    parser.add_argument("--tests", default=",".join(TESTS), help="whose quick tests are asked beside lives")
     parser.add_argument("modules", nargs="*", default=MODULES)
     options = parser.parse_args()
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in TESTS]
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in options.tests.split(",")]
     sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-s", *files], plugins=[Hunt(options)]))
 
 
