@@ -64,8 +64,8 @@ class Account:
 
     lazy, paid, owed, agreement = map(Number, range(4))
 
-    def __init__(self, lazy: float = 0.0) -> None:
-        self.numbers = array("d", (lazy, 0.0, 0.0, PRIOR_AGREEMENT))
+    def __init__(self, lazy: float = 0.0, agreement: float = PRIOR_AGREEMENT) -> None:
+        self.numbers = array("d", (lazy, 0.0, 0.0, agreement))
 
     @property
     def budget(self) -> float:

@@ -30,13 +30,16 @@ MODULES = (
     "adaptive", "blocks", "cosched", "costs", "detokenize", "draft", "drafters", "engine", "engine_thread",
     "generation", "handle", "output", "prefix_cache", "request", "scheduler", "sequence", "totals", "view",
 )  # fmt: skip
-CLIENTS = ("detokenize", "engine_thread", "generation", "handle", "output", "totals")
-TESTS = ("simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive")
-CLIENTS_TESTS = ("generation", "lifecycle", "observe", "api", "detokenize")
+TESTS = (
+    "simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive", "ledger",
+    "drafting", "engine", "view", "request", "output", "handle", "open_text", "generation", "lifecycle",
+    "detokenize", "sharing",
+)  # fmt: skip
 LIVES = 30
-# Tests that repeat what lives do, at length.
+# Tests that repeat what lives do, at length, and those that write checkpoints first.
 LONG = ("test_twenty_thousand_turns", "test_a_planted_fault", "test_drafts_", "any_two_of_three")
-# Slower checks are left out.
+SLOW_FIXTURE = "tiny_pair"
+# Slower checks are asked only where no other one runs the lines.
 MOST_SECONDS = 1.0
 # CPU seconds of a mutant in a check, beyond five times what the check takes; and the wall's, if it waits.
 SLACK_SECONDS = 2.0
@@ -187,7 +190,8 @@ def timed(name: str, holds: Callable[[], bool]) -> Check:
     child = os.fork()
     if child == 0:
         try:
-            recorder = coverage.Coverage(data_file=None, include=[path_of(name) for name in MODULES])
+            paths = [path_of(name) for name in MODULES]
+            recorder = coverage.Coverage(data_file=None, config_file=False, include=paths)
             recorder.start()
             began = time.process_time()
             assert holds()
@@ -229,11 +233,11 @@ class Hunt:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         checks = [timed(f"life {seed}", lives(seed)) for seed in range(LIVES)]
         items = [item for item in session.items if not any(name in item.nodeid for name in LONG)]
-        if set(self.options.modules).isdisjoint(CLIENTS):
-            items = [item for item in items if "tiny_pair" not in item.fixturenames]  # type: ignore[attr-defined]
+        items = [item for item in items if SLOW_FIXTURE not in item.fixturenames]  # type: ignore[attr-defined]
         checks += [timed(item.nodeid, runs(item)) for item in items]
-        checks = sorted((c for c in checks if c.seconds < MOST_SECONDS), key=lambda check: check.seconds)
-        print(f"\n# {len(checks)} checks of {sum(check.seconds for check in checks):.0f} s", flush=True)
+        checks.sort(key=lambda check: check.seconds)
+        quick = [check.seconds for check in checks if check.seconds < MOST_SECONDS]
+        print(f"\n# {len(quick)} checks of {sum(quick):.0f} s", flush=True)
         gc.freeze()
         total = killed = 0
         for name in self.options.modules:
@@ -262,6 +266,7 @@ class Hunt:
                 continue
             tried += 1
             reaching = [check for check in checks if not mutant.lines.isdisjoint(check.lines[name])]
+            reaching = [check for check in reaching if check.seconds < MOST_SECONDS] or reaching[:2]
             running[hunted(name, mutant.tree, reaching)] = mutant.what + (
                 "" if reaching else "  (not reached)"
             )
@@ -303,10 +308,10 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="begin with this one: another sample")
     parser.add_argument("--only", default="", help="try only mutants with this in their description")
     parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
+    parser.add_argument("--tests", default=",".join(TESTS), help="whose quick tests are asked beside lives")
     parser.add_argument("modules", nargs="*", default=MODULES)
     options = parser.parse_args()
-    tests = TESTS if set(options.modules).isdisjoint(CLIENTS) else TESTS + CLIENTS_TESTS
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in tests]
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in options.tests.split(",")]
     sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-s", *files], plugins=[Hunt(options)]))
 
 
