@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from nudging.batch import Batch, KVCache
+from nudging.cli_info import gpu_tiles
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
 from tests.compare import assert_same_bits
@@ -76,6 +78,32 @@ def test_a_layer_is_so_many_launches_and_they_compute_what_the_cpu_does(family: 
     assert launched[1] - launched[0] == Counter(LAYER[family])
     assert (launched[1] - launched[0]).total() == COUNTS[family]
     torch.testing.assert_close(got, hidden(decoder, rows=2), rtol=1e-4, atol=1e-4)
+
+
+def test_norms_are_launches_of_their_own_where_the_table_says_so(tmp_path: Path) -> None:
+    from nudging.kernels.gpu import configs
+
+    decoder = load_model(write_tiny_checkpoint(tmp_path, "llama", **SMALL), torch.bfloat16)
+    apart, found = replace(configs.DEFAULT, fused_norms=False), Launches()
+    with triton_runs_all_ops():
+        decoder = shortened(decoder, 1)
+        fused = hidden(decoder, rows=2)
+        with mock.patch.object(configs, "DEFAULT", apart), found.listening():
+            assert_same_bits([hidden(decoder, rows=2)], [fused])
+    assert found.names.count("_rms_norm") == 3
+
+
+def test_a_gpu_without_a_table_works_by_the_default_one() -> None:
+    from nudging.kernels.gpu.configs import DEFAULT, TABLE, config_of
+
+    device, capability = torch.device("cuda"), "torch.cuda.get_device_capability"
+    with mock.patch.dict(TABLE, {(9, 0): replace(DEFAULT, pdl=True)}):
+        with mock.patch(capability, return_value=(9, 0)):
+            assert config_of(device).pdl
+            assert gpu_tiles(0) == "those of compute capability 9.0"
+        with mock.patch(capability, return_value=(12, 1)):
+            assert config_of(device) is DEFAULT
+            assert gpu_tiles(0) == "the default ones; the table has 8.0, 9.0, 10.0"
 
 
 @pytest.mark.parametrize(("family", "quantization"), [("llama", None), ("qwen3", "int8")])

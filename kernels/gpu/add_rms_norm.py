@@ -6,15 +6,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ..check import require, sizes
+from .configs import config_of
 from .math import rms_normed
+from .pdl import begin
 from .row import Row
 
 
 @triton.jit
 def _add_rms_norm(
     x_ptr, y_ptr, y_weight_ptr, weight_ptr, sum_ptr, out_ptr, dim, eps,
-    HAS_Y_WEIGHT: tl.constexpr, HAS_WEIGHT: tl.constexpr, UNIT_OFFSET: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_Y_WEIGHT: tl.constexpr, HAS_WEIGHT: tl.constexpr, UNIT_OFFSET: tl.constexpr,
+    PDL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     at = tl.arange(0, BLOCK)
     here = tl.program_id(0).to(tl.int64) * dim + at
     dtype = sum_ptr.dtype.element_ty
@@ -50,10 +54,10 @@ def add_rms_norm(
         y_weight = require(op, "y_weight", y_weight, (dim,), x.dtype, x.device)
     summed = torch.empty_like(x)
     out = summed if weight is None else torch.empty_like(x)
-    row = Row.of(op, dim)
+    row, config = Row.of(op, dim), config_of(x.device)
     _add_rms_norm[(rows,)](
         x, y, x if y_weight is None else y_weight, x if weight is None else weight, summed, out, dim, eps,
-        y_weight is not None, weight is not None, unit_offset, row.block,
-        num_warps=row.warps, enable_fp_fusion=False,
+        y_weight is not None, weight is not None, unit_offset, config.pdl, row.block,
+        **config.options(row.warps),
     )  # fmt: skip
     return summed, out

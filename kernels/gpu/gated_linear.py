@@ -6,11 +6,13 @@ from torch import Tensor
 
 from ..rms_norm import Norm
 from ..weight import Weight
+from .configs import config_of
 from .gated_act import check_activation, gated_act
 from .linear import linear
 from .math import activate
+from .pdl import begin
 from .source import Source
-from .tile import all_partitions, finished, partition, split_pairs, tile_for
+from .tile import all_partitions, finished, partition, split_pairs
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -18,9 +20,10 @@ def _gated_linear(
     x_ptr, weight_ptr, scales_ptr, bias_ptr, norm_ptr, squares_ptr, eps, out_ptr,
     rows, dim, features, x_stride, partition,
     HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, NORM: tl.constexpr, LEVELS: tl.constexpr,
-    ACTIVATION: tl.constexpr, PARTITIONS: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARTITIONS: tl.constexpr, PDL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     HALF: tl.constexpr = COLS // 2
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
     first = tl.program_id(0) * HALF
@@ -47,13 +50,14 @@ def gated_linear(
     (rows, features), both = x.shape, source.weight.shape[0]
     if both % 2 != 0:
         raise ValueError(f"{op}: {both} columns do not halve into gate and up")
-    inputs, tile, dim = partition(features, both), tile_for(x.dtype, rows, both), both // 2
+    config, inputs, dim = config_of(x.device), partition(features, both), both // 2
+    tile = config.tile(x.dtype, rows, both)
     if features > inputs and rows <= tile.rows:
         return gated_act(linear(source.x, weight, bias, norm=norm if source.kind else None), activation)
     out = x.new_empty(rows, dim)
     _gated_linear[(triton.cdiv(dim, tile.cols // 2), triton.cdiv(rows, tile.rows))](
         *source[:7], out, rows, dim, features, source.x.stride(0), inputs, *source[7:],
-        activation, triton.cdiv(features, inputs) if inputs else 0, *tile[:3],
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+        activation, triton.cdiv(features, inputs) if inputs else 0,
+        config.pdl, *tile[:3], **config.options(tile.warps, tile.stages),
     )  # fmt: skip
     return out

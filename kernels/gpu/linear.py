@@ -7,9 +7,11 @@ from torch import Tensor
 
 from ..rms_norm import Norm
 from ..weight import Weight
+from .configs import config_of
+from .pdl import begin
 from .source import Source
 from .squares import inverse_rms
-from .tile import all_partitions, dot_tile, finished, partition, tile_for
+from .tile import all_partitions, dot_tile, finished, partition
 
 BLOCK = 1024
 
@@ -19,8 +21,10 @@ def _linear(
     x_ptr, weight_ptr, scales_ptr, bias_ptr, norm_ptr, squares_ptr, eps, out_ptr,
     rows, cols, features, x_stride, partition,
     HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, NORM: tl.constexpr, LEVELS: tl.constexpr,
-    PARTITIONS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+    PARTITIONS: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     known = tl.minimum(c, cols - 1)
     sums = all_partitions(
@@ -44,7 +48,7 @@ def _linear_partition(
     end = tl.minimum((p + 1) * partition, features)
     inverse = 1.0
     if NORM > 0:
-        inverse = inverse_rms(squares_ptr, r, rows, features, eps, ROWS, LEVELS)
+        inverse = inverse_rms(squares_ptr, r, rows, features, eps, LEVELS)
     sums = dot_tile(
         x_ptr, weight_ptr, norm_ptr, inverse, r, tl.minimum(c, cols - 1), p * partition, end,
         rows, features, x_stride, NORM, ROWS, COLS, DEPTH,
@@ -87,19 +91,23 @@ def linear(
         )
     (rows, features), cols = x.shape, values.shape[0]
     out = x.new_empty((rows, cols), dtype=dtype)
-    tile = tile_for(x.dtype, rows, cols)
+    config = config_of(x.device)
+    tile = config.tile(x.dtype, rows, cols)
     inputs = partition(features, cols)
     partitions = triton.cdiv(features, inputs) if inputs else 0
     grid = (triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows))
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
     shape = (rows, cols, features, x.stride(0), inputs)
     if partitions <= 1 or grid[1] > 1:
-        _linear[grid](*source[:7], out, *shape, *source[7:], partitions, *tile[:3], **options)
+        _linear[grid](
+            *source[:7], out, *shape, *source[7:], partitions, config.pdl, *tile[:3],
+            **config.options(tile.warps, tile.stages),
+        )  # fmt: skip
         return out
     sums = x.new_empty((partitions, rows, cols), dtype=torch.float32)
     _linear_partition[(*grid, partitions)](
-        x, values, norm_weight, squares, eps, sums, *shape, *how, *tile[:3], **options
-    )
+        x, values, norm_weight, squares, eps, sums, *shape, *how, *tile[:3],
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+    )  # fmt: skip
     _add_partitions[(rows, triton.cdiv(cols, BLOCK))](
         sums, scales, bias_or_any, out, rows, cols, partitions, has_scales, has_bias, BLOCK,
         num_warps=4, enable_fp_fusion=False,

@@ -13,9 +13,11 @@ from ..check import require
 from ..linear_add import Stream
 from ..weight import Weight
 from .arrive import arrives_last, check_arrivals
+from .configs import config_of
+from .pdl import begin
 from .source import Source
 from .squares import GROUP, groups_of, sums_of_squares
-from .tile import all_partitions, dot_tile, finished, partition, tile_for
+from .tile import all_partitions, dot_tile, finished, partition
 
 
 @triton.jit
@@ -43,9 +45,11 @@ def _linear_add(
     x_ptr, weight_ptr, scales_ptr, bias_ptr, residual_ptr, out_ptr, squares_ptr, parts_ptr, arrivals_ptr,
     rows, cols, features, x_stride, partition,
     HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SQUARES: tl.constexpr, SPLIT: tl.constexpr,
-    PARTITIONS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+    PARTITIONS: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """SPLIT: a program computes one partition, into parts [partitions, tiles, ROWS, COLS]."""
+    begin(PDL)
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     known = tl.minimum(c, cols - 1)
     if SPLIT:
@@ -82,13 +86,14 @@ def linear_add(
     (rows, features), cols = x.shape, values.shape[0]
     residual = require(op, "residual", residual, (rows, cols), x.dtype, x.device)
     out = torch.empty_like(residual)
-    tile, inputs = tile_for(x.dtype, rows, cols), partition(features, cols)
+    config, inputs = config_of(x.device), partition(features, cols)
+    tile = config.tile(x.dtype, rows, cols)
     partitions = triton.cdiv(features, inputs) if inputs else 0
     grid = (triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows), 1)
     # The norms of a long prompt are launches of their own, which take no notice of these.
-    fused = grid[1] == 1
-    squares = x.new_empty((rows, groups_of(cols)), dtype=torch.float32) if fused else None
-    split = arrivals is not None and partitions > 1 and fused
+    summed = grid[1] == 1 and config.fused_norms
+    squares = x.new_empty((rows, groups_of(cols)), dtype=torch.float32) if summed else None
+    split = arrivals is not None and partitions > 1 and grid[1] == 1
     parts = out
     if arrivals is not None and split:
         arrivals = check_arrivals(op, arrivals, x)
@@ -98,7 +103,7 @@ def linear_add(
         *source[:4], residual, out, out if squares is None else squares,
         parts, out if arrivals is None else arrivals,
         rows, cols, features, x.stride(0), inputs,
-        source.has_scales, source.has_bias, squares is not None, split, partitions, *tile[:3],
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+        source.has_scales, source.has_bias, squares is not None, split, partitions,
+        config.pdl, *tile[:3], **config.options(tile.warps, tile.stages),
     )  # fmt: skip
     return Stream(out, squares)

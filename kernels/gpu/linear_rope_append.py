@@ -9,12 +9,14 @@ from ..check import require, sizes
 from ..linear_rope_append import split_heads
 from ..rms_norm import Norm
 from ..weight import Weight
+from .configs import config_of
 from .kv_append import check_cache
 from .linear import linear
+from .pdl import begin
 from .rope import rotated
 from .rope_append import rope_append
 from .source import Source
-from .tile import all_partitions, finished, partition, split_pairs, tile_for
+from .tile import all_partitions, finished, partition, split_pairs
 
 
 @triton.jit
@@ -31,8 +33,10 @@ def _linear_rope_append(
     position_ptr, cos_ptr, sin_ptr, out_ptr, k_cache_ptr, v_cache_ptr, slot_ptr,
     rows, features, x_stride, partition, max_position, slots, heads, kv_heads, half,
     HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, NORM: tl.constexpr, LEVELS: tl.constexpr,
-    PARTITIONS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+    PARTITIONS: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     HALF: tl.constexpr = COLS // 2
     tiles = tl.cdiv(half, HALF)
     head, first = tl.program_id(0) // tiles, tl.program_id(0) % tiles * HALF
@@ -82,7 +86,8 @@ def linear_rope_append(
     (rows, features), cols = x.shape, source.weight.shape[0]
     blocks, block_size, kv_heads, head_dim = sizes(op, "k_cache", k_cache, 4)
     max_position, half = sizes(op, "cos", cos, 2)
-    inputs, tile = partition(features, cols), tile_for(x.dtype, rows, cols)
+    config, inputs = config_of(x.device), partition(features, cols)
+    tile = config.tile(x.dtype, rows, cols)
     if 2 * half != head_dim or (features > inputs and rows <= tile.rows):
         apart = split_heads(linear(source.x, weight, bias, norm=norm if source.kind else None), k_cache)
         return rope_append(*apart, positions, cos, sin, k_cache, v_cache, slot_mapping)
@@ -98,7 +103,7 @@ def linear_rope_append(
     _linear_rope_append[grid](
         *source[:7], positions, cos, sin, out, k_cache, v_cache, slot_mapping,
         rows, features, source.x.stride(0), inputs, max_position, blocks * block_size, heads, kv_heads, half,
-        *source[7:], triton.cdiv(features, inputs) if inputs else 0, *tile[:3],
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+        *source[7:], triton.cdiv(features, inputs) if inputs else 0,
+        config.pdl, *tile[:3], **config.options(tile.warps, tile.stages),
     )  # fmt: skip
     return out

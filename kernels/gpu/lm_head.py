@@ -12,16 +12,12 @@ from torch import Tensor
 from ..check import require
 from ..lm_head import LmHead
 from ..weight import Weight
+from .configs import config_of
 from .gumbel import scores
 from .math import cap_logits
 from .source import Source
 from .stats import LEVELS, PART, first_largest, merge_parts, merge_picks, part_stats
-from .tile import Tile, all_partitions, finished, partition
-
-
-def tile_for(dtype: torch.dtype) -> Tile:
-    """A program's tile: the columns are a part of the vocabulary; more rows would not fit into a warp."""
-    return Tile(16, PART, 16, 8, 2) if dtype == torch.float32 else Tile(16, PART, 128, 4, 3)
+from .tile import all_partitions, finished, partition
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -78,7 +74,7 @@ def lm_head(
     stats = torch.empty((rows, 3, parts), dtype=torch.float32, device=x.device)
     bests = torch.empty((rows, parts), dtype=torch.float32, device=x.device)
     args, picks = (torch.empty((rows, parts), dtype=torch.int32, device=x.device) for _ in range(2))
-    tile = tile_for(x.dtype)
+    tile = config_of(x.device).head[x.dtype.itemsize]
     inputs = partition(features, held)
     if rows > 0:
         _lm_head[(triton.cdiv(rows, tile.rows), parts)](

@@ -37,14 +37,6 @@ def total(x, SIZE: tl.constexpr):
 
 
 @triton.jit
-def row_totals(x, ROWS: tl.constexpr, LEVELS: tl.constexpr):
-    """The sums of the rows of x [ROWS, 1 << LEVELS], fp32, each in the order of `total`."""
-    for _ in tl.static_range(LEVELS):
-        x = tl.sum(tl.reshape(x, [ROWS, x.shape[1] // 2, 2]), 2)
-    return tl.reshape(x, [ROWS])
-
-
-@triton.jit
 def inverse_root(y, dim, eps, BLOCK: tl.constexpr):
     """1 / sqrt(mean(y^2) + eps) of one row; y: BLOCK elements of fp32, zero past `dim`."""
     return tl.rsqrt(total(y * y, BLOCK) / dim + eps)

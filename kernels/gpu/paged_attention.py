@@ -9,8 +9,6 @@ or in one (many rows: `_attend_whole`), whichever fills the device.  The last of
 shares, where they can be counted (`arrivals`), else a launch of its own does.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -19,31 +17,14 @@ from torch import Tensor
 from ..check import require, sizes
 from ..cuda import ARRIVALS
 from .arrive import arrives_last, check_arrivals
+from .configs import config_of
 from .math import cap_logits
+from .pdl import begin
 
 SPLIT = 256  # Keys per split, a multiple of every tile.
 ROWS = 16  # Query rows, times heads of a group, of a program: the rows of one matrix instruction.
 ENOUGH_PROGRAMS = 512  # From here on a program takes all splits of its rows, and
 MOST_SHARES = 16384  # where there would be more shares than this to keep: 136 MB for heads of 128.
-
-
-class Config(NamedTuple):
-    """How a program works, a function of the dtype and the head's size alone.
-
-    `dim`: head_dim, rounded up to a power of two; `keys`: those of a tile.
-    """
-
-    dim: int
-    keys: int
-    warps: int
-    stages: int
-
-    @classmethod
-    def of(cls, dtype: torch.dtype, head_dim: int) -> "Config":
-        dim = max(triton.next_power_of_2(head_dim), 16)
-        if dtype == torch.float32:
-            return cls(dim, 16, 8, 2)
-        return cls(dim, 64 if dim <= 128 else 32, 4, 3 if dim <= 128 else 2)
 
 
 @triton.jit
@@ -159,9 +140,10 @@ def _attend_whole(
     q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, cu_ptr, lens_ptr,
     seqs, heads, table_width, scale, window, soft_cap, q_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, CAPPED: tl.constexpr,
-    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
+    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program per tile of rows and key-value head: all splits in order."""
+    begin(PDL)
     seq, row, group, at, low, high = rows_of(cu_ptr, lens_ptr, seqs, window, GROUP, ROWS)
     if low < high:
         kv_head = tl.program_id(1)
@@ -186,12 +168,14 @@ def _attend_split(
     q_ptr, k_ptr, v_ptr, parts_ptr, out_ptr, arrivals_ptr, tables_ptr, cu_ptr, lens_ptr,
     seqs, heads, table_width, scale, window, soft_cap, q_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, CAPPED: tl.constexpr,
-    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, MERGES: tl.constexpr,
+    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
+    MERGES: tl.constexpr,
 ):  # fmt: skip
     """A program per tile of rows, key-value head and split: its share, [ROWS, 2 + DIM], into `parts`.
 
     MERGES: the last of a tile and head merges the shares.
     """
+    begin(PDL)
     seq, row, group, at, low, high = rows_of(cu_ptr, lens_ptr, seqs, window, GROUP, ROWS)
     kv_head, split = tl.program_id(1), tl.program_id(2)
     if tl.maximum(low, split * SPLIT) < tl.minimum(high, split * SPLIT + SPLIT):
@@ -282,11 +266,12 @@ def paged_attention(
     group = heads // kv_heads
     tiles = rows * group // ROWS + seqs
     splits = triton.cdiv(max_blocks * block_size, SPLIT)
-    dim, keys, warps, stages = Config.of(q.dtype, head_dim)
+    config = config_of(q.device)
+    dim, keys, warps, stages = config.keys(q.dtype, head_dim)
     # Left alone, the assembler aims at fewer registers than there are and spills some.
-    runs = {"num_warps": warps, "num_stages": stages, "maxnreg": 255, "enable_fp_fusion": False}
+    runs = config.options(warps, stages) | {"maxnreg": 255}
     cache = (block_tables, cu_seqlens_q, seq_lens, seqs, heads, max_blocks)
-    shape = (group, head_dim, block_size, soft_cap > 0, SPLIT, dim, keys, ROWS)
+    shape = (group, head_dim, block_size, soft_cap > 0, SPLIT, dim, keys, ROWS, config.pdl)
     if rows == 0:
         return out
     programs = tiles * kv_heads

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..check import require, sizes
 from ..rope_append import HeadNorm
+from .configs import config_of
 from .kv_append import check_cache, dense_rows
 from .math import inverse_root
+from .pdl import begin
 from .rope import Parts, copy_rest, rotate_head
 from .row import Row
 
@@ -34,9 +36,10 @@ def _rope_append(
     q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, eps,
     position_ptr, cos_ptr, sin_ptr, out_ptr, k_cache_ptr, v_cache_ptr, slot_ptr,
     q_stride, k_stride, v_stride, max_position, slots, heads, kv_heads, head_dim, half,
-    NORM: tl.constexpr, WHOLE: tl.constexpr, Q_SPAN: tl.constexpr, K_SPAN: tl.constexpr,
+    PDL: tl.constexpr, NORM: tl.constexpr, WHOLE: tl.constexpr, Q_SPAN: tl.constexpr, K_SPAN: tl.constexpr,
     HALF: tl.constexpr, REST: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position, slot = tl.load(position_ptr + row), tl.load(slot_ptr + row)
     fits = (slot >= 0) & (slot < slots)
@@ -123,11 +126,11 @@ def rope_append(
     sin = require(op, "sin", sin, (max_position, half), torch.float32, q.device)
     parts, norms = Parts.of(op, head_dim, half), Norms.of(op, head_norm, q, k)
     blocks_of = (parts.half, parts.rest, triton.next_power_of_2(head_dim))
-    out = q.new_empty(rows, heads, head_dim)
+    out, config = q.new_empty(rows, heads, head_dim), config_of(q.device)
     _rope_append[(rows, heads + 2 * kv_heads)](
         q, k, v, *norms[:3], positions, cos, sin, out, k_cache, v_cache, slot_mapping,
         q.stride(0), k.stride(0), v.stride(0), max_position, blocks * block_size,
-        heads, kv_heads, head_dim, half, *norms[3:7], *blocks_of,
-        num_warps=norms.warps, enable_fp_fusion=False,
+        heads, kv_heads, head_dim, half, config.pdl, *norms[3:7], *blocks_of,
+        **config.options(norms.warps),
     )  # fmt: skip
     return out

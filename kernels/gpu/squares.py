@@ -8,7 +8,7 @@ stream adds up the rest and has rms_norm's bits.
 import triton
 import triton.language as tl
 
-from .math import row_totals
+from .stats import tree_sum
 
 GROUP, GROUP_LEVELS = tl.constexpr(16), tl.constexpr(4)
 
@@ -19,17 +19,17 @@ def groups_of(cols: int) -> int:
 
 
 @triton.jit
-def inverse_rms(squares_ptr, r, rows, features, eps, ROWS: tl.constexpr, LEVELS: tl.constexpr):
+def inverse_rms(squares_ptr, r, rows, features, eps, LEVELS: tl.constexpr):
     """1 / sqrt(mean(x^2) + eps) of rows r, with the bits of rms_norm: its sum begins with these."""
     groups, g = tl.cdiv(features, GROUP), tl.arange(0, 1 << LEVELS)
     at = r.to(tl.int64)[:, None] * groups + g[None, :]
     squares = tl.load(squares_ptr + at, mask=(r < rows)[:, None] & (g < groups)[None, :], other=0.0)
-    return tl.rsqrt(row_totals(squares, ROWS, LEVELS) / features + eps)
+    return tl.rsqrt(tree_sum(squares, LEVELS) / features + eps)
 
 
 @triton.jit
 def sums_of_squares(y, ROWS: tl.constexpr, COLS: tl.constexpr):
     """The sums of the squares of y [1, ROWS, COLS], fp32, by GROUP columns: [ROWS, COLS // GROUP]."""
     COUNT: tl.constexpr = COLS // GROUP
-    sums = row_totals(tl.reshape(y * y, [ROWS * COUNT, GROUP]), ROWS * COUNT, GROUP_LEVELS)
+    sums = tree_sum(tl.reshape(y * y, [ROWS * COUNT, GROUP]), GROUP_LEVELS)
     return tl.reshape(sums, [ROWS, COUNT])

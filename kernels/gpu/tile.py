@@ -13,15 +13,10 @@ multiplied.  An int8 weight is exact in x's type, so its sums have the same orde
 scales.
 """
 
-from typing import NamedTuple, TypeVar
-
-import torch
 import triton
 import triton.language as tl
 
 from .squares import inverse_rms
-
-T = TypeVar("T")
 
 # Partitions begin at multiples of this; the depth of every tile divides it.
 UNIT = 256
@@ -29,42 +24,6 @@ UNIT = 256
 MIN_PARTITION = 2048
 # So many programs keep the memory of a GPU busy.
 ENOUGH_PROGRAMS = 128
-
-
-class Tile(NamedTuple):
-    """A program's rows, columns and inputs at a time, its warps and its pipeline's stages."""
-
-    rows: int
-    cols: int
-    depth: int
-    warps: int
-    stages: int
-
-
-# By bytes of an element, then by the most rows and the most columns that the tile is for.  All fit into the
-# 99 KiB of shared memory that any GPU since 2020 has, and into the registers of a warp: Triton 3.6 gives the
-# whole of a product of three dimensions to every warp, where 3.9 shares it out.
-TILES: dict[int, dict[int | None, dict[int | None, Tile]]] = {
-    2: {
-        16: {4096: Tile(16, 16, 256, 4, 6), 16384: Tile(16, 32, 128, 4, 5), None: Tile(16, 64, 128, 4, 5)},
-        None: {None: Tile(32, 64, 32, 2, 4)},
-    },
-    4: {
-        16: {None: Tile(16, 32, 32, 4, 4)},
-        None: {None: Tile(32, 64, 32, 4, 3)},
-    },
-}
-
-
-def _first(table: dict[int | None, T], size: int) -> T:
-    return next(entry for most, entry in table.items() if most is None or size <= most)
-
-
-def tile_for(dtype: torch.dtype, rows: int, cols: int) -> Tile:
-    """The tile of the table for so many rows and columns."""
-
-    by_cols = _first(TILES[dtype.itemsize], rows)
-    return _first(by_cols, cols)
 
 
 def partition(features: int, cols: int) -> int:
@@ -122,7 +81,7 @@ def all_partitions(
     """x[r] @ weight[c].T over all inputs, x normalised if NORM: see dot_tile."""
     inverse = 1.0
     if NORM > 0:
-        inverse = inverse_rms(squares_ptr, r, rows, features, eps, ROWS, LEVELS)
+        inverse = inverse_rms(squares_ptr, r, rows, features, eps, LEVELS)
     sums = tl.zeros([1, ROWS, COLS], tl.float32)
     for p in range(PARTITIONS):
         end = tl.minimum((p + 1) * partition, features)
