@@ -63,7 +63,10 @@ class Waits:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel of one call for one target; bytes of stack and of local memory are what it spills."""
+    """One kernel of one call for one target; bytes of stack and of local memory are what it spills.
+
+    input_widths: how many inputs in a row a thread holds for an instruction, so which inputs those are.
+    """
 
     call: str
     kernel: str
@@ -74,6 +77,7 @@ class Compiled:
     stack: int
     local: int
     matrix_instructions: list[str]
+    input_widths: list[int]
 
 
 class Nowhere:
@@ -109,10 +113,10 @@ def usage(cubin: bytes) -> dict[str, int]:
 def record(call: str, sm: int, kernel: Any) -> Compiled:
     used = usage(kernel.asm["cubin"])
     found = sorted({".".join(match) for match in MATRIX_INSTRUCTION.findall(kernel.asm["ptx"])})
-    meta = kernel.metadata
-    return Compiled(
-        call, kernel.name, sm, meta.num_warps, used["reg"], meta.shared, used["stack"], used["local"], found
-    )
+    dots = "".join(re.findall(r"tt\.dot .*", kernel.asm["ttgir"]))
+    widths = sorted({int(width) for width in re.findall(r"kWidth = (\d+)", dots)})
+    size = (used["reg"], kernel.metadata.shared, used["stack"], used["local"])
+    return Compiled(call, kernel.name, sm, kernel.metadata.num_warps, *size, found, widths)
 
 
 def launched(thunk: Callable[[], Any]) -> list[Any]:

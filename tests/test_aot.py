@@ -73,10 +73,21 @@ def test_no_kernel_spills(compiled: list[dict[str, Any]]) -> None:
 
 def test_products_of_16_bit_types_have_one_instruction(compiled: list[dict[str, Any]]) -> None:
     """Tiles of any size have the same bits only if the instruction is the same, and so is its rounding."""
-    products = [one for one in compiled if one["kernel"].startswith(("_linear", "_attend", "_lm_head"))]
+    products = [
+        one
+        for one in compiled
+        if one["kernel"].startswith(("_linear", "_gated_linear", "_attend", "_lm_head"))
+    ]
     used = {(one["call"].split()[-1], *one["matrix_instructions"]) for one in products}
     instruction = "mma.sync.m16n8k16"
     assert used == {("fp32",), ("bf16", instruction), ("fp16", instruction)}
+
+
+def test_products_give_the_same_inputs_to_an_instruction(compiled: list[dict[str, Any]]) -> None:
+    """Whatever the tile, the norm and the GPU, by the types of the operands alone."""
+    products = [one for one in compiled if one["kernel"].startswith(("_linear", "_gated", "_lm_head"))]
+    used = {("int8" in one["call"], *one["input_widths"]) for one in products if one["matrix_instructions"]}
+    assert used == {(False, 2), (True, 4)}
 
 
 def test_no_kernel_asks_for_more_shared_memory_than_any_gpu_has(compiled: list[dict[str, Any]]) -> None:

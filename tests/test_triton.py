@@ -139,13 +139,6 @@ def counters() -> Tensor:
 
 
 @per_dtype
-def test_int8_weights_have_the_bits_of_what_they_are_times_the_scales(dtype: torch.dtype) -> None:
-    x, weight = on_device(linear_args(5, 130, 33, int8=True)(6, dtype)[:2])
-    want = triton("linear")(x, weight.values.to(dtype), None, torch.float32) * weight.scales
-    assert_same_bits([triton("linear")(x, weight, None, torch.float32)], [want])
-
-
-@per_dtype
 def test_fused_sums_and_appends_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
     randn = noise(5)
     x, y, weight = (randn(*shape, dtype=dtype).to(DEVICE) for shape in ((9, 77), (9, 77), (77,)))

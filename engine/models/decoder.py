@@ -179,8 +179,10 @@ class Decoder:
 
     def _head_norm(self, layer: Layer) -> HeadNorm | None:
         """The norm of queries and keys, if the family has one."""
-        if layer.q_norm is None or layer.k_norm is None:
+        if self.config.qk_norm == "none":
             return None
+        assert layer.q_norm is not None
+        assert layer.k_norm is not None
         return HeadNorm(layer.q_norm, layer.k_norm, self.config.norm_eps, self.config.unit_offset)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:

@@ -9,8 +9,8 @@ The instruction is mma.sync m16n8k16 for a few rows as for thousands. Hopper and
 for large tiles, but nothing says that those round alike: products of three dimensions never use them.
 
 A product may normalise its input (squares.py): every element is rounded as `rms_norm` rounds it before it is
-multiplied.  An int8 weight is exact in x's type, so its sums have the same order; they are multiplied by the
-scales.
+multiplied.  An int8 weight is exact in x's type, and its sums are multiplied by the scales; of 32 inputs an
+instruction gets other 16 than with a weight of 16 bits, but the same ones in every tile.
 """
 
 import triton
