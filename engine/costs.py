@@ -18,7 +18,7 @@ class Timing(NamedTuple):
 
     rows: float
     seconds: float
-    count: int = 1
+    timings: int = 1
 
     def moved(self, rows: float, seconds: float) -> Timing:
         """One more pass."""
@@ -29,8 +29,8 @@ class Timing(NamedTuple):
 
     def joined(self, other: Timing) -> Timing:
         """Both as one, of the mean rows and seconds."""
-        count = min(self.count, MEMORY - 1) + other.count
-        part = other.count / count
+        count = min(self.timings, MEMORY - 1) + other.timings
+        part = other.timings / count
         rows = self.rows + part * (other.rows - self.rows)
         seconds = self.seconds + part * (other.seconds - self.seconds)
         return Timing(rows, seconds, min(count, MEMORY))

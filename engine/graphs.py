@@ -104,9 +104,7 @@ def answer(decoder: Decoder, cache: KVCache, buffer: BatchBuffer, picks: PickBuf
     """One pass, its tokens picked among the first `vocab` by the head; logits need not be written."""
     x = decoder.hidden(buffer.batch, cache)
     cap = decoder.config.final_soft_cap
-    head = decoder.weights.head
-    assert isinstance(head, Tensor), "the head is not a plain weight"
-    return lm_head(x, head, vocab, cap, picks.temperature, picks.seed, picks.position)
+    return lm_head(x, decoder.weights.head, vocab, cap, picks.temperature, picks.seed, picks.position)
 
 
 def keep(said: LmHead, out: Tensor) -> None:
