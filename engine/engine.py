@@ -33,6 +33,8 @@ from nudging.work import SchedulerOutput, Work
 
 # How fast the part of the requests that a pass serves follows the passes.
 SHARE_SMOOTHING = 0.2
+# After so many steps the models are ordered anew: which one is dearer hardly ever changes.
+ORDER_STEPS = 32
 
 
 class Engine:
@@ -72,6 +74,8 @@ class Engine:
         self.scheduler = Scheduler(pools, models_of, max_batch_tokens, self.lanes)
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
+        self._steps = 0
+        self._order: list[str] = []
         # The part of the running requests that a pass of each model serves: all, where it is the dearest.
         self._share = dict.fromkeys(runners, 1.0)
         # Of the adaptive requests, by their drafter and their models.
@@ -112,7 +116,7 @@ class Engine:
                 self._open(request)
                 self._advance(request)
             self._retire_finished()
-        order = cheapest_first(self.costs)
+        order = self._order_models()
         for model in order:
             if not self.scheduler.is_needed(model):
                 continue
@@ -133,6 +137,13 @@ class Engine:
         if not self.has_work:
             self.check()
         return list(dict.fromkeys(late + moved))
+
+    def _order_models(self) -> list[str]:
+        """The models, cheapest first."""
+        if self._steps % ORDER_STEPS == 0:
+            self._order = cheapest_first(self.costs)
+        self._steps += 1
+        return self._order
 
     def stats(self) -> EngineStats:
         """How full the engine is and what it has done; callable from any thread, a step may be under way."""
@@ -233,9 +244,11 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
+        rows = sum(work.end - work.start for work in works)
+        asked = sum(work.answers for work in works)
         lanes = self.lanes if self.lanes.num_planned else None
-        rows = sum(work.end - work.start for work in works) + self.lanes.num_tokens
-        asked = sum(work.answers for work in works) + self.lanes.num_answers
+        if lanes is not None:
+            rows, asked = rows + lanes.num_tokens, asked + lanes.num_answers
         began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
             answers = iter(runner.execute(works, wanted, lanes))
