@@ -164,7 +164,8 @@ def install(name: str, tree: ast.Module) -> None:
 def _take_code(old: Any, new: Any) -> None:
     for key, value in vars(new).items():
         have = vars(old).get(key)
-        for a, b in ((have, value), (getattr(have, "fget", None), getattr(value, "fget", None))):
+        for inner in ("", "fget", "__func__"):
+            a, b = (getattr(one, inner, None) if inner else one for one in (have, value))
             if isinstance(a, types.FunctionType) and isinstance(b, types.FunctionType):
                 a.__code__, a.__defaults__ = b.__code__, b.__defaults__
         if isinstance(have, type) and isinstance(value, type) and have.__module__ == value.__module__:
