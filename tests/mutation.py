@@ -39,11 +39,10 @@ LIVES = 30
 # Tests that repeat what lives do, at length, and those that write checkpoints first.
 LONG = ("test_twenty_thousand_turns", "test_a_planted_fault", "test_drafts_", "any_two_of_three")
 SLOW_FIXTURE = "tiny_pair"
-# Slower checks are asked only where no other one runs the lines.
-MOST_SECONDS = 1.0
-# CPU seconds of a mutant in a check, beyond five times what the check takes; and the wall's, if it waits.
+# CPU seconds of a mutant in a check, beyond five times what the check takes.
 SLACK_SECONDS = 2.0
-WALL_SECONDS = 120
+# One that takes less of the CPU in so many seconds of the wall waits for ever.
+STILL_SECONDS, STILL_CPU_SECONDS = 40, 0.02
 BROKEN = 3
 
 COMPARES = {
@@ -165,7 +164,8 @@ def install(name: str, tree: ast.Module) -> None:
 def _take_code(old: Any, new: Any) -> None:
     for key, value in vars(new).items():
         have = vars(old).get(key)
-        for a, b in ((have, value), (getattr(have, "fget", None), getattr(value, "fget", None))):
+        for inner in ("", "fget", "__func__"):
+            a, b = (getattr(one, inner, None) if inner else one for one in (have, value))
             if isinstance(a, types.FunctionType) and isinstance(b, types.FunctionType):
                 a.__code__, a.__defaults__ = b.__code__, b.__defaults__
         if isinstance(have, type) and isinstance(value, type) and have.__module__ == value.__module__:
@@ -182,14 +182,16 @@ class Check(NamedTuple):
     lines: dict[str, frozenset[int]]
 
 
-def timed(name: str, holds: Callable[[], bool]) -> Check:
+def timed(name: str, holds: Callable[[], bool], most: float) -> Callable[[], Check | None]:
     """A check with what it takes and reaches, tried in a process of its own: this one stays without threads,
-    which do not come along into forked ones.
+    which do not come along into forked ones.  It is begun now and waited for by who calls what is returned:
+    None for a check that takes more than `most` CPU seconds.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            signal.setitimer(signal.ITIMER_PROF, most)
             paths = [path_of(name) for name in MODULES]
             recorder = coverage.Coverage(data_file=None, config_file=False, include=paths)
             recorder.start()
@@ -203,12 +205,27 @@ def timed(name: str, holds: Callable[[], bool]) -> Check:
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    assert answer, f"{name} fails without a mutant"
-    seconds, lines = json.loads(answer)
-    return Check(name, holds, seconds, {module: frozenset(found) for module, found in lines.items()})
+
+    def answer() -> Check | None:
+        with os.fdopen(reader, "rb") as pipe:
+            told = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) == -signal.SIGPROF:
+            return None
+        assert told, f"{name} fails without a mutant"
+        seconds, lines = json.loads(told)
+        return Check(name, holds, seconds, {module: frozenset(found) for module, found in lines.items()})
+
+    return answer
+
+
+def all_timed(named: list[tuple[str, Callable[[], bool]]], options: argparse.Namespace) -> list[Check]:
+    """The quick checks among those named, the quickest first; `jobs` of them are timed at once."""
+    checks: list[Check] = []
+    for first in range(0, len(named), options.jobs):
+        begun = [timed(*one, options.seconds) for one in named[first : first + options.jobs]]
+        checks += [check for answer in begun if (check := answer()) is not None]
+    return sorted(checks, key=lambda check: check.seconds)
 
 
 def lives(seed: int) -> Callable[[], bool]:
@@ -231,13 +248,11 @@ class Hunt:
         self.options = options
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        checks = [timed(f"life {seed}", lives(seed)) for seed in range(LIVES)]
         items = [item for item in session.items if not any(name in item.nodeid for name in LONG)]
         items = [item for item in items if SLOW_FIXTURE not in item.fixturenames]  # type: ignore[attr-defined]
-        checks += [timed(item.nodeid, runs(item)) for item in items]
-        checks.sort(key=lambda check: check.seconds)
-        quick = [check.seconds for check in checks if check.seconds < MOST_SECONDS]
-        print(f"\n# {len(quick)} checks of {sum(quick):.0f} s", flush=True)
+        named = [(f"life {seed}", lives(seed)) for seed in range(LIVES)]
+        checks = all_timed(named + [(item.nodeid, runs(item)) for item in items], self.options)
+        print(f"\n# {len(checks)} checks of {sum(check.seconds for check in checks):.0f} s", flush=True)
         gc.freeze()
         total = killed = 0
         for name in self.options.modules:
@@ -266,7 +281,6 @@ class Hunt:
                 continue
             tried += 1
             reaching = [check for check in checks if not mutant.lines.isdisjoint(check.lines[name])]
-            reaching = [check for check in reaching if check.seconds < MOST_SECONDS] or reaching[:2]
             running[hunted(name, mutant.tree, reaching)] = mutant.what + (
                 "" if reaching else "  (not reached)"
             )
@@ -283,8 +297,8 @@ def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
     child = os.fork()
     if child:
         return child
-    # One that never ends is noticed, too: either alarm ends the process.
-    signal.alarm(WALL_SECONDS)
+    # One that never ends is noticed, too: by its CPU seconds, or because it waits.
+    watch()
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)
@@ -302,12 +316,27 @@ def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
     os._exit(0)
 
 
+def watch() -> None:
+    """End the process once it stands still; a busy machine alone does not end it."""
+    used = time.process_time()
+
+    def look(*_: object) -> None:
+        nonlocal used
+        if time.process_time() - used < STILL_CPU_SECONDS:
+            os._exit(1)
+        used = time.process_time()
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, STILL_SECONDS, STILL_SECONDS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try only every n-th mutant")
     parser.add_argument("--first", type=int, default=0, help="begin with this one: another sample")
     parser.add_argument("--only", default="", help="try only mutants with this in their description")
     parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
+    parser.add_argument("--seconds", type=float, default=1.0, help="checks take no more of the CPU")
     parser.add_argument("--tests", default=",".join(TESTS), help="whose quick tests are asked beside lives")
     parser.add_argument("modules", nargs="*", default=MODULES)
     options = parser.parse_args()

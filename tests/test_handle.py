@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from nudging import Base, EngineClosed, SamplingParams
+from nudging.engine_thread import EngineThread
 from nudging.handle import Handle
 from nudging.output import Segment
 from nudging.request import Piece, Request
@@ -87,6 +88,38 @@ def test_a_stream_of_two_goes_on_where_one_of_them_waits() -> None:
     assert [output.index for output in outputs] == [0, 1]
 
 
+def test_a_stream_waits_for_no_text_in_order() -> None:
+    jobs = [ended(""), ended("bg")]
+    for job in jobs:
+        job.finish_reason = None
+    handle = Handle("h", jobs, SimLLM(Setup())._thread)
+    delta = next(iter(handle))
+    assert (delta.index, delta.token_ids) == (1, (2, 3))
+
+
+def test_another_process_is_told_instead_of_waiting() -> None:
+    """As in a forked child, which has another process id and no thread."""
+    llm = SimLLM(Setup())
+    text = llm.open([2, 3], Base())
+    handle = llm.submit([2, 3], PARAMS, Base())
+    ours = llm._thread._process
+    llm._thread._process = ours + 1
+    uses: list[Any] = [
+        lambda: llm.submit([2]),
+        lambda: next(iter(handle)),
+        text.extend,
+        handle.result,
+        handle.cancel,
+        llm.drain,
+        llm._thread.check_open,
+    ]
+    for use in uses:
+        with pytest.raises(EngineClosed, match=f"was opened in process {ours + 1} and cannot be used"):
+            use()
+    EngineThread.close(llm._thread)
+    assert not llm._thread._closing, "there is nothing to end"
+
+
 def test_what_runs_on_the_engines_thread_may_call_it_and_close_it() -> None:
     """A listener of ends is called there: waiting for that thread would wait for ever."""
     llm = SimLLM(Setup(), threaded=True)
@@ -114,11 +147,11 @@ def test_an_error_of_a_call_is_the_callers_and_the_engine_goes_on() -> None:
 
 
 def test_a_drained_engine_has_written_everything_and_takes_nothing() -> None:
-    long = SamplingParams(max_tokens=3000, ignore_eos=True)
-    llm = SimLLM(Setup(blocks=(4000, 4000), max_len=4096), threaded=True)
+    long = SamplingParams(max_tokens=300, ignore_eos=True)
+    llm = SimLLM(Setup(blocks=(400, 400), max_len=4096), threaded=True)
     handles = [llm.submit([2, token], long, Base(), "off") for token in (3, 4, 5)]
-    with pytest.raises(TimeoutError, match=r"3 requests did not end within 0.001 s; close\(\) ends them"):
-        llm.drain(timeout=0.001)
+    with pytest.raises(TimeoutError, match=r"3 requests did not end within 0.0 s; close\(\) ends them"):
+        llm.drain(timeout=0.0)
     with pytest.raises(EngineClosed, match=r"drain\(\) was called: the engine takes no more requests"):
         llm.submit([2])
     handles[0].cancel()
@@ -131,3 +164,27 @@ def test_a_drained_engine_has_written_everything_and_takes_nothing() -> None:
         llm.submit([2])
     handles[1].cancel()
     llm.close()
+
+
+def test_closing_waits_until_everybody_was_told() -> None:
+    llm = SimLLM(Setup(blocks=(400, 400), max_len=4096), threaded=True)
+    told: list[str | None] = []
+
+    def at_end(request: Request) -> None:
+        threading.Event().wait(0.05)
+        told.append(request.finish_reason)
+
+    llm.on_end(at_end)
+    handles = [llm.submit([2, i], SamplingParams(max_tokens=900, ignore_eos=True), Base()) for i in (3, 4)]
+    next(iter(handles[1]))
+    llm.close()
+    assert told == ["abort"] * 2
+    assert all(handle.is_finished for handle in handles)
+
+
+def test_what_a_close_overtakes_ends_as_if_it_had_run() -> None:
+    world = World(Setup())
+    job = world.submit([2, 3], PARAMS, Base())
+    world.close_server()
+    output = job.handle.result(timeout=0).outputs[0]
+    assert (output.finish_reason, output.error, output.token_ids) == ("abort", None, ())
