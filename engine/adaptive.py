@@ -16,9 +16,12 @@ a text that agrees with nobody cannot spend more of it than its loan.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+from nudging.shared_numbers import Number
 
 # What drafting may ever cost beyond lazy, as a share of lazy's own cost.
 ALLOWANCE = 0.02
@@ -53,17 +56,16 @@ class Drafting:
     lag: int = 1
 
 
-@dataclass
 class Account:
     """What the adaptive requests of an engine on the same models cost together.
 
     `owed`: what the passes that are planned and not made yet will cost at most.
     """
 
-    lazy: float = 0.0
-    paid: float = 0.0
-    owed: float = 0.0
-    agreement: float = PRIOR_AGREEMENT
+    lazy, paid, owed, agreement = map(Number, range(4))
+
+    def __init__(self, lazy: float = 0.0, agreement: float = PRIOR_AGREEMENT) -> None:
+        self.numbers = array("d", (lazy, 0.0, 0.0, agreement))
 
     @property
     def budget(self) -> float:
@@ -71,36 +73,42 @@ class Account:
         return (1 + ALLOWANCE) * self.lazy - self.paid - self.owed
 
 
-@dataclass
 class Ledger:
     """The costs of one request so far: what lazy would have paid for its rows, and what was paid.
 
-    All of it goes into the shared `account`, too.
+    All of it goes into the shared `account`, too.  csrc/host/ledger.cpp is its twin.
     """
 
-    costs: Mapping[str, Costs]
-    account: Account = field(default_factory=Account)
-    lazy: float = 0.0
-    paid: float = 0.0
-    agreement: float = 0.0
-    # How many requests share the passes of each role, this one among them.
-    sharers: Mapping[str, float] = field(default_factory=dict)
-    _owed: float = 0.0
-    # The rows that were asked for last, and of their price what no pass was made for since.
-    _last: tuple[str, int] | None = None
-    _open: float = 0.0
-    _asked: dict[str, int] = field(default_factory=dict)
+    # `_owed`: of what is planned.  `_last_role`, `_last_rows`: the rows that were asked for last (role -1:
+    # none yet), and `_open`: of their price, what no pass was made for since.
+    lazy, paid, agreement, _owed, _open, _last_role, _last_rows = map(Number, range(7))
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        costs: Mapping[str, Costs],
+        account: Account | None = None,
+        lazy: float = 0.0,
+        agreement: float = 0.0,
+    ) -> None:
+        self.costs = costs
+        self.account = account or Account()
         # One text that agreed with nobody says little about the next: the estimate starts low for none.
-        self.agreement = self.agreement or max(PRIOR_AGREEMENT, self.account.agreement)
+        agreement = agreement or max(PRIOR_AGREEMENT, self.account.agreement)
+        # Behind the ones above, for each role: how far it was asked, and how many requests share its passes,
+        # this one among them.
+        self.numbers = array("d", (lazy, 0.0, agreement, 0.0, 0.0, -1.0, 0.0, *(0.0, 1.0) * len(costs)))
+        self._places = {role: 7 + 2 * index for index, role in enumerate(costs)}
 
     def price(self, role: str, rows: int, answers: int, sharers: float | None = None) -> float:
         """A request's share of a pass in which all have so many rows and answers: all that share the role's
         passes now, or `sharers`.
         """
-        count = sharers or self.sharers.get(role, 1.0)
+        count = sharers or self.sharers(role)
         return self.costs[role].of(rows * count, answers * count) / count
+
+    def sharers(self, role: str) -> float:
+        """How many requests share the passes of the role."""
+        return self.numbers[self._places[role] + 1]
 
     def share(self, sharers: Mapping[str, float]) -> None:
         """So many requests share the passes of each role from now on: what is asked for is priced anew.
@@ -108,12 +116,15 @@ class Ledger:
         Not between the plan of a draft and its end, so that what was affordable stays so.
         """
         before = self._price_of_last()
-        self.sharers = sharers
+        for role, place in self._places.items():
+            self.numbers[place + 1] = sharers[role]
         if self._open:
             self._expect(self._open * (self._price_of_last() / before - 1))
 
     def _price_of_last(self) -> float:
-        return 0.0 if self._last is None else self.price(*self._last, 1)
+        if self._last_role < 0:
+            return 0.0
+        return self.price(list(self.costs)[int(self._last_role)], int(self._last_rows), 1)
 
     def _expect(self, cost: float) -> None:
         """Lazy will pay so much more, for what was asked for last."""
@@ -123,26 +134,29 @@ class Ledger:
 
     def ask(self, role: str, position: int) -> None:
         """The policy asks for the row after `position` tokens: lazy would now compute what leads up to it."""
-        rows = position - self._asked.get(role, 0)
+        place = self._places[role]
+        rows = position - int(self.numbers[place])
         if rows > 0:
-            self._asked[role] = position
-            self._last, self._open = (role, rows), 0.0
+            self.numbers[place] = position
+            self._last_role, self._last_rows, self._open = list(self.costs).index(role), rows, 0.0
             self._expect(self._price_of_last())
 
     def rewind(self, role: str, position: int | None) -> None:
         """What `role` had read from `position` on was replaced; lazy has to compute it again, too."""
-        if position is not None and position < self._asked.get(role, 0):
-            self._asked[role] = position
+        place = self._places[role]
+        if position is not None and position < self.numbers[place]:
+            self.numbers[place] = position
 
     def spare(self, role: str, position: int, rows: int) -> None:
         """`rows` rows up to `position` were there already: lazy need not compute them either."""
-        asked = self._asked.get(role, 0)
+        place = self._places[role]
+        asked = int(self.numbers[place])
         if asked > position:
             saved = self.price(role, asked, 1) - self.price(role, asked - rows, 1)
             self.lazy -= saved
             self.account.lazy -= saved
         else:
-            self._asked[role] = position
+            self.numbers[place] = position
 
     def plan(self, cost: float) -> None:
         """The passes until the policy can go on will cost so much at most; earlier plans are done with."""
@@ -196,7 +210,7 @@ def draft_length(ledger: Ledger, reader: str, rows: int, drafting: Drafting, lim
     one request are dear where many fill a pass, and a pass of the drafter is cheap where many share it.  What
     a lagging reader has to catch up with it reads with or without a draft.
     """
-    budget, crowd = ledger.budget, ledger.sharers.get(reader, 1.0)
+    budget, crowd = ledger.budget, ledger.sharers(reader)
     best, best_rate = 0, GAIN / ledger.price(reader, 1, 1)
     for length in range(1, min(limit, MAX_ADAPTIVE_DRAFT) + 1):
         tokens = expected_tokens(length, ledger.agreement)

@@ -76,8 +76,19 @@ class PassCosts:
         """How many answered rows take as many products."""
         return rows + self._head_share * (answers - rows)
 
+    @property
+    def line(self) -> list[Timing]:
+        """The timings by rows; empty before the first."""
+        self._line = self._line or rising([timing for timing in self._timings if timing is not None])
+        return self._line
+
+    @property
+    def curve(self) -> tuple[float, float, list[tuple[float, float]]]:
+        """What all prices are made of: the head's share, the price before the first timing, and the line."""
+        return self._head_share, self._prior, [(timing.rows, timing.seconds) for timing in self.line]
+
     def _on_line(self, rows: float) -> float:
-        line = self._line = self._line or rising([timing for timing in self._timings if timing is not None])
+        line = self.line
         if not line:
             return self._prior
         after = bisect_right(line, rows, key=lambda timing: timing.rows)

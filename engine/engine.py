@@ -20,14 +20,16 @@ from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, OutOfBlocks
+from nudging.lanes import Lanes
 from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
-from nudging.scheduler import Scheduler, SchedulerOutput, Work
+from nudging.scheduler import Scheduler
 from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
+from nudging.work import SchedulerOutput, Work
 
 # How fast the part of the requests that a pass serves follows the passes.
 SHARE_SMOOTHING = 0.2
@@ -44,8 +46,10 @@ class Engine:
         costs: Mapping[str, PassCosts] | None = None,
         clock: Callable[[], float] = time.perf_counter,
         tracer: Tracer | None = None,
+        carries: bool = True,
     ) -> None:
-        """`costs`: what passes of each model cost; None learns them from the passes that are made.
+        """`carries`: ordinary steps are done in C++ (`lanes.py`), else all in Python, with the same results.
+        `costs`: what passes of each model cost; None learns them from the passes that are made.
         `clock`: the seconds of now; passes and requests are timed with it.  `tracer`: who is told where the
         time goes.
         """
@@ -59,11 +63,13 @@ class Engine:
         self.runners = runners
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
-        self.scheduler = Scheduler(pools, models_of, max_batch_tokens)
         decoders = {name: runner.decoder for name, runner in runners.items()}
         self.costs = costs or {
             name: PassCosts(decoder.weight_bytes, decoder.head_share) for name, decoder in decoders.items()
         }
+        takes_lanes = carries and all(runner.takes_lanes for runner in runners.values())
+        self.lanes = Lanes(pools, models_of, self.costs, takes_lanes)
+        self.scheduler = Scheduler(pools, models_of, max_batch_tokens, self.lanes)
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
         # The part of the running requests that a pass of each model serves: all, where it is the dearest.
@@ -108,6 +114,8 @@ class Engine:
             self._retire_finished()
         order = cheapest_first(self.costs)
         for model in order:
+            if not self.scheduler.is_needed(model):
+                continue
             with self._tracer.span("engine", "plan"):
                 plan = self.scheduler.schedule(model)
                 steps = self._path_steps(model, order[-1], plan.works)
@@ -117,6 +125,7 @@ class Engine:
                 for work in plan.works:
                     self._advance(work.request)
                     moved.append(work.request)
+                moved += self._advance_carried()
             moved += self._retire_finished()
         self._tracer.level(
             "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
@@ -166,35 +175,39 @@ class Engine:
         models = (self.models_of[role] for role in request.policy.roles)
         return self._accounts.setdefault((request.drafter, *models), Account())
 
-    def _sharers(self, request: Request) -> dict[str, float]:
-        """How many requests share a pass of each role: of the dearest model's all that run, of another's as
+    @property
+    def _sharers(self) -> dict[str, float]:
+        """How many requests share a pass of each model: of the dearest one's all that run, of another's as
         many of them as on average.
         """
         running = len(self.scheduler.running)
-        shares = {role: self._share[self.models_of[role]] for role in request.policy.roles}
-        return {role: max(share * running, 1.0) for role, share in shares.items()}
+        return {model: max(share * running, 1.0) for model, share in self._share.items()}
 
     def _path_steps(self, model: str, dearest: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
-        if not any(work.ahead for work in works):
+        lengths = [work.ahead + 1 for work in works] + self.lanes.path_lengths()
+        if max(lengths, default=1) == 1:
             return 1
-        lengths = [work.ahead + 1 for work in works]
         if model == dearest:
             return min(lengths)
-        needs = (request.need for request in self.scheduler.running)
+        needs = (request.need for request in self.scheduler.in_python)
         ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
-        answered = ready + len(works)
-        step_cost = self.costs[model].of(len(works), len(works))
+        ready += self.lanes.ready(dearest)
+        answered = ready + len(lengths)
+        step_cost = self.costs[model].of(len(lengths), len(lengths))
         return path_steps(lengths, ready, step_cost, self.costs[dearest].of(answered, answered))
 
     def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
         works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
+        self.lanes.cap_paths(steps)
         shared, passes = 0, 0
-        while works:
+        while works or self.lanes.num_planned:
+            shared += len(works) + self.lanes.num_planned
             self._execute(model, works)
-            shared, passes = shared + len(works), passes + 1
+            passes += 1
             works = [onward for work in works if (onward := self._onward(work)) is not None]
+            self.lanes.onward()
         if passes and model != dearest:
             share = shared / passes / len(self.scheduler.running)
             self._share[model] += SHARE_SMOOTHING * (share - self._share[model])
@@ -220,13 +233,16 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
+        lanes = self.lanes if self.lanes.num_planned else None
+        rows = sum(work.end - work.start for work in works) + self.lanes.num_tokens
+        asked = sum(work.answers for work in works) + self.lanes.num_answers
         began = self.clock()
-        with self._tracer.span(model, "pass", lambda: describe(works)):
-            answers = iter(runner.execute(works, wanted))
+        with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
+            answers = iter(runner.execute(works, wanted, lanes))
         if runner.passes_made:
             seconds = (self.clock() - began) / runner.passes_made
-            rows = sum(work.end - work.start for work in works)
-            self.costs[model].record(rows, sum(work.answers for work in works), seconds)
+            self.costs[model].record(rows, asked, seconds)
+            self.lanes.learned(model)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
@@ -260,11 +276,21 @@ class Engine:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            request.need = draft_ahead(request, view, ledger, missing.need, self._sharers(request))
+            shared = self._sharers
+            sharers = {role: shared[self.models_of[role]] for role in request.policy.roles}
+            request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
+            self.lanes.offer(request, ledger)
         except Exception as error:
             # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
+
+    def _advance_carried(self) -> list[Request]:
+        """Let the lanes run on, and do in Python what is not ordinary of them."""
+        moved, returned = self.lanes.advance(self._sharers)
+        for request in returned:
+            self._advance(request)
+        return moved + returned
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
@@ -311,13 +337,13 @@ class Engine:
         return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
 
     def _retire_finished(self) -> list[Request]:
-        finished = [request for request in self.scheduler.running if request.is_finished]
+        finished = [request for request in self.scheduler.in_python if request.is_finished]
         for request in finished:
             self._retire(request)
         return finished
 
     def _retire_late(self) -> list[Request]:
-        late = [r for r in (*self.scheduler.running, *self.scheduler.waiting) if r.is_late]
+        late = self.scheduler.late
         for request in late:
             request.expire()
             self._retire(request)
@@ -348,11 +374,13 @@ class Engine:
             listener(request)
 
 
-def describe(works: list[Work]) -> dict[str, Any]:
+def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
     """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
     how many rows it answers.
     """
+    carried = lanes.describe() if lanes is not None else {}
+    rows = lanes.num_tokens if lanes is not None else 0
     reads = {
         f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
     }
-    return {"rows": sum(work.end - work.start for work in works), **reads}
+    return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}

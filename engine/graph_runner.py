@@ -19,10 +19,11 @@ from nudging.graphs import (
     padded,
 )
 from nudging.kernels.flash_attn import FlashAttn
+from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
-from nudging.scheduler import Work
 from nudging.sequence import Row, Sequence
+from nudging.work import Work
 
 # The rows of a path, by the sequence they were computed for and their position.
 Foreseen = dict[tuple[Sequence, int], Row | NumericalError]
@@ -53,8 +54,15 @@ class GraphRunner(ModelRunner):
         self._seen: set[Key] = set()
         self._foreseen: Foreseen = {}
 
+    @property
+    def takes_lanes(self) -> bool:
+        return False
+
     @torch.inference_mode()
-    def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
+    def execute(
+        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+    ) -> list[Row | NumericalError]:
+        assert lanes is None, "recordings are of requests that Python carries"
         known = self._known(works)
         if known is not None:
             self.passes_made = 0

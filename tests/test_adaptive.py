@@ -374,3 +374,4 @@ def test_a_bucket_that_is_timed_at_unlike_sizes_speaks_of_their_mean() -> None:
         costs.record(40, 40, 5.0)
         costs.record(60, 60, 7.0)
     assert costs.of(50, 50) == pytest.approx(6.0, rel=0.03)
+    assert costs.of(29, 29) == pytest.approx(3.5, rel=0.05), "half way to the other bucket"

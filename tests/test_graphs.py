@@ -20,8 +20,8 @@ from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCa
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import SIZES, padded
 from nudging.kernels.lm_head import LmHead, lm_head
-from nudging.scheduler import Work
 from nudging.sequence import Sequence
+from nudging.work import Work
 from tests.pairs import written
 
 # What makes the host wait for a device, or lets sizes depend on what was computed.
