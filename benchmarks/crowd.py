@@ -131,13 +131,15 @@ def count_passes(
     def watch(name: str, runner: ModelRunner) -> None:
         execute = runner.execute
 
-        def counted(works: Any, wanted: Any) -> Any:
+        def counted(works: Any, wanted: Any, lanes: Any) -> Any:
             count = counts[name]
             rows, answers = sum(w.end - w.start for w in works), sum(w.answers for w in works)
+            if lanes is not None:
+                rows, answers = rows + lanes.num_tokens, answers + lanes.num_answers
             count.passes += 1
             count.rows, count.answers = count.rows + rows, count.answers + answers
             count.cost += prices[name].of(rows, answers)
-            return execute(works, wanted)
+            return execute(works, wanted, lanes)
 
         runner.execute = counted  # type: ignore[method-assign]
 

@@ -31,7 +31,7 @@ LOAN = 1.0
 # The agreement to try the first drafts with, unless the texts before agreed more.
 PRIOR_AGREEMENT = 0.8
 # A draft has to promise this many times lazy's tokens per second: estimates of costs and agreement err.
-GAIN = 1.1
+GAIN = 1.05
 # One pass verifies up to 16 rows at about the price of one; longer drafts rarely survive.
 MAX_ADAPTIVE_DRAFT = 8
 # How fast the estimate of agreement forgets, per drafted token.

@@ -8,7 +8,7 @@ namespace nudging {
 namespace {
 
 // As in adaptive.py, which says why.
-constexpr double ALLOWANCE = 0.02, LOAN = 1.0, GAIN = 1.1, FORGETTING = 0.05;
+constexpr double ALLOWANCE = 0.02, LOAN = 1.0, GAIN = 1.05, FORGETTING = 0.05;
 constexpr std::int64_t MAX_ADAPTIVE_DRAFT = 8;
 
 double expected_tokens(std::int64_t length, double agreement) {
