@@ -213,11 +213,14 @@ def draft_length(ledger: Ledger, reader: str, rows: int, drafting: Drafting, lim
     budget, crowd = ledger.budget, ledger.sharers(reader)
     best, best_rate = 0, GAIN / ledger.price(reader, 1, 1)
     for length in range(1, min(limit, MAX_ADAPTIVE_DRAFT) + 1):
-        spent = drafting_cost(ledger, drafting, length) + ledger.price(reader, rows + length, 1 + length)
-        if spent > budget:
+        tokens = expected_tokens(length, ledger.agreement)
+        read = ledger.price(reader, 1 + length, 1 + length)
+        if tokens <= best_rate * read:
+            # Not if drafting were free: what most lengths come to in a crowd.
+            continue
+        if drafting_cost(ledger, drafting, length) + ledger.price(reader, rows + length, 1 + length) > budget:
             break
-        cost = drafting_cost(ledger, drafting, length, crowd) + ledger.price(reader, 1 + length, 1 + length)
-        rate = expected_tokens(length, ledger.agreement) / cost
+        rate = tokens / (drafting_cost(ledger, drafting, length, crowd) + read)
         if rate > best_rate:
             best, best_rate = length, rate
     return best
@@ -225,4 +228,4 @@ def draft_length(ledger: Ledger, reader: str, rows: int, drafting: Drafting, lim
 
 def expected_tokens(length: int, agreement: float) -> float:
     """Tokens a cycle of `length` drafts yields: 1 + a + ... + a^length (arXiv 2211.17192, equation 1)."""
-    return sum(agreement**i for i in range(length + 1))
+    return length + 1.0 if agreement == 1 else (1 - agreement ** (length + 1)) / (1 - agreement)

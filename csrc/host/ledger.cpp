@@ -12,9 +12,8 @@ constexpr double ALLOWANCE = 0.02, LOAN = 1.0, GAIN = 1.05, FORGETTING = 0.05;
 constexpr std::int64_t MAX_ADAPTIVE_DRAFT = 8;
 
 double expected_tokens(std::int64_t length, double agreement) {
-  double sum = 0;
-  for (std::int64_t i = 0; i <= length; ++i) sum += std::pow(agreement, static_cast<double>(i));
-  return sum;
+  const auto count = static_cast<double>(length + 1);
+  return agreement == 1 ? count : (1 - std::pow(agreement, count)) / (1 - agreement);
 }
 
 }  // namespace
@@ -130,12 +129,13 @@ std::int64_t Books::draft_length(Prices& prices, int reader, std::int64_t rows,
   std::int64_t best = 0;
   double best_rate = GAIN / price(prices, reader, 1, 1);
   for (std::int64_t length = 1; length <= std::min(limit, MAX_ADAPTIVE_DRAFT); ++length) {
+    const double tokens = expected_tokens(length, ledger_->agreement);
+    const double read = price(prices, reader, 1 + length, 1 + length);
+    if (tokens <= best_rate * read) continue;
     const double spent =
         drafting_cost(prices, drafting, length) + price(prices, reader, rows + length, 1 + length);
     if (spent > affordable) break;
-    const double cost = drafting_cost(prices, drafting, length, crowd) +
-                        price(prices, reader, 1 + length, 1 + length);
-    const double rate = expected_tokens(length, ledger_->agreement) / cost;
+    const double rate = tokens / (drafting_cost(prices, drafting, length, crowd) + read);
     if (rate > best_rate) {
       best = length;
       best_rate = rate;
