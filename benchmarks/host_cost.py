@@ -41,6 +41,7 @@ ARMS: dict[str, tuple[Policy, int | None]] = {
     "token, k=4": (Nudging(0.4, "token"), 4),
     "word, lazy": (Nudging(0.4, "word"), 0),
     "word, k=4": (Nudging(0.4, "word"), 4),
+    "token, adaptive": (Nudging(0.4, "token"), None),
     "word, adaptive": (Nudging(0.4, "word"), None),
 }
 
@@ -101,7 +102,7 @@ def measure(
     """Seconds of the host in every step of one run, and how many passes the models made."""
     policy, draft_len = ARMS[arm]
     engine = Engine(
-        make_runners(decoders, roles, 1 << 28, 16, prefix_caching=False), {name: name for name in roles}
+        make_runners(decoders, roles, 1 << 28, 16, False, threads=1), {name: name for name in roles}
     )
     draw = random.Random(requests)
     for number in range(requests):

@@ -1,8 +1,9 @@
-// The only file that sees pybind11: one m.def per op.  Arrays come as the integers of
-// `tensor.data_ptr()`.
+// The only file beside bind_lanes.cpp that sees pybind11: one m.def per op.  Arrays come as the
+// integers of `tensor.data_ptr()`.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind_lanes.h"
 #include "nudging/cpu.h"
 #include "nudging/decoder.h"
 #include "nudging/pages.h"
@@ -90,7 +91,7 @@ void bind_decoder(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Row-invariant CPU kernels of nudging.";
+  m.doc() = "Row-invariant CPU kernels of nudging, and the host half of its ordinary steps.";
   const py::call_guard<py::gil_scoped_release> unlocked;
 
   py::enum_<Isa>(m, "Isa")
@@ -117,6 +118,7 @@ PYBIND11_MODULE(_C, m) {
                                static_cast<Size>(pages.size()));
       });
   bind_decoder(m);
+  bind_lanes(m);
 
   m.def(
       "linear",

@@ -1,5 +1,8 @@
-"""Row-invariant CPU kernels.  Addresses are those of dense tensors; see csrc/include/nudging/cpu.h."""
+"""Row-invariant CPU kernels, and the host half of ordinary steps.  Addresses are those of dense tensors; see
+csrc/include/nudging/cpu.h and lanes.h.
+"""
 
+from collections.abc import Callable
 from enum import Enum
 
 MAX_HEAD_DIM: int
@@ -257,3 +260,110 @@ def softmax_stats(
     vocab: int,
     /,
 ) -> None: ...
+
+# What a carried request's step may read at once: more is a prompt.
+DECODE_TOKENS: int
+
+class TrackState:
+    """A role's sequence as it enters or leaves the lanes; see `nudging.sequence.Sequence`."""
+
+    begin: int
+    tokens: list[int]
+    num_computed: int
+    context_len: int
+    lost: int
+    rows: list[tuple[int, int, int, float]]
+    blocks: list[int]
+
+    def __init__(
+        self,
+        model: int,
+        prompt_len: int,
+        max_len: int,
+        max_sequence: int,
+        ends: list[int],
+        begin: int,
+        tokens: list[int],
+        num_computed: int,
+        context_len: int,
+        lost: int,
+        rows: list[tuple[int, int, int, float]],
+        blocks: list[int],
+        registered: int,
+        own_from: int,
+    ) -> None: ...
+
+class LaneState:
+    def __init__(
+        self,
+        rule: tuple[int, float, bool, int],
+        tracks: list[TrackState],
+        output_begin: int,
+        output: list[int],
+        max_tokens: int,
+        draft_len: int,
+        vocab: int,
+        stop_tokens: list[int],
+        stops: list[bytes],
+        tail: bytes,
+        is_greedy: bool,
+        drafts: bool,
+        need: tuple[int, int, int, int, bool],
+        draft: tuple[int, int, list[int]] | None,
+    ) -> None: ...
+
+# A lane's number and one of its answers.
+Failed = list[tuple[int, int]]
+
+class Lanes:
+    """Carried requests by number; see `nudging.lanes`."""
+
+    def __init__(
+        self,
+        pools: list[tuple[object, object, object, int, bool]],
+        register: Callable[[int, int, list[int], int], int],
+        token_bytes: Callable[[int, int], bytes],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def enter(self, lane: int, state: LaneState) -> None: ...
+    def leave(
+        self, lane: int
+    ) -> tuple[
+        list[TrackState],
+        list[int],
+        int,
+        tuple[int, int, int, int, bool],
+        tuple[int, int, list[int]] | None,
+    ]: ...
+    def counted(self, lane: int) -> tuple[list[int], int, int, int, dict[int, int]]: ...
+    def held(self, lane: int) -> tuple[int, list[int]]: ...
+    def take_written(self, lane: int) -> tuple[list[int], list[int]]: ...
+    def plan(self, model: int) -> tuple[int, int, list[int]]: ...
+    def own(self) -> list[int]: ...
+    def path_lengths(self) -> list[int]: ...
+    def ready(self, model: int) -> int: ...
+    def cap_paths(self, steps: int) -> None: ...
+    def add_foreign(
+        self, tokens: list[int], start: int, end: int, first_row: int, ahead: int, blocks: list[int]
+    ) -> None: ...
+    def sizes(self, block_size: int) -> tuple[int, int, int, int]: ...
+    def fill(
+        self,
+        memory: int,
+        rows: int,
+        seqs: int,
+        width: int,
+        answers: int,
+        block_size: int,
+        spare_slot: int,
+    ) -> None: ...
+    def spans(self) -> list[tuple[int, int, int, int, int, list[int], list[int], int]]: ...
+    def uniform(self) -> tuple[int, int]: ...
+    def vocabularies(self) -> list[int]: ...
+    def sampled(self) -> list[tuple[int, int, int, int]]: ...
+    def tokens(self) -> int: ...
+    def answers(self) -> int: ...
+    def take_statistics(self, argmax: int, max: int, lse: int, picked: list[tuple[int, int]]) -> Failed: ...
+    def take_rows(self, rows: list[tuple[int, int, int, float] | None]) -> Failed: ...
+    def onward(self) -> bool: ...
+    def advance_all(self) -> tuple[list[int], list[int]]: ...

@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nudging.scheduler import Work
+from nudging import _C
+from nudging.work import Work
 
 # Unused entries of a block table hold an id that no pool has: reading one fails instead of going unnoticed.
 IMPOSSIBLE_BLOCK = 2_147_480_000
@@ -167,6 +168,13 @@ class BatchBuffer:
             self._device.copy_(self._host, non_blocking=True)
         return self.batch
 
+    def fill_carried(self, carried: _C.Lanes, block_size: int) -> Batch:
+        """The batch of what `carried` computes now and of what was added to it; the twin is `fill`."""
+        carried.fill(self._host.data_ptr(), *self.shape, block_size, self._spare_slot)
+        if self._device is not self._host:
+            self._device.copy_(self._host, non_blocking=True)
+        return self.batch
+
 
 class BatchBuilder:
     """Makes the batches of one model; what it returns holds until it makes the next one of that shape."""
@@ -177,15 +185,26 @@ class BatchBuilder:
         self._spare_slot = spare_slot
         self._buffers: dict[BatchShape, BatchBuffer] = {}
 
-    def build(self, works: Sequence[Work]) -> Batch:
-        """The ragged tensors of the works, whose blocks must be owned alone and cover their ends."""
-        shape = shape_of(works, self._block_size)
+    def build(self, works: Sequence[Work], carried: _C.Lanes | None = None) -> Batch:
+        """The ragged tensors of what is `carried`, then of the works; their blocks must be owned alone and
+        cover their ends.
+        """
+        if carried is None:
+            return self._buffer(shape_of(works, self._block_size)).fill(works, self._block_size)
+        for work in works:
+            sequence = work.request.sequences[work.role]
+            ids, blocks = sequence.tokens[work.start : work.end], sequence.block_table.ids
+            carried.add_foreign(ids, work.start, work.end, work.first_row, work.ahead, blocks)
+        buffer = self._buffer(BatchShape(*carried.sizes(self._block_size)))
+        return buffer.fill_carried(carried, self._block_size)
+
+    def _buffer(self, shape: BatchShape) -> BatchBuffer:
         buffer = self._buffers.pop(shape, None) or BatchBuffer(shape, self._device, self._spare_slot)
         # The dictionary is in order of use: the first entry is the one that was not used for longest.
         self._buffers[shape] = buffer
         if len(self._buffers) > KEPT_SHAPES:
             del self._buffers[next(iter(self._buffers))]
-        return buffer.fill(works, self._block_size)
+        return buffer
 
 
 def _fields(

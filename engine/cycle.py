@@ -131,7 +131,7 @@ class RecordedCycle:
         self._begins = each * 2, each, each * (drafts + 1)
         self._answers = each[:-1].long() * 2 + 1, each[:-1].long(), torch.arange(rows, device=device)
         # No lane takes part yet: running it changes nothing.
-        self._replay = recorder.record(self._run)
+        self.replay = recorder.record(self._run)
 
     def start(
         self, tables: Sequence[tuple[Sequence[int], Sequence[int]]], lanes: Sequence[LaneStart] | None = None
@@ -164,7 +164,7 @@ class RecordedCycle:
         self._table_memory.copy_(side.tables, non_blocking=True)
         if is_new:
             self._lane_memory.copy_(side.lanes, non_blocking=True)
-        self._replay()
+        self.replay()
         side.result.copy_(self._result, non_blocking=True)
 
     def _run(self) -> None:

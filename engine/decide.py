@@ -12,6 +12,7 @@ from torch import Tensor
 from nudging.errors import NumericalError
 from nudging.kernels.sample import pick
 from nudging.kernels.softmax_stats import softmax_stats
+from nudging.lanes import Lanes
 from nudging.params import SamplingParams
 from nudging.sequence import Row
 
@@ -30,7 +31,10 @@ class Wanted(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether the token picked is the likeliest one."""
-        return self.params.temperature == 0 and not self.params.logit_bias
+        return self.params.is_greedy
+
+
+GREEDY = SamplingParams(temperature=0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,34 @@ def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
         for line, (i, (top, peak, lse)) in enumerate(zip(chosen, columns, strict=True)):
             rows[i] = _row(part, line, wanted[i], top, peak, lse)
     return rows
+
+
+def tell(lanes: Lanes, logits: Tensor) -> Tensor:
+    """Give the lanes the rows that the first lines of `logits` [rows, vocab] make; returns the others."""
+    count, size = lanes.core.uniform()
+    mine, others = logits[:count], logits[count:]
+    if size == 0:
+        lanes.take(decide(mine, wanted_by(lanes)))
+        return others
+    if size < logits.shape[1]:
+        mine = mine[:, :size].contiguous()
+    stats = softmax_stats(mine)
+    top, peak, lse = stats.argmax.cpu(), stats.max.cpu(), stats.lse.cpu()
+    picked = [
+        (at, pick_token(mine[at], request.params, request.seed, position))
+        for at, request, position in lanes.sampled()
+    ]
+    failed = lanes.core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr(), picked)
+    lanes.fail([(number, row_of(0, 0, float(peak[at]), float(lse[at]))) for number, at in failed])
+    return others
+
+
+def wanted_by(lanes: Lanes) -> list[Wanted]:
+    """What the rows of carried requests are asked for."""
+    wanted = [Wanted(GREEDY, 0, 0, size, False) for size in lanes.core.vocabularies()]
+    for at, request, position in lanes.sampled():
+        wanted[at] = Wanted(request.params, request.seed, position, wanted[at].vocab_size, False)
+    return wanted
 
 
 def _row(logits: Tensor, line: int, want: Wanted, top: int, peak: float, lse: float) -> Row | NumericalError:

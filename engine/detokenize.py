@@ -25,6 +25,11 @@ class Detokenizer:
         """The characters that `token` completes; none for special tokens."""
         return self.push_bytes(self._tokenizer.token_bytes(token))
 
+    @property
+    def held(self) -> bytes:
+        """The bytes of a character that is not whole yet."""
+        return self._decoder.getstate()[0]
+
     def push_bytes(self, data: bytes) -> str:
         """The characters that `data` completes, for text that another tokenizer's model wrote."""
         return self._decoder.decode(data)
@@ -67,6 +72,11 @@ class StopChecker:
         final = len(seen) - max(self._matched, default=0)
         self._held = seen[final:]
         return seen[:final], False
+
+    @property
+    def held(self) -> str:
+        """The end of the text that may yet become a stop string."""
+        return self._held
 
     def flush(self) -> str:
         """What was held back, once no more text will come."""

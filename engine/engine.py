@@ -20,14 +20,16 @@ from nudging.costs import PassCosts
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, OutOfBlocks
+from nudging.lanes import Lanes
 from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
-from nudging.scheduler import Scheduler, SchedulerOutput, Work
+from nudging.scheduler import Scheduler
 from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
+from nudging.work import SchedulerOutput, Work
 
 
 class Engine:
@@ -41,8 +43,10 @@ class Engine:
         costs: Mapping[str, PassCosts] | None = None,
         clock: Callable[[], float] = time.perf_counter,
         tracer: Tracer | None = None,
+        carries: bool = True,
     ) -> None:
-        """`costs`: what passes of each model cost; None learns them from the passes that are made.
+        """`carries`: ordinary steps are done in C++ (`lanes.py`), else all in Python, with the same results.
+        `costs`: what passes of each model cost; None learns them from the passes that are made.
         `clock`: the seconds of now; passes and requests are timed with it.  `tracer`: who is told where the
         time goes.
         """
@@ -56,7 +60,9 @@ class Engine:
         self.runners = runners
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
-        self.scheduler = Scheduler(pools, models_of, max_batch_tokens)
+        takes_lanes = all(runner.takes_lanes for runner in runners.values())
+        self.lanes = Lanes(pools, models_of) if carries and takes_lanes else None
+        self.scheduler = Scheduler(pools, models_of, max_batch_tokens, self.lanes)
         self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
@@ -100,6 +106,8 @@ class Engine:
             self._retire_finished()
         order = cheapest_first(self.costs)
         for model in order:
+            if not self.scheduler.is_needed(model):
+                continue
             with self._tracer.span("engine", "plan"):
                 plan = self.scheduler.schedule(model)
                 steps = self._path_steps(model, order[-1], plan.works)
@@ -109,6 +117,7 @@ class Engine:
                 for work in plan.works:
                     self._advance(work.request)
                     moved.append(work.request)
+                moved += self._advance_carried()
             moved += self._retire_finished()
         self._tracer.level(
             "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
@@ -160,22 +169,31 @@ class Engine:
 
     def _path_steps(self, model: str, dearest: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
-        if not any(work.ahead for work in works):
-            return 1
         lengths = [work.ahead + 1 for work in works]
+        if self.lanes is not None:
+            lengths += self.lanes.path_lengths()
+        if not lengths or max(lengths) == 1:
+            return 1
         if model == dearest:
             return min(lengths)
-        needs = (request.need for request in self.scheduler.running)
+        needs = (request.need for request in self.scheduler.in_python)
         ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
-        answer = self.costs[dearest].of(ready + len(works))
-        return path_steps(lengths, ready, self.costs[model].of(len(works)), answer)
+        if self.lanes is not None:
+            ready += self.lanes.ready(dearest)
+        answer = self.costs[dearest].of(ready + len(lengths))
+        return path_steps(lengths, ready, self.costs[model].of(len(lengths)), answer)
 
     def _compute(self, model: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
         works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
-        while works:
+        lanes = self.lanes
+        if lanes is not None:
+            lanes.cap_paths(steps)
+        while works or (lanes is not None and lanes.num_tokens):
             self._execute(model, works)
             works = [onward for work in works if (onward := self._onward(work)) is not None]
+            if lanes is not None:
+                lanes.onward()
 
     def _onward(self, work: Work) -> Work | None:
         """The next token of a work's path: the one that its last row picked; None where the path ends."""
@@ -198,12 +216,13 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
+        lanes = self.lanes if self.lanes is not None and self.lanes.num_tokens else None
+        tokens = sum(work.end - work.start for work in works) + (lanes.num_tokens if lanes else 0)
         began = self.clock()
-        with self._tracer.span(model, "pass", lambda: describe(works)):
-            rows = iter(runner.execute(works, wanted))
+        with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
+            rows = iter(runner.execute(works, wanted, lanes))
         if runner.passes_made:
-            seconds = (self.clock() - began) / runner.passes_made
-            self.costs[model].record(sum(work.end - work.start for work in works), seconds)
+            self.costs[model].record(tokens, (self.clock() - began) / runner.passes_made)
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start)
             sequence = work.request.sequences[work.role]
@@ -240,9 +259,20 @@ class Engine:
         except MissingRow as missing:
             request.need = draft_ahead(request, view, ledger, missing.need)
             self._check_need(request)
+            if self.lanes is not None:
+                self.lanes.offer(request)
         except Exception as error:
             # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
+
+    def _advance_carried(self) -> list[Request]:
+        """Let the lanes run on, and do in Python what is not ordinary of them."""
+        if self.lanes is None:
+            return []
+        moved, returned = self.lanes.advance()
+        for request in returned:
+            self._advance(request)
+        return moved + returned
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
@@ -289,13 +319,13 @@ class Engine:
         return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
 
     def _retire_finished(self) -> list[Request]:
-        finished = [request for request in self.scheduler.running if request.is_finished]
+        finished = [request for request in self.scheduler.in_python if request.is_finished]
         for request in finished:
             self._retire(request)
         return finished
 
     def _retire_late(self) -> list[Request]:
-        late = [r for r in (*self.scheduler.running, *self.scheduler.waiting) if r.is_late]
+        late = self.scheduler.late
         for request in late:
             request.expire()
             self._retire(request)
@@ -326,12 +356,14 @@ class Engine:
             listener(request)
 
 
-def describe(works: list[Work]) -> dict[str, Any]:
+def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
     """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
     how many rows it answers.
     """
+    carried = lanes.describe() if lanes is not None else {}
+    rows = lanes.num_tokens if lanes is not None else 0
     reads = {
         f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.end - work.first_row + 1} answers"
         for work in works
     }
-    return {"rows": sum(work.end - work.start for work in works), **reads}
+    return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}

@@ -44,7 +44,8 @@ class EngineThread:
                 self.check_open()
                 raise EngineClosed("drain() was called: the engine takes no more requests; open a new LLM")
             added = self._post(lambda: self._add(requests, handle))
-        added.add_done_callback(lambda _: self._refuse(requests, handle, added.exception()))
+        # Not `added` itself: it would hold all that the request has until the garbage collector came.
+        added.add_done_callback(lambda done: self._refuse(requests, handle, done.exception()))
 
     def cancel(self, requests: list[Request]) -> None:
         """End requests with "abort"; finished ones stay as they are, and after close there is nothing to

@@ -28,8 +28,8 @@ from nudging.policies.nudging import Nudging
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
-from nudging.scheduler import Work
 from nudging.sequence import Row
+from nudging.work import Work
 
 ROLES = ("guide", "base")
 # The guide's first pass of a cycle reads so many tokens of the text at most.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate, islice
 
 import torch
@@ -25,10 +26,11 @@ from nudging.graphs import (
     read,
 )
 from nudging.kernels.flash_attn import FlashAttn
+from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
-from nudging.scheduler import Work
 from nudging.sequence import Row, Sequence
+from nudging.work import Work
 
 # The rows of a path, by the sequence they were computed for and their position.
 Foreseen = dict[tuple[Sequence, int], Row | NumericalError]
@@ -61,12 +63,22 @@ class GraphRunner(ModelRunner):
         # The cycles of this model and another one, where there are any.
         self.foresight: Foresight | None = None
 
+    @property
+    def takes_lanes(self) -> bool:
+        return False
+
     @torch.inference_mode()
-    def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
+    def execute(
+        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+    ) -> list[Row | NumericalError]:
+        assert lanes is None, "recordings are of requests that Python carries"
         if self.foresight is None:
             return self._execute(works, wanted)
         if not all(work.is_onward for work in works):
             self._foreseen.clear()
+        # Before a cycle begins in these blocks, and for those whose rows are there already, too.
+        self.cache.copy_blocks([pair for work in works for pair in work.copies])
+        works = [replace(work, copies=()) if work.copies else work for work in works]
         found = self.foresight.rows(self, works, wanted)
         answers = [max(work.end - work.first_row + 1, 0) for work in works]
         ends = [0, *accumulate(answers)]

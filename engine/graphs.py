@@ -21,7 +21,7 @@ from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
 from nudging.decide import Wanted
 from nudging.kernels.lm_head import LmHead, lm_head
 from nudging.models.decoder import Decoder
-from nudging.scheduler import Work
+from nudging.work import Work
 
 # Rows of one sequence up to which a pass is recorded: what a draft and its pass have, not what a prompt has.
 MAX_ROWS = 16

@@ -27,6 +27,8 @@ class Handle:
         self._thread = thread
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
+        # How many wait for the next piece; who waits for the end is told of nothing before.
+        self._readers = 0
         self._ended: set[str] = set()
 
     @property
@@ -58,7 +60,11 @@ class Handle:
         open_ones = set(range(len(self._requests)))
         while open_ones:
             with self._changed:
-                self._changed.wait_for(lambda: any(self._moved(i, seen[i]) for i in open_ones))
+                self._readers += 1
+                try:
+                    self._changed.wait_for(lambda: any(self._moved(i, seen[i]) for i in open_ones))
+                finally:
+                    self._readers -= 1
             for i in sorted(open_ones):
                 delta = self.take(i, seen[i])
                 if delta is None:
@@ -93,15 +99,22 @@ class Handle:
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener`, on the engine's thread, whenever something moved (and once now)."""
         with self._changed:
-            self._listeners.append(listener)
+            if not self.is_finished:
+                self._listeners.append(listener)
         listener()
 
     def notify(self, request: Request) -> None:
         """The engine's side: `request` moved or ended."""
+        if not (self._readers or self._listeners or request.is_finished):
+            # Who comes to read now looks at the text before it waits.
+            return
         with self._changed:
             if request.is_finished:
                 self._ended.add(request.id)
             self._changed.notify_all()
             listeners = tuple(self._listeners)
+            if self.is_finished:
+                # A listener holds the handle, too: what has ended must not wait for the garbage collector.
+                self._listeners.clear()
         for listener in listeners:
             listener()

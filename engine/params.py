@@ -63,6 +63,11 @@ class SamplingParams:
         self._check_stops()
         self._check_bias()
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is picked, whatever the noise."""
+        return self.temperature == 0 and not self.logit_bias
+
     def _check_numbers(self) -> None:
         whole = is_int(self.max_tokens) and 1 <= self.max_tokens <= MAX_TOKENS_LIMIT
         require(whole, "max_tokens", self.max_tokens, f"a whole number from 1 to {MAX_TOKENS_LIMIT}")

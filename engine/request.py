@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.detokenize import Detokenizer, StopChecker
@@ -16,6 +17,12 @@ from nudging.prompts import RolePrompt
 from nudging.roles import Role
 from nudging.sequence import Sequence
 from nudging.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nudging.lanes import Lanes
+
+# What a carried request does not have: see `lanes`.
+CARRIED = ("sequences", "output", "need", "draft")
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Request:
         self.siblings: tuple[Request, ...] = ()
         self.keeps_sequences = False
         self.output: list[int] = []
-        self.pieces: list[Piece] = []
+        self._pieces: list[Piece] = []
         self.tail = ""
         self.need: Need | None = None
         # Role and first row of the last need that was a prompt to read, not a text to write.
@@ -138,11 +145,95 @@ class Request:
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
         self.clock = clock
-        self.counters = Counters(submitted_at=clock())
+        self._counters = Counters(submitted_at=clock())
         self.timeout = timeout
-        self.tokenizer = roles["base" if "base" in policy.roles else policy.roles[0]].tokenizer
+        # Who carries the request now; its pieces may be asked for by any thread.
+        self._lanes: Lanes | None = None
+        self._reading = threading.Lock()
+        self._begin_text()
+
+    def _begin_text(self) -> None:
+        roles = self.policy.roles
+        self.tokenizer = self.roles["base" if "base" in roles else roles[0]].tokenizer
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
-        self._stops = StopChecker(params.stop) if params.stop else None
+        self._stops = StopChecker(self.params.stop) if self.params.stop else None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in CARRIED:
+                raise AttributeError(f"Request has no attribute {name!r}")
+            self.bring_back()
+            return getattr(self, name)
+
+    @property
+    def is_carried(self) -> bool:
+        return self._lanes is not None
+
+    def carry(self, lanes: Lanes) -> None:
+        """From now on `lanes` has what is CARRIED."""
+        self._lanes = lanes
+        for name in CARRIED:
+            delattr(self, name)
+
+    def bring_back(self) -> None:
+        """Be carried no more; on the engine's thread, between two passes."""
+        if self._lanes is not None:
+            with self._reading:
+                self._read(self._lanes.written(self))
+                self._lanes.hand_back(self)
+
+    def take_back(
+        self,
+        sequences: dict[str, Sequence],
+        output: list[int],
+        need: Need,
+        draft: Draft | None,
+        counters: Counters,
+    ) -> None:
+        """`lanes` has it no more."""
+        self._lanes = None
+        self.sequences, self.output, self.need, self.draft = sequences, output, need, draft
+        self._counters = counters
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What was written; may be read on any thread."""
+        if self._lanes is not None:
+            with self._reading:
+                if self._lanes is not None:
+                    self._read(self._lanes.written(self))
+        return self._pieces
+
+    @property
+    def counters(self) -> Counters:
+        if self._lanes is None:
+            return self._counters
+        with self._reading:
+            return self._counters if self._lanes is None else self._lanes.counters(self)
+
+    @property
+    def num_written(self) -> int:
+        """How many tokens the output has."""
+        return len(self.output) if self._lanes is None else self._lanes.held(self)[0]
+
+    def num_blocks(self, role: str) -> int:
+        """How many blocks the role's sequence holds."""
+        if self._lanes is not None:
+            return self._lanes.held(self)[1][role]
+        return len(self.sequences[role].block_table.ids)
+
+    @property
+    def held_back(self) -> bytes:
+        """The end of the text that is not handed out yet."""
+        held = b"" if self._stops is None else self._stops.held.encode()
+        return held + (b"" if self._detokenizer is None else self._detokenizer.held)
+
+    def _read(self, written: list[tuple[int, str]]) -> None:
+        """Make pieces of what the lanes have written."""
+        for token, author in written:
+            text, _ = self._push(token)
+            self._pieces.append(Piece(token, author, text))
 
     @property
     def is_finished(self) -> bool:
@@ -167,7 +258,7 @@ class Request:
     def context_length(self, role: str) -> int:
         """How many tokens `role` has to read of the prompt and the text so far."""
         if self.policy.shares_ids:
-            return len(self.prompts[role].ids) + len(self.output)
+            return len(self.prompts[role].ids) + self.num_written
         return len(self.sequences[role].tokens)
 
     def max_sequence(self, role: str) -> int:
@@ -203,6 +294,7 @@ class Request:
 
     def finish(self, reason: str) -> None:
         """End the text: what was held back (half a character, half a stop string) is final now."""
+        self.bring_back()
         self.finish_reason = reason
         if self._detokenizer is None:
             return
@@ -231,6 +323,7 @@ class Request:
 
     def fail(self, error: BaseException) -> None:
         """End with an error: what was written stays readable."""
+        self.bring_back()
         self.error = error
         self.finish_reason = "error"
 

@@ -7,14 +7,15 @@ import torch
 from nudging import _C
 from nudging.batch import BatchBuilder, KVCache
 from nudging.blocks import BlockPool
-from nudging.decide import Wanted, decide
+from nudging.decide import Wanted, decide, tell
 from nudging.errors import NumericalError
 from nudging.kernels.cpu import use_team
 from nudging.kernels.flash_attn import FlashAttn
+from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.prefill import with_prefill
-from nudging.scheduler import Work
 from nudging.sequence import Row
+from nudging.work import Work
 
 
 class ModelRunner:
@@ -50,22 +51,32 @@ class ModelRunner:
         self._builder = BatchBuilder(block_size, decoder.device, self.cache.spare_slot)
 
     @property
+    def takes_lanes(self) -> bool:
+        """Whether `execute` computes what lanes have planned."""
+        return self._flash is None
+
+    @property
     def precision(self) -> str:
         """What declares the bits of a row: the weights' precision, and who else than our kernels computes."""
         weights = self.decoder.precision
         return weights if self._flash is None else f"{weights}, prompts by {self._flash.name}"
 
     @torch.inference_mode()
-    def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
+    def execute(
+        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+    ) -> list[Row | NumericalError]:
         """The rows of all works, in order; `wanted` says what each row is asked for.  When it returns, the
-        device is done.
+        device is done.  What `lanes` have planned is computed in the same pass, and told to them.
         """
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
-        batch = self._builder.build(works)
+        batch = self._builder.build(works, None if lanes is None else lanes.core)
         if self._flash is not None:
             batch = with_prefill(self._flash, batch, works)
         with use_team(self.team):
-            rows = decide(self.decoder.forward(batch, self.cache), wanted)
+            logits = self.decoder.forward(batch, self.cache)
+            if lanes is not None:
+                logits = tell(lanes, logits)
+            rows = decide(logits, wanted)
         if not wanted and self.decoder.device.type == "cuda":
             # Nobody has waited for the pass: its cost would go unseen, and its batch be overwritten.
             torch.cuda.synchronize(self.decoder.device)

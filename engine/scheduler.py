@@ -5,12 +5,13 @@ budgets.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
 
 from nudging.blocks import BlockPool
 from nudging.errors import OutOfBlocks
+from nudging.lanes import Lanes, Planned
 from nudging.request import Request
 from nudging.sequence import Sequence
+from nudging.work import Found, SchedulerOutput, Work
 
 # A request with at most this many tokens to compute is being written, not read: it goes before long prompts.
 DECODE_TOKENS = 32
@@ -18,44 +19,6 @@ DECODE_TOKENS = 32
 PROMPT_SHARE = 0.25
 # Room to grow, in blocks, that admission leaves to each sequence: preemption is for what nobody foresaw.
 HEADROOM_BLOCKS = 1
-
-
-@dataclass(frozen=True)
-class Work:
-    """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
-    first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
-    token of such a path.
-
-    `copies` are the (source, destination) blocks to copy before: those it writes and shares with others.
-    """
-
-    request: Request
-    role: str
-    start: int
-    end: int
-    first_row: int
-    ahead: int = 0
-    copies: tuple[tuple[int, int], ...] = ()
-    is_onward: bool = False
-
-
-@dataclass(frozen=True)
-class Found:
-    """`tokens[start:end]` of one sequence need not be computed: a sibling or an earlier request had them."""
-
-    request: Request
-    role: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class SchedulerOutput:
-    """The work of one model; what was found since the last plan; and who had to give its blocks back."""
-
-    works: list[Work]
-    found: list[Found]
-    preempted: list[Request]
 
 
 class Scheduler:
@@ -72,16 +35,28 @@ class Scheduler:
     never preempted for the lower one, and that one comes back only when both fit with room to grow.
     """
 
-    def __init__(self, pools: dict[str, BlockPool], models_of: dict[str, str], max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        pools: dict[str, BlockPool],
+        models_of: dict[str, str],
+        max_batch_tokens: int,
+        lanes: Lanes | None = None,
+    ) -> None:
+        """`lanes`: who carries ordinary requests."""
         self.pools = pools
+        self.lanes = lanes
         self.models_of = models_of
         self.max_batch_tokens = max_batch_tokens
         # Both in order of rank, the highest first.
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        # Those of them that may become late.
+        self._timed: list[Request] = []
         self._arrivals = 0
         self._found: list[Found] = []
         self._preempted: list[Request] = []
+        # Who found no room last, claiming so much, and no blocks were given back since.
+        self._stuck: tuple[Request, dict[str, int]] | None = None
         # Sequences of open generations that no request uses now, the longest unused first.
         self._kept: list[Sequence] = []
 
@@ -95,6 +70,8 @@ class Scheduler:
                     self._pool(role), request.prompts[role].ids, request.cache_salt
                 )
         insort(self.waiting, request, key=_rank)
+        if request.timeout is not None:
+            self._timed.append(request)
 
     def blocks_needed(self, request: Request) -> dict[str, int]:
         """The most blocks of each model's pool that the request can own while it is the only one."""
@@ -106,7 +83,7 @@ class Scheduler:
     def admit(self) -> list[Request]:
         """Move requests from the head of the queue to the running ones while there is room."""
         admitted = []
-        while self.waiting and self._make_room(self.waiting[0]):
+        while self.waiting and self._fits(self.waiting[0]):
             request = self.waiting.pop(0)
             for sequence in request.sequences.values():
                 self.take(sequence)
@@ -114,8 +91,27 @@ class Scheduler:
             admitted.append(request)
         return admitted
 
+    @property
+    def in_python(self) -> list[Request]:
+        """The running requests that nobody carries."""
+        if self.lanes is not None and len(self.lanes) == len(self.running):
+            return []
+        return [request for request in self.running if not request.is_carried]
+
+    def is_needed(self, model: str) -> bool:
+        """Whether a running request waits for the model."""
+        if self.lanes is not None and self.lanes.ready(model):
+            return True
+        return any(self.models_of[request.need_now.role] == model for request in self.in_python)
+
+    @property
+    def late(self) -> list[Request]:
+        """Those whose time is over."""
+        return [request for request in self._timed if request.is_late]
+
     def keep(self, sequence: Sequence) -> None:
         """Leave a sequence its blocks while nobody uses it, until they are needed elsewhere."""
+        self._stuck = None
         self._kept.append(sequence)
 
     def take(self, sequence: Sequence) -> None:
@@ -124,7 +120,10 @@ class Scheduler:
 
     def retire(self, request: Request) -> None:
         """Take a finished request out, wherever it stands; siblings that wait for its prompt take it over."""
+        self._stuck = None
         (self.running if request in self.running else self.waiting).remove(request)
+        if request.timeout is not None:
+            self._timed.remove(request)
         for sibling in request.siblings:
             if sibling in self.running and not sibling.is_finished:
                 for role in request.sequences:
@@ -138,7 +137,7 @@ class Scheduler:
         Who cannot have the blocks for its tokens waits for another step; one that is the only one left and
         still lacks a block fails with OutOfBlocks.
         """
-        ends = self._share_tokens(model)
+        ends = self._beside_carried(model)
         works = []
         for request in tuple(self.running):
             if request not in ends or request in self._preempted:
@@ -149,6 +148,32 @@ class Scheduler:
         output = SchedulerOutput(works, self._found, self._preempted)
         self._found, self._preempted = [], []
         return output
+
+    def _beside_carried(self, model: str) -> dict[Request, int]:
+        """Plan the carried requests, and share the rest of the budget among the others.
+
+        Where tokens or blocks do not suffice for all, ranks decide, and nobody is carried.
+        """
+        if not self.lanes:
+            return self._share_tokens(model) or {}
+        planned = self.lanes.plan(model)
+        carried = len(self.lanes)
+        ends = self._share_tokens(model, planned.tokens)
+        # Who shares a prompt with a carried request has taken it back.
+        if ends is None or len(self.lanes) != carried or self._lacks_blocks(model, planned, ends):
+            self.lanes.hand_back_planned()
+            return self._share_tokens(model) or {}
+        self.lanes.own()
+        return ends
+
+    def _lacks_blocks(self, model: str, planned: Planned, ends: dict[Request, int]) -> bool:
+        """Whether blocks for all tokens and the paths behind them are not there."""
+        missing = planned.missing
+        for request, end in ends.items():
+            need = request.need_now
+            sequence = request.sequences[need.role]
+            missing += sequence.block_table.missing(sequence.num_computed, end + need.ahead)
+        return missing > self.pools[model].num_available
 
     def _find_computed(self, request: Request) -> bool:
         """Let the request go on from what is computed already.  False: it waits, while a sibling that ranks
@@ -192,8 +217,9 @@ class Scheduler:
         if not request.counters.preemptions:
             request.counters.cached += max(min(sequence.num_computed, sequence.prompt_len) - start, 0)
 
-    def _share_tokens(self, model: str) -> dict[Request, int]:
-        """Up to which token each running request that needs the model computes in this step.
+    def _share_tokens(self, model: str, reserved: int = 0) -> dict[Request, int] | None:
+        """Up to which token each running request that needs the model computes in this step, if it is not
+        carried.  None where `reserved` tokens of the budget do not leave enough for texts.
 
         Texts are written before prompts are read, each in order of rank; but long needs together get a
         PROMPT_SHARE of the budget.  So a prompt of P tokens behind others of Q, whatever else runs, is read
@@ -201,7 +227,7 @@ class Scheduler:
         """
         short: list[Request] = []
         long: list[Request] = []
-        for request in self.running:
+        for request in self.in_python:
             need = request.need_now
             if self.models_of[need.role] != model or not self._find_computed(request):
                 continue
@@ -213,7 +239,10 @@ class Scheduler:
         ends: dict[Request, int] = {}
         share = max(int(PROMPT_SHARE * self.max_batch_tokens), 1)
         share = min(share, sum(map(_pending, long)))
-        left = self._spend(short, self.max_batch_tokens - share, ends)
+        left = self.max_batch_tokens - share - reserved
+        if reserved and left < sum(map(_pending, short)):
+            return None
+        left = self._spend(short, left, ends)
         self._spend(long, left + share, ends)
         return ends
 
@@ -249,6 +278,17 @@ class Scheduler:
             return None
         ahead = need.ahead if end == need.last else 0
         return Work(request, need.role, start, end, need.first, ahead, tuple(copies))
+
+    def _fits(self, request: Request) -> bool:
+        """Whether there is room for the request now; looked for again only where there may be more than last
+        time: running texts take up what they claim, and claim no less.
+        """
+        claim = self._claim(request)
+        if self._stuck == (request, claim):
+            return False
+        fits = self._make_room(request)
+        self._stuck = None if fits else (request, claim)
+        return fits
 
     def _make_room(self, request: Request) -> bool:
         """Whether every pool holds what the request will need soon, beside those that outrank it.
@@ -294,10 +334,10 @@ class Scheduler:
         """
         claim = dict.fromkeys(self.pools, 0)
         for role in request.policy.roles:
-            pool, sequence = self._pool(role), request.sequences[role]
+            pool = self._pool(role)
             soon = request.context_length(role) + request.ahead + HEADROOM_BLOCKS * pool.block_size
             blocks = pool.blocks_for(min(soon, request.max_sequence(role)))
-            there = len(sequence.block_table.ids) or self._count_known(request, role)
+            there = request.num_blocks(role) or self._count_known(request, role)
             claim[self.models_of[role]] += max(blocks - there, 0)
         return claim
 
@@ -331,6 +371,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Back to the queue without blocks; text, rows and need stay."""
+        self._stuck = None
         self.running.remove(request)
         for sequence in request.sequences.values():
             sequence.register()

@@ -166,13 +166,35 @@ class Sequence:
         full = min(self.num_computed, self.context_len) // pool.block_size
         for index in range(len(self._prefixes), full):
             tokens = self.tokens[index * pool.block_size : (index + 1) * pool.block_size]
-            prefix = pool.register(self._last_prefix(), tokens, table.ids[index])
-            if prefix.block != table.ids[index]:
-                # Two computed the same side by side: one copy is enough.
-                pool.share(prefix.block)
-                pool.release(table.ids[index])
-                table.ids[index] = prefix.block
-            self._prefixes.append(prefix)
+            table.ids[index] = self.register_block(tokens, table.ids[index])
+
+    def register_block(self, tokens: list[int], block: int) -> int:
+        """Make the next full block, which holds `tokens`, findable; returns the block that holds them now."""
+        pool = self.block_table.pool
+        prefix = pool.register(self._last_prefix(), tokens, block)
+        if prefix.block != block:
+            # Two computed the same side by side: one copy is enough.
+            pool.share(prefix.block)
+            pool.release(block)
+        self._prefixes.append(prefix)
+        return prefix.block
+
+    @property
+    def num_registered(self) -> int:
+        """How many of the first blocks are findable."""
+        return len(self._prefixes)
+
+    @property
+    def num_owned_from(self) -> int | None:
+        """The block from which on all are this sequence's alone and findable by nobody, as far as text can be
+        written again; None where it has to own them first.
+        """
+        pool, ids = self.block_table.pool, self.block_table.ids
+        first = min(self.num_computed, self.context_len) // pool.block_size
+        alone = len(ids)
+        while alone > first and not pool.is_shared(ids[alone - 1]) and ids[alone - 1] not in pool.prefixes:
+            alone -= 1
+        return alone if alone <= self.num_computed // pool.block_size else None
 
     def _last_prefix(self) -> Prefix:
         return self._prefixes[-1] if self._prefixes else self._empty

@@ -87,6 +87,7 @@ def fake_engine(
     num_blocks: int = 200,
     vocab: int = 32,
     max_batch_tokens: int = 2048,
+    carries: bool = True,
 ) -> tuple[Engine, dict[str, Role]]:
     """An engine over fake models, one for each role, and the roles; no end of sequence, no text."""
     runners = {name: ModelRunner(FakeDecoder(model, vocab), num_blocks, 4) for name, model in models.items()}
@@ -94,4 +95,5 @@ def fake_engine(
         runner.poison()
     template = plain_chat_template()
     roles = {name: Role(name, name, None, template, frozenset(), vocab, 4096) for name in models}
-    return Engine(runners, {name: name for name in models}, max_batch_tokens, costs), roles
+    models_of = {name: name for name in models}
+    return Engine(runners, models_of, max_batch_tokens, costs, carries=carries), roles

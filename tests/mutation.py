@@ -80,10 +80,11 @@ def mutated(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_skipped(node: ast.AST) -> bool:
-    """Assertions, messages and the tracer decide nothing."""
+    """Assertions, messages and the tracer decide nothing; without its `super()` code fits no method."""
     if isinstance(node, ast.Assert | ast.Raise | ast.JoinedStr):
         return True
-    return "_tracer" in ast.dump(node) if isinstance(node, ast.Expr | ast.withitem) else False
+    text = ast.unparse(node) if isinstance(node, ast.Expr | ast.withitem) else ""
+    return "_tracer" in text or text.startswith("super()")
 
 
 def fields(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
@@ -120,14 +121,16 @@ def mutants(tree: ast.Module) -> Iterator[Mutant]:
 
 
 def statement_lines(function: ast.FunctionDef, node: ast.AST) -> frozenset[int]:
-    """The lines of the innermost statement around a node; of a compound one, its head's."""
+    """The lines of the innermost statement around a node; of a compound one, its head's.  A default value
+    counts where its function runs.
+    """
     around = [
         s for s in ast.walk(function) if isinstance(s, ast.stmt) and any(n is node for n in ast.walk(s))
     ]
     statement = around[-1]
     first, last = statement.lineno, statement.end_lineno or statement.lineno
     body = getattr(statement, "body", None)
-    if isinstance(body, list) and body:
+    if isinstance(body, list) and body and statement is not function:
         last = max(body[0].lineno - 1, first)
     return frozenset(range(first, last + 1))
 
@@ -255,7 +258,7 @@ class Hunt:
             return status != 0
 
         for index, mutant in enumerate(mutants(ast.parse(source))):
-            if index % self.options.every or self.options.only not in mutant.what:
+            if index % self.options.every != self.options.first or self.options.only not in mutant.what:
                 continue
             tried += 1
             reaching = [check for check in checks if not mutant.lines.isdisjoint(check.lines[name])]
@@ -297,6 +300,7 @@ def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try only every n-th mutant")
+    parser.add_argument("--first", type=int, default=0, help="begin with this one: another sample")
     parser.add_argument("--only", default="", help="try only mutants with this in their description")
     parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
     parser.add_argument("modules", nargs="*", default=MODULES)

@@ -4,6 +4,7 @@ The engine must write what is written here, token for token and author for autho
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -43,15 +44,22 @@ class Params:
 
 @dataclass(frozen=True)
 class Role:
-    """A model under its prompt; `logits(ids)` is the row [vocab] fp32 that follows the last of `ids`."""
+    """A model under its prompt; `logits(ids)` is the row [vocab] fp32 that follows the last of `ids`, which
+    are at most `max_len`: its context.
+    """
 
     logits: Callable[[list[int]], Tensor]
     prompt: list[int]
     eos: frozenset[int] = frozenset()
+    max_len: int = sys.maxsize
 
     def row(self, written: list[int]) -> Tensor:
         """The logits [vocab] of the token after the prompt and `written`."""
         return self.logits(self.prompt + written)
+
+    def has_room_for(self, written: list[int]) -> bool:
+        """Whether its context holds the prompt and `written`."""
+        return len(self.prompt) + len(written) <= self.max_len
 
 
 class Written(NamedTuple):
@@ -158,7 +166,8 @@ def nudging_word(
     """At each decision point the base writes a token where it is sure, else the guide writes a word.
 
     starts_with_space(id): whether the token's own text begins with U+0020.  The look-ahead is not shortened
-    near max_tokens: what the guide would write past it still decides where its words and the text end.
+    near max_tokens: what the guide would write past it still decides where its words and the text end.  It
+    ends where the guide's context is full.
     """
     ids: list[int] = []
     authors: list[str] = []
@@ -186,13 +195,13 @@ def _next_word(
 ) -> tuple[list[int], bool]:
     """The guide's next word after `ids`, or all that is left of its text and True if that ends in sight."""
     draft: list[int] = []
-    while len(draft) < lookahead:
+    while len(draft) < lookahead and guide.has_room_for(ids + draft):
         token = choose(guide.row(ids + draft), params, len(ids) + len(draft))
         if params.is_eos(token, guide.eos):
             return draft, True
         draft.append(token)
-    starts = (j for j in range(1, lookahead) if starts_with_space(draft[j]))
-    return draft[: next(starts, lookahead)], False
+    starts = (j for j in range(1, len(draft)) if starts_with_space(draft[j]))
+    return draft[: next(starts, len(draft))], False
 
 
 class Completion(NamedTuple):
@@ -215,6 +224,10 @@ class WrittenText(NamedTuple):
     finish_reason: str
 
 
+class ContextFull(Exception):
+    """A model was asked about more tokens than it can read."""
+
+
 Complete = Callable[[str, int], Completion]  # (prompt and text so far, max_tokens)
 
 
@@ -225,8 +238,10 @@ def text_client(
     eos: frozenset[int],
     prompt: str,
     params: Params,
+    max_len: int = sys.maxsize,
 ) -> Complete:
-    """A model as a completion server: every call encodes the whole text again.
+    """A model as a completion server: every call encodes the whole text again.  Where its context of
+    `max_len` tokens is full a completion ends with "length"; raises ContextFull where it cannot begin.
 
     Noise is keyed by the number of tokens before the new one, less those of `prompt`.  A token's text is its
     bytes decoded alone, U+FFFD standing in for halves of characters; the completion's is decoded as a whole.
@@ -234,10 +249,12 @@ def text_client(
 
     def complete(text: str, max_tokens: int) -> Completion:
         ids, prompt_len = encode(text), len(encode(prompt))
+        if len(ids) > max_len:
+            raise ContextFull
         pieces: list[bytes] = []
         probs: list[float] = []
         finish = "length"
-        while len(pieces) < max_tokens and finish == "length":
+        while len(pieces) < max_tokens and finish == "length" and len(ids) <= max_len:
             row = logits(ids)
             token = choose(row, params, max(0, len(ids) - prompt_len))
             finish = "stop" if params.ends(token, eos) else "length"

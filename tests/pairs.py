@@ -46,7 +46,8 @@ class Twin:
         roles = {}
         for name in policy.roles:
             ids = prompt[name] if isinstance(prompt, dict) else prompt
-            roles[name] = oracle.Role(self.last_row(name), list(ids), self.llm.roles[name].eos_ids)
+            role = self.llm.roles[name]
+            roles[name] = oracle.Role(self.last_row(name), list(ids), role.eos_ids, role.max_len)
         if isinstance(policy, Base):
             return oracle.base(roles["base"], p)
         if isinstance(policy, Guide):

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import torch
@@ -20,18 +20,19 @@ import torch
 from nudging import LLM, Base, Guide, Nudging
 from nudging.blocks import BlockPool
 from nudging.chat import plain_chat_template
-from nudging.decide import TokenLogprob, Wanted, logprob_of
+from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_by
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.handle import Handle
+from nudging.lanes import Lanes
 from nudging.policies.protocol import Policy
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
-from nudging.scheduler import Work
 from nudging.sequence import Row
 from nudging.tokenizer import Tokenizer
+from nudging.work import Work
 from tests import oracle
 
 MASK = 2**32 - 1
@@ -204,6 +205,25 @@ class SimPool(BlockPool):
             self.cache.fill(to, content)
 
 
+class Span(NamedTuple):
+    """ids: what is fed from `start` to `end`; `table`: the blocks; `prefix`: what stands before, if known."""
+
+    start: int
+    end: int
+    first_row: int
+    ids: list[int]
+    table: list[int]
+    prefix: bytes | None = None
+
+
+def span_of(work: Work) -> Span:
+    sequence = work.request.sequences[work.role]
+    ids = sequence.tokens
+    prefix = bytes(ids[: work.start])
+    span = ids[work.start : work.end]
+    return Span(work.start, work.end, work.first_row, span, sequence.block_table.ids, prefix)
+
+
 class SimRunner(ModelRunner):
     """A fake model over a paged cache in plain Python."""
 
@@ -219,42 +239,51 @@ class SimRunner(ModelRunner):
         # Rows, counted from the first one ever made, that come out as NaN.
         self.nan_rows: set[int] = set()
 
-    def execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
+    def execute(
+        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+    ) -> list[Row | NumericalError]:
         self.passes += 1
         self.pool.begin([pair for work in works for pair in work.copies])
-        wants = iter(wanted)
-        rows: list[Row | NumericalError] = []
+        spans = list(map(span_of, works))
         written: set[int] = set()
-        for work in works:
-            sequence = work.request.sequences[work.role]
-            table, ids = sequence.block_table.ids, sequence.tokens
-            self._claim(work, table, written)
-            state = self._read(work, table, ids)
-            for at in range(work.start, work.end):
-                state = self._write(table, at, ids[at], state)
-                if at + 1 >= work.first_row:
-                    rows.append(self._row(state, next(wants)))
-        assert next(wants, None) is None, "more rows were wanted than the works have"
-        self.clock.now += 1.0 + 0.01 * sum(work.end - work.start for work in works)
+        if lanes is not None:
+            carried = [Span(*numbers[2:-1]) for numbers in lanes.core.spans()]
+            lanes.take(self._rows(carried, wanted_by(lanes), written))
+            spans = carried + spans
+        rows = self._rows(spans[len(spans) - len(works) :], wanted, written)
+        self.clock.now += 1.0 + 0.01 * sum(span.end - span.start for span in spans)
         return rows
 
-    def _claim(self, work: Work, table: list[int], written: set[int]) -> None:
-        """Assert that the blocks the work writes are nobody else's."""
+    def _rows(self, spans: list[Span], wanted: list[Wanted], written: set[int]) -> list[Row | NumericalError]:
+        wants = iter(wanted)
+        rows: list[Row | NumericalError] = []
+        for span in spans:
+            self._claim(span, written)
+            state = self._read(span)
+            for at, token in enumerate(span.ids, start=span.start):
+                state = self._write(span.table, at, token, state)
+                if at + 1 >= span.first_row:
+                    rows.append(self._row(state, next(wants)))
+        assert next(wants, None) is None, "more rows were wanted than there are"
+        return rows
+
+    def _claim(self, span: Span, written: set[int]) -> None:
+        """Assert that the blocks that are written are nobody else's."""
         size = self.pool.block_size
-        for block in table[work.start // size : -(-work.end // size)]:
-            assert not self.pool.is_shared(block), f"{work.request.id} writes block {block}, which is shared"
-            assert block not in written, f"two works write block {block}"
+        for block in span.table[span.start // size : -(-span.end // size)]:
+            assert not self.pool.is_shared(block), f"block {block} is written and shared"
+            assert block not in written, f"block {block} is written twice"
             written.add(block)
 
-    def _read(self, work: Work, table: list[int], ids: list[int]) -> int:
-        """The state before the work, read from the cache; asserts that the cache holds the whole prefix."""
-        prefix = bytes(ids[: work.start])
-        cached = self.cache.read(table, work.start)
-        assert cached == prefix, f"{work.request.id} reads {list(cached)} for {list(prefix)}"
-        if not work.start:
+    def _read(self, span: Span) -> int:
+        """The state before the span, read from the cache; asserts that the cache holds the whole prefix."""
+        prefix = self.cache.read(span.table, span.start)
+        if span.prefix is not None:
+            assert prefix == span.prefix, f"{list(prefix)} is read for {list(span.prefix)}"
+        if not span.start:
             return 0
-        state: int = self.cache.states[self._slot(table, work.start - 1)]
-        assert state == crc32(prefix), f"{work.request.id} reads a state of another prefix"
+        state: int = self.cache.states[self._slot(span.table, span.start - 1)]
+        assert state == crc32(prefix), "a state of another prefix is read"
         return state
 
     def _write(self, table: list[int], position: int, token: int, state: int) -> int:
@@ -308,7 +337,7 @@ class InlineThread(EngineThread):
 
 @dataclass(frozen=True)
 class Setup:
-    """The size of everything.  `one_model`: both roles are one model in one pool."""
+    """The size of everything.  `one_model`: both roles are one model in one pool; `carries`: see Engine."""
 
     block_size: int = 4
     blocks: tuple[int, int] = (64, 64)
@@ -321,6 +350,7 @@ class Setup:
     has_text: bool = True
     prefix_caching: bool = True
     drafter: str = "guide"
+    carries: bool = True
 
 
 class SimLLM(LLM):
@@ -342,7 +372,9 @@ class SimLLM(LLM):
             for role, name in zip(("base", "guide"), names, strict=True)
         }
         models_of = {role.name: role.model for role in self.roles.values()}
-        self._engine = Engine(dict(runners), models_of, setup.max_batch_tokens, clock=self.clock)
+        self._engine = Engine(
+            dict(runners), models_of, setup.max_batch_tokens, clock=self.clock, carries=setup.carries
+        )
         self._tracer = self._engine._tracer
         self._thread = EngineThread(self._engine) if threaded else InlineThread(self._engine)
         self._draft_len = None
@@ -380,8 +412,8 @@ def expect(llm: LLM, request: Request, seed: int) -> Expected:
     roles = {}
     vocab = min(llm.roles[name].vocab_size for name in policy.roles)
     for name in policy.roles:
-        logits = straight_rows(llm, name, vocab, request.first_position)
-        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), llm.roles[name].eos_ids)
+        logits, role = straight_rows(llm, name, vocab, request.first_position), llm.roles[name]
+        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), role.eos_ids, role.max_len)
     written = _write(policy, roles, p)
     cut = cut_at_stop(written, params.stop, llm.roles["base"].tokenizer)
     logprobs: list[TokenLogprob] = []
@@ -417,19 +449,22 @@ def _expect_text(llm: LLM, request: Request, params: oracle.Params, policy: Nudg
         assert text is not None
         logits = straight_rows(llm, name, role.vocab_size, 0)
         clients[name] = oracle.text_client(
-            logits, TOKENIZER.encode, TOKENIZER.token_bytes, role.eos_ids, text, params
+            logits, TOKENIZER.encode, TOKENIZER.token_bytes, role.eos_ids, text, params, role.max_len
         )
     prompts = {name: request.prompts[name].text or "" for name in policy.roles}
     gate = oracle.Gate(policy.threshold, policy.comparator)
-    written = oracle.nudging_reference(
-        clients["base"],
-        clients["guide"],
-        prompts["base"],
-        prompts["guide"],
-        gate,
-        lambda text: len(TOKENIZER.encode_continuation(text)),
-        params.max_tokens,
-    )
+    try:
+        written = oracle.nudging_reference(
+            clients["base"],
+            clients["guide"],
+            prompts["base"],
+            prompts["guide"],
+            gate,
+            lambda text: len(TOKENIZER.encode_continuation(text)),
+            params.max_tokens,
+        )
+    except oracle.ContextFull:
+        return Expected(None, None, "error", None)
     found = first_stop(written.text, request.params.stop)
     if found is None:
         return Expected(None, None, written.finish_reason, written.text)

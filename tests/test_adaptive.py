@@ -75,7 +75,7 @@ def serve(
     granularity: str = "token",
 ) -> Served:
     """The texts from one engine, `at_once` at a time, with the promise checked after every step."""
-    engine, fakes = fake_engine(scripted(texts), costs, num_blocks=2000)
+    engine, fakes = fake_engine(scripted(texts), costs, num_blocks=2000, carries=False)
     roles = {name: replace(role, tokenizer=TOKENIZER) for name, role in fakes.items()}
     policy, params = Nudging(0.4, granularity), SamplingParams(max_tokens=length)
     requests = []

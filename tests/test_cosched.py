@@ -10,9 +10,11 @@ from torch import Tensor
 
 from nudging import Base, Nudging, SamplingParams
 from nudging.cosched import cheapest_first, path_steps
+from nudging.engine import Engine
 from nudging.policies.protocol import Policy
 from nudging.prompts import RolePrompt
 from nudging.request import Request
+from nudging.roles import Role
 from tests.fake import FixedCosts, fake_engine
 
 VOCAB = 32
@@ -51,10 +53,11 @@ def cost_per_token(
     def counted(name: str) -> None:
         execute = engine.runners[name].execute
 
-        def run(works, wanted):  # type: ignore[no-untyped-def]
+        def run(works, wanted, lanes=None):  # type: ignore[no-untyped-def]
             nonlocal spent
-            spent += costs[name].of(sum(work.end - work.start for work in works))
-            return execute(works, wanted)
+            carried = 0 if lanes is None else lanes.num_tokens
+            spent += costs[name].of(carried + sum(work.end - work.start for work in works))
+            return execute(works, wanted, lanes)
 
         engine.runners[name].execute = run  # type: ignore[method-assign]
 
@@ -106,6 +109,57 @@ def test_a_path_is_one_unit_of_work() -> None:
         steps += 1
     assert request.counters.passes == {"base": 10, "guide": 10 * 8}
     assert steps <= 11
+
+
+def drafting(engine: Engine, roles: dict[str, Role], prompt: list[int], draft_len: int) -> Request:
+    prompts = {name: RolePrompt(list(prompt)) for name in roles}
+    params = SamplingParams(max_tokens=90)
+    job = Request(f"d{draft_len}", Nudging(0.4, "token"), params, 0, prompts, roles, draft_len)
+    engine.add(job)
+    return job
+
+
+def test_unlike_paths_are_answered_by_one_pass_where_that_gives_more() -> None:
+    """Two answers in 1.6 + 1 are more than one in 0.6 + 1; nobody else is ready."""
+    costs = {"base": FixedCosts(0.2, 0.4), "guide": FixedCosts(0.2)}
+    engine, roles = fake_engine(models(agreement=1.0, unsure=0.0), costs)
+    jobs = [drafting(engine, roles, [1, 2, 3], draft_len) for draft_len in (3, 8)]
+    engine.step()
+    assert [job.counters.passes for job in jobs] == [{"guide": 3, "base": 1}, {"guide": 8, "base": 1}]
+    assert [len(job.output) for job in jobs] == [4, 9]
+
+
+def test_paths_of_the_dearest_model_go_on_together() -> None:
+    """Nobody waits for its answers with a path of another model: as far as the shortest, all at once."""
+    costs = {"base": FixedCosts(0.1), "guide": FixedCosts(1.0)}
+    engine, roles = fake_engine(models(agreement=1.0, unsure=0.0), costs)
+    jobs = [drafting(engine, roles, [1, 2, 3], draft_len) for draft_len in (3, 8)]
+    engine.step()
+    assert [job.counters.passes for job in jobs] == [{"guide": 3}, {"guide": 3}]
+
+
+def test_a_path_gets_one_token_a_step_where_many_are_ready() -> None:
+    engine, roles = fake_engine(models(agreement=1.0, unsure=0.0), COSTS, num_blocks=2000)
+    job = drafting(engine, roles, [1, 2, 3], 8)
+    prompts = {name: RolePrompt([1, 2, 3]) for name in roles}
+    for i in range(30):
+        engine.add(Request(f"b{i}", Base(), SamplingParams(max_tokens=60), 0, prompts, roles, 0))
+    for steps in range(1, 8):
+        engine.step()
+        assert job.counters.passes == {"guide": steps}
+
+
+def test_a_path_takes_no_block_that_it_does_not_write() -> None:
+    engine, roles = fake_engine(models(agreement=1.0, unsure=0.0), COSTS)
+    job, pool = drafting(engine, roles, [1, 2, 3, 4], 8), engine.runners["guide"].pool
+    engine.step()
+    assert job.sequences["guide"].num_computed == 11
+    # The next path ends with token 20, the last one of the fifth block.
+    while pool.num_available > 2:
+        pool.allocate()
+    engine.step()
+    assert (job.counters.passes, pool.num_available) == ({"guide": 16, "base": 2}, 0)
+    assert job.sequences["guide"].num_computed == 20
 
 
 def test_what_needs_the_base_only_is_answered_in_every_step() -> None:

@@ -219,6 +219,32 @@ def test_requests_come_and_go_and_lose_their_memory(
     assert preempted > 0, late.cycles
 
 
+def test_siblings_that_come_late_take_the_prompt_and_nothing_else(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share its last block with a text that the device is writing on: who writes on has to copy it."""
+    prompt = [60 + i for i in range(21)]
+    params = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.9, seed=3, n=6)
+    with LLM(**tiny_pair, kv_cache_memory="4MiB") as plain:
+        expected = [written(output) for output in plain.generate(prompt, params, TOKEN, 4)[0].outputs]
+    late = Late(monkeypatch)
+    copies: list[tuple[int, int]] = []
+    copy = KVCache.copy_blocks
+
+    def copied(cache: KVCache, pairs: list[tuple[int, int]]) -> None:
+        copies.extend(pairs if late.cycles else [])
+        copy(cache, pairs)
+
+    monkeypatch.setattr(KVCache, "copy_blocks", copied)
+    with recording_llm(monkeypatch, late, **tiny_pair, kv_cache_memory="130KiB") as llm:
+        for _ in range(3):
+            found = [written(output) for output in llm.generate(prompt, params, TOKEN, 4)[0].outputs]
+            assert found == expected
+        assert_pools_are_whole(llm)
+    assert len(copies) > 3
+    assert late.ahead > 20
+
+
 def test_a_row_that_is_not_finite_ends_its_request_alone(
     tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

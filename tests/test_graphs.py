@@ -22,8 +22,8 @@ from nudging.graph_runner import GraphRunner
 from nudging.graphs import SIZES, padded, path_shape
 from nudging.kernels.draft_verify import Verified, draft_verify
 from nudging.kernels.lm_head import LmHead, lm_head
-from nudging.scheduler import Work
 from nudging.sequence import Sequence
+from nudging.work import Work
 from tests.pairs import written
 
 # What makes the host wait for a device, or lets sizes depend on what was computed.

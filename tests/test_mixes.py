@@ -11,7 +11,8 @@ import pytest
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
-from nudging.scheduler import Scheduler, SchedulerOutput
+from nudging.scheduler import Scheduler
+from nudging.work import SchedulerOutput
 from tests.pairs import assert_pools_are_whole
 
 POLICIES: list[Policy] = [
@@ -121,7 +122,9 @@ def check_mixes(pair: dict[str, Path], seed: int, mixes: int, dtype: str) -> Non
         totals = small.stats().totals
     assert totals.preemptions > 0
     assert totals.cached_tokens > 0, "prompts were to be shared"
-    assert totals.accepted > 0
+    assert totals.drafted > 0
+    # What random models write seldom repeats itself: drafts that are looked up may all be wrong.
+    assert totals.accepted > 0 or options["drafter"] == "ngram"
 
 
 @pytest.mark.parametrize(("seed", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32")])

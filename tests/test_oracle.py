@@ -120,6 +120,14 @@ def test_a_token_is_the_guides_exactly_where_the_base_is_unsure(temperature: flo
     assert authors == {"base", "guide"}
 
 
+def test_the_guide_looks_ahead_as_far_as_its_context_goes() -> None:
+    """An end of sequence in sight makes it write all that is left, else it writes one word."""
+    speaks, nudges = script("b:.3 c"), script("a _b x E")
+    for max_len, wanted in ((3, ("a c", "gb", "length")), (4, ("a _b", "gg", "length"))):
+        written = word_policy(speaks, replace(nudges, max_len=max_len), Params(max_tokens=2), Gate(0.4))
+        assert shown(written) == wanted
+
+
 def test_a_guides_word_is_never_questioned_and_a_base_token_always() -> None:
     finished: set[str] = set()
     for seed in range(40):

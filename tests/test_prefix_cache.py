@@ -24,9 +24,10 @@ class Rows:
         for name, runner in engine.runners.items():
             execute = runner.execute
 
-            def counted(works, wanted, name=name, execute=execute):
-                self.of[name] += sum(work.end - work.start for work in works)
-                return execute(works, wanted)
+            def counted(works, wanted, lanes=None, name=name, execute=execute):
+                carried = 0 if lanes is None else lanes.num_tokens
+                self.of[name] += carried + sum(work.end - work.start for work in works)
+                return execute(works, wanted, lanes)
 
             monkeypatch.setattr(runner, "execute", counted)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nudging import Base, SamplingParams
+from nudging import Base, Nudging, SamplingParams
 from nudging.blocks import BlockPool, BlockTable
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
@@ -149,6 +149,24 @@ def test_a_generation_that_waits_gives_way_to_those_before_it() -> None:
     world.extend(generation, GREEDY)
     world.drain()
     assert len(generation.token_ids) == 24
+
+
+def test_a_word_is_looked_ahead_for_as_far_as_the_context_goes() -> None:
+    """Behind it an end of sequence may stand, which would make the guide write all up to it."""
+    for prompt in ([32, 19, 20], [20, 14, 9], [27, 12, 30], [3, 5, 29]):
+        world = World(Setup(max_len=10))
+        world.submit(prompt, SamplingParams(max_tokens=7), Nudging(0.6, "word"), "off")
+        world.drain()
+
+
+@pytest.mark.parametrize(("text", "ends"), [(" oféa", "length"), ("12 of1212 b??", "error")])
+def test_a_text_is_written_as_far_as_the_context_goes(text: str, ends: str) -> None:
+    """Read anew, the second has more tokens than the context before it is whole."""
+    world = World(Setup(max_len=12))
+    policy = Nudging(0.4, "reference")
+    world.submit({"base": text, "guide": text + "!"}, SamplingParams(max_tokens=5), policy, "off")
+    world.drain()
+    assert world.finished[ends] == 1
 
 
 def test_short_requests_that_never_stop_coming_do_not_starve_a_long_prompt() -> None:

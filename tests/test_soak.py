@@ -1,5 +1,6 @@
 """Ten thousand requests through one engine: all are answered, and memory stays where it was."""
 
+import asyncio
 import gc
 import random
 import resource
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
+from nudging.aio import AsyncHandle
 from nudging.handle import Handle
 from tests.simulated import VOCAB, Setup, SimLLM
 
@@ -71,6 +73,29 @@ def test_ten_thousand_requests_leave_nothing_behind() -> None:
         assert min(ended[reason] for reason in ("stop", "length", "abort")) > 50
         assert llm.stats().totals.preemptions > 0
         assert_pools_are_free(llm)
+
+
+async def ask(llm: LLM) -> None:
+    await AsyncHandle(llm.submit([2, 3], SamplingParams(max_tokens=4))).result()
+
+
+def test_what_has_ended_is_freed_without_the_garbage_collector() -> None:
+    """That may come late: rows with logits are large, and it counts objects, not bytes."""
+    with SimLLM(Setup(blocks=(48, 48)), threaded=True) as llm:
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            serve(llm, random.Random(1), 100, VOCAB)
+            asyncio.run(ask(llm))
+            llm._thread.call(lambda: None)
+            gc.collect()
+            ours = {type(one) for one in gc.garbage if type(one).__module__.startswith("nudging")}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not ours
 
 
 @pytest.mark.slow

@@ -1,0 +1,82 @@
+"""What a step costs on the host, by pytest-benchmark:
+
+    python -m pytest benchmarks/test_host_steps.py --benchmark-json=benchmarks/results/host-steps.json
+
+The models answer at once, over few tokens: what is measured is the bookkeeping of whole steps, and a little
+of torch for each pass.  A step makes one pass of each model that is needed, or several of the guide where it
+writes a path.  Where `carries` is False all of it is done by the twin in Python.
+"""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.host_cost import ARMS
+from nudging import SamplingParams
+from nudging.batch import Batch, KVCache
+from nudging.chat import plain_chat_template
+from nudging.engine import Engine
+from nudging.prompts import RolePrompt
+from nudging.request import Request
+from nudging.roles import Role
+from nudging.runner import ModelRunner
+from tests.fake import FakeDecoder
+
+VOCAB = 64
+# Steps before the measured ones: prompts are read and costs learned.
+WARM = 12
+ROUNDS = 200
+
+
+class Table(FakeDecoder):
+    """Rows by the last token: mostly sure, mostly of the other model's opinion."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(lambda ids: torch.zeros(VOCAB), VOCAB)
+        draw = torch.Generator().manual_seed(0)
+        token = torch.randint(VOCAB, (VOCAB,), generator=draw)
+        draw.manual_seed(seed)
+        other = torch.randint(VOCAB, (VOCAB,), generator=draw)
+        token = torch.where(torch.rand(VOCAB, generator=draw) < 0.9, token, other)
+        self.rows = torch.zeros(VOCAB, VOCAB)
+        self.rows[torch.arange(VOCAB), token] = torch.where(torch.rand(VOCAB, generator=draw) < 0.9, 9.0, 1.0)
+
+    def forward(self, batch: Batch, kv: KVCache) -> Tensor:
+        return self.rows.index_select(0, batch.ids.index_select(0, batch.logit_rows))
+
+
+def running(arm: str, count: int, carries: bool) -> Engine:
+    """An engine in the midst of `count` texts."""
+    runners = {
+        name: ModelRunner(Table(seed), 64 * count, 16, prefix_caching=False)
+        for seed, name in enumerate(("base", "guide"), start=1)
+    }
+    roles = {
+        name: Role(name, name, None, plain_chat_template(), frozenset(), VOCAB, 1000) for name in runners
+    }
+    engine = Engine(runners, {name: name for name in runners}, carries=carries)
+    policy, draft_len = ARMS[arm]
+    draw = random.Random(count)
+    for number in range(count):
+        prompts = {name: RolePrompt(draw.choices(range(VOCAB), k=20)) for name in runners}
+        params = SamplingParams(max_tokens=900, ignore_eos=True)
+        engine.add(Request(f"{number}", policy, params, number, prompts, roles, draft_len))
+    for _ in range(WARM):
+        engine.step()
+    return engine
+
+
+@pytest.mark.parametrize("carries", [True, False], ids=["cpp", "python"])
+@pytest.mark.parametrize("count", [1, 8, 64])
+@pytest.mark.parametrize("arm", ["base alone", "token, lazy", "token, k=4", "token, adaptive"])
+def test_step(benchmark: Any, arm: str, count: int, carries: bool) -> None:
+    torch.set_num_threads(1)
+    engine = running(arm, count, carries)
+    before = sum(sum(r.counters.passes.values()) for r in engine.scheduler.running)
+    benchmark.pedantic(engine.step, rounds=ROUNDS)
+    assert len(engine.scheduler.running) == count, "the texts are long enough"
+    passes = sum(sum(r.counters.passes.values()) for r in engine.scheduler.running) - before
+    benchmark.extra_info["passes_per_request_and_step"] = passes / count / ROUNDS

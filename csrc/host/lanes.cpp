@@ -1,0 +1,177 @@
+// What the lanes need of each model, and what becomes of the answers: the twin of scheduler.py and
+// engine.py.
+#include "nudging/lanes.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace nudging {
+
+Lanes::Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes)
+    : pools_(std::move(pools)),
+      register_(std::move(register_block)),
+      token_bytes_(std::move(token_bytes)) {}
+
+Lane& Lanes::enter(std::unique_ptr<Lane> lane) {
+  const std::int64_t id = lane->id;
+  return *(lanes_[id] = std::move(lane));
+}
+
+Lane& Lanes::at(std::int64_t id) {
+  const auto found = lanes_.find(id);
+  if (found == lanes_.end()) throw std::out_of_range("no such lane");
+  return *found->second;
+}
+
+std::unique_ptr<Lane> Lanes::leave(std::int64_t id) {
+  Lane& lane = at(id);
+  auto is_its = [&](const Item& item) { return item.lane == &lane; };
+  items_.erase(std::remove_if(items_.begin(), items_.end(), is_its), items_.end());
+  planned_.erase(std::remove(planned_.begin(), planned_.end(), id), planned_.end());
+  auto node = lanes_.extract(id);
+  return std::move(node.mapped());
+}
+
+Plan Lanes::plan(int model) {
+  Plan plan;
+  items_.clear();
+  foreign_.clear();
+  for (auto& [id, lane] : lanes_) {
+    const Need& need = lane->need;
+    const Track& track = lane->tracks[need.role];
+    if (track.model != model) continue;
+    const Pool& pool = *track.pool;
+    const auto owned = static_cast<Position>(track.blocks.size());
+    const bool is_whole =
+        track.num_computed == track.registered * pool.block_size && owned == track.registered;
+    const bool may_find =
+        pool.prefix_caching && is_whole && track.num_computed + pool.block_size <= need.first - 1;
+    if (may_find || need.last - track.num_computed > DECODE_TOKENS) {
+      plan.not_ordinary.push_back(id);
+      continue;
+    }
+    items_.push_back(
+        {lane.get(), need.role, track.num_computed, need.last, need.first, need.ahead});
+    plan.tokens += need.last - track.num_computed;
+    plan.missing += std::max<Position>(pool.blocks_for(need.last + need.ahead) - owned, 0);
+  }
+  return plan;
+}
+
+std::vector<std::int64_t> Lanes::own() {
+  std::vector<std::int64_t> failed;
+  planned_.clear();
+  auto lacks = [&](const Item& item) {
+    const bool owns = item.lane->tracks[item.role].grow(item.end);
+    (owns ? planned_ : failed).push_back(item.lane->id);
+    return !owns;
+  };
+  std::vector<Item> kept;
+  for (const Item& item : items_) {
+    if (!lacks(item)) kept.push_back(item);
+  }
+  items_ = std::move(kept);
+  return failed;
+}
+
+std::vector<Position> Lanes::path_lengths() const {
+  std::vector<Position> lengths;
+  for (const Item& item : items_) lengths.push_back(item.ahead + 1);
+  return lengths;
+}
+
+Position Lanes::ready(int model) const {
+  return std::count_if(lanes_.begin(), lanes_.end(), [&](const auto& entry) {
+    const Lane& lane = *entry.second;
+    return lane.tracks[lane.need.role].model == model;
+  });
+}
+
+void Lanes::cap_paths(Position steps) {
+  for (Item& item : items_) item.ahead = std::min(item.ahead, steps - 1);
+}
+
+Position Lanes::tokens() const {
+  Position sum = 0;
+  for (const Item& item : items_) sum += item.end - item.start;
+  return sum;
+}
+
+Position Lanes::answers() const {
+  Position sum = 0;
+  for (const Item& item : items_) sum += item.end - item.first_row + 1;
+  return sum;
+}
+
+std::vector<std::pair<std::int64_t, Position>> Lanes::take(const std::vector<Row>& said,
+                                                           const std::vector<bool>& is_finite) {
+  std::vector<std::pair<std::int64_t, Position>> failed;
+  Position answer = 0;
+  for (const Item& item : items_) {
+    Lane& lane = *item.lane;
+    Track& track = lane.tracks[item.role];
+    lane.recomputed += track.computed(item.end);
+    ++track.passes;
+    bool has_failed = false;
+    for (Position position = item.first_row; position <= item.end; ++position, ++answer) {
+      if (is_finite[answer]) {
+        track.put_row(
+            {position, said[answer].token, said[answer].top_token, said[answer].top_prob});
+      } else if (position == lane.need.first) {
+        has_failed = true;
+        failed.emplace_back(lane.id, answer);
+      }
+    }
+    if (!has_failed) register_blocks(lane, item.role, track);
+  }
+  return failed;
+}
+
+void Lanes::register_blocks(const Lane& lane, int role, Track& track) {
+  const Pool& pool = *track.pool;
+  if (!pool.prefix_caching) return;
+  const Position full = std::min(track.num_computed, track.context_len) / pool.block_size;
+  for (; track.registered < full; ++track.registered) {
+    const Token* tokens = track.tokens.data() + (track.registered * pool.block_size - track.begin);
+    int& block = track.blocks[track.registered];
+    block = register_(lane.id, role, tokens, pool.block_size, block);
+  }
+}
+
+bool Lanes::onward() {
+  std::vector<Item> next;
+  foreign_.clear();
+  for (const Item& item : items_) {
+    if (item.ahead == 0) continue;
+    Track& track = item.lane->tracks[item.role];
+    const Row* row = track.find_row(item.end);
+    const bool ends = row != nullptr && item.lane->need.has_ends && track.is_end(row->token);
+    if (row == nullptr || ends) continue;
+    const Token token = row->token;
+    track.set_context(item.end, &token, 1);
+    // Without a block, the rest becomes a need of its own.
+    const bool has_block =
+        track.pool->blocks_for(item.end + 1) <= static_cast<Position>(track.blocks.size());
+    if (!has_block && (track.pool->available() == 0 || !track.grow(item.end + 1))) continue;
+    next.push_back({item.lane, item.role, item.end, item.end + 1, item.end + 1, item.ahead - 1});
+  }
+  items_ = std::move(next);
+  return !items_.empty();
+}
+
+std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> Lanes::advance_all() {
+  std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> result;
+  for (std::int64_t id : planned_) {
+    Lane& lane = at(id);
+    try {
+      advance(lane, token_bytes_);
+      result.first.push_back(id);
+    } catch (const NotOrdinary&) {
+      result.second.push_back(id);
+    }
+  }
+  planned_.clear();
+  return result;
+}
+
+}  // namespace nudging

@@ -1,0 +1,85 @@
+// One model's view of a request: the twin of sequence.py.
+#include <algorithm>
+
+#include "nudging/lanes.h"
+
+namespace nudging {
+
+bool Track::is_end(Token token) const {
+  return std::binary_search(ends.begin(), ends.end(), token);
+}
+
+const Row* Track::find_row(Position position) const {
+  for (const Row& row : rows) {
+    if (row.position == position) return &row;
+  }
+  return nullptr;
+}
+
+void Track::put_row(const Row& row) {
+  for (Row& old : rows) {
+    if (old.position == row.position) {
+      old = row;
+      return;
+    }
+  }
+  rows.push_back(row);
+}
+
+void Track::forget_rows_before(Position position) {
+  auto is_old = [&](const Row& row) { return row.position < position; };
+  rows.erase(std::remove_if(rows.begin(), rows.end(), is_old), rows.end());
+}
+
+void Track::uncompute(Position length) {
+  if (length >= num_computed) return;
+  // What others share or find is not written again as it is: Python knows how.
+  if (length / pool->block_size < std::max(own_from, registered)) throw NotOrdinary{};
+  num_computed = length;
+}
+
+void Track::truncate(Position length) {
+  if (length >= this->length()) return;
+  if (length < begin) throw NotOrdinary{};
+  uncompute(length);
+  tokens.resize(length - begin);
+  auto is_stale = [&](const Row& row) { return row.position > length; };
+  rows.erase(std::remove_if(rows.begin(), rows.end(), is_stale), rows.end());
+  lost = std::min(lost, length);
+  const auto keep = static_cast<std::size_t>(pool->blocks_for(num_computed));
+  while (blocks.size() > keep) {
+    pool->release(blocks.back());
+    blocks.pop_back();
+  }
+}
+
+Position Track::set_context(Position start, const Token* ids, Position count) {
+  for (Position offset = 0; offset < count; ++offset) {
+    const Position position = start + offset;
+    const bool is_there = position < length();
+    if (is_there && token_at(position) == ids[offset]) continue;
+    truncate(position);
+    tokens.insert(tokens.end(), ids + offset, ids + count);
+    return is_there ? position : -1;
+  }
+  return -1;
+}
+
+bool Track::grow(Position end) {
+  const auto wanted = static_cast<std::size_t>(pool->blocks_for(end));
+  while (blocks.size() < wanted) {
+    const int block = pool->allocate();
+    if (block < 0) return false;
+    blocks.push_back(block);
+  }
+  return true;
+}
+
+std::int64_t Track::computed(Position end) {
+  const std::int64_t again = std::max<Position>(std::min(end, lost) - num_computed, 0);
+  num_computed = end;
+  if (end >= lost) lost = 0;
+  return again;
+}
+
+}  // namespace nudging

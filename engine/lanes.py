@@ -1,0 +1,336 @@
+"""Requests whose steps are ordinary, carried in C++ from step to step.
+
+In the midst of a text a step of a built-in policy needs nothing of Python: rows come, tokens are written, the
+next rows are needed.  `_C.Lanes` does for many requests at once what sequence.py, view.py, draft.py,
+scheduler.py, batch.py and engine.py say for one; they are its readable twin and do every step that is not
+ordinary: a prompt, an end, a lack of blocks, a policy of the caller's own.
+
+A carried request has no `sequences`, `output`, `need` and `draft`: whoever asks for one takes the request
+back, at any time between two passes, and the next step goes on from there.  What other threads may ask for,
+`pieces` and `counters`, can be read while it is carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+from nudging import _C
+from nudging.blocks import BlockPool
+from nudging.errors import NumericalError, OutOfBlocks
+from nudging.policies.nudging import Nudging
+from nudging.policies.solo import Base, Guide
+from nudging.request import Counters, Draft, Need, Request
+from nudging.sequence import Row
+from nudging.sequence import Sequence as TokenSequence
+
+NO_ENDS: frozenset[int] = frozenset()
+# As `enum class Writer` counts them.
+WRITERS = {"token": 1, "word": 2}
+# Who writes, threshold, whether equal is unsure, look-ahead.
+Rule = tuple[int, float, bool, int]
+
+
+@dataclass
+class Carried:
+    """What Python keeps of a carried request."""
+
+    request: Request
+    roles: tuple[str, ...]
+    sequences: dict[str, TokenSequence]
+    output: list[int]
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the lanes compute of one model in a step: tokens, and the blocks they lack."""
+
+    tokens: int
+    missing: int
+
+
+class Lanes:
+    """The carried requests of one engine."""
+
+    def __init__(self, pools: Mapping[str, BlockPool], models_of: Mapping[str, str]) -> None:
+        self._models = list(pools)
+        self._models_of = models_of
+        self._core = _C.Lanes([*map(self._face, pools.values())], self._register, self._token_bytes)
+        # What the last allocation that failed said.
+        self._lack: OutOfBlocks | None = None
+        self._carried: dict[int, Carried] = {}
+        self._ids: dict[str, int] = {}
+        self._numbers = count()
+        self._failed: list[tuple[Request, NumericalError]] = []
+
+    def __len__(self) -> int:
+        return len(self._carried)
+
+    def offer(self, request: Request) -> None:
+        """Carry the request from here on, if its next step may be ordinary."""
+        rule = rule_of(request)
+        if rule is None or not self._is_ordinary(request):
+            return
+        number = next(self._numbers)
+        self._core.enter(number, self._state(request, rule))
+        self._ids[request.id] = number
+        self._carried[number] = Carried(
+            request, request.policy.roles, request.sequences, request.output, request.counters
+        )
+        request.carry(self)
+
+    def hand_back(self, request: Request) -> None:
+        """Give the request its attributes back, as they are now; see `Request.bring_back`."""
+        number = self._ids.pop(request.id)
+        passes, drafted, accepted, recomputed, cycles = self._core.counted(number)
+        carried = self._carried.pop(number)
+        counters = _counted(carried, passes, drafted, accepted, recomputed, cycles)
+        tracks, output, begin, need, draft = self._core.leave(number)
+        for role, track in zip(carried.roles, tracks, strict=True):
+            _restore(carried.sequences[role], track)
+        carried.output[begin:] = output
+        index, first, last, ahead, has_ends = need
+        name = carried.roles[index]
+        ends = _ends(request, name) if has_ends else NO_ENDS
+        request.take_back(
+            carried.sequences,
+            carried.output,
+            Need(name, first, last, ahead, ends),
+            None if draft is None else Draft(*draft),
+            counters,
+        )
+
+    def counters(self, request: Request) -> Counters:
+        """What a carried request has cost so far."""
+        number = self._ids[request.id]
+        return _counted(self._carried[number], *self._core.counted(number))
+
+    def written(self, request: Request) -> list[tuple[int, str]]:
+        """The tokens that came since the last call, and who wrote them."""
+        number = self._ids[request.id]
+        tokens, authors = self._core.take_written(number)
+        roles = self._carried[number].roles
+        return [(token, roles[author]) for token, author in zip(tokens, authors, strict=True)]
+
+    def held(self, request: Request) -> tuple[int, dict[str, int]]:
+        """How many tokens a carried request has written, and how many blocks its roles hold."""
+        number = self._ids[request.id]
+        written, blocks = self._core.held(number)
+        return written, dict(zip(self._carried[number].roles, blocks, strict=True))
+
+    def plan(self, model: str) -> Planned:
+        """Find what the lanes need of a model now; who is not ordinary is handed back."""
+        tokens, missing, back = self._core.plan(self._models.index(model))
+        for number in back:
+            self._carried[number].request.bring_back()
+        return Planned(tokens, missing)
+
+    def own(self) -> None:
+        """Own the blocks of what is planned; who cannot fails."""
+        for number in self._core.own():
+            assert self._lack is not None
+            self._carried[number].request.fail(self._lack)
+
+    def hand_back_planned(self) -> None:
+        """Hand back everyone who is planned."""
+        for number in {number for number, *_ in self._core.spans()}:
+            self._carried[number].request.bring_back()
+
+    def path_lengths(self) -> list[int]:
+        return self._core.path_lengths()
+
+    def ready(self, model: str) -> int:
+        return self._core.ready(self._models.index(model))
+
+    def cap_paths(self, steps: int) -> None:
+        self._core.cap_paths(steps)
+
+    def onward(self) -> None:
+        """Go on to the next token of every path."""
+        self._core.onward()
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are to be computed now."""
+        return self._core.tokens()
+
+    @property
+    def core(self) -> _C.Lanes:
+        return self._core
+
+    def sampled(self) -> list[tuple[int, Request, int]]:
+        """The answers whose token is not simply the likeliest: which, whose, and the output position."""
+        found = []
+        for answer, number, role, position in self._core.sampled():
+            carried = self._carried[number]
+            request = carried.request
+            begin = len(request.prompts[carried.roles[role]].ids)
+            found.append((answer, request, max(request.first_position + position - begin, 0)))
+        return found
+
+    def take(self, rows: Sequence[Row | NumericalError]) -> None:
+        """The rows of what was computed, in order."""
+        said = [
+            None if isinstance(row, NumericalError) else (0, row.token, row.top_token, row.top_prob)
+            for row in rows
+        ]
+        self.fail([(number, rows[at]) for number, at in self._core.take_rows(said)])
+
+    def fail(self, failed: Sequence[tuple[int, Row | NumericalError]]) -> None:
+        """These lanes waited for rows that are none."""
+        for number, error in failed:
+            assert isinstance(error, NumericalError)
+            self._failed.append((self._carried[number].request, error))
+
+    def advance(self) -> tuple[list[Request], list[Request]]:
+        """Let the policies run on: the requests that moved, and those whose step Python does."""
+        for request, error in self._failed:
+            request.fail(error)
+        failed, self._failed = [request for request, _ in self._failed], []
+        moved, back = self._core.advance_all()
+        returned = [self._carried[number].request for number in back]
+        for request in returned:
+            request.bring_back()
+        return failed + [self._carried[number].request for number in moved], returned
+
+    def describe(self) -> dict[str, str]:
+        """What is computed of whom, for the timeline."""
+        return {
+            f"{carried.request.id} {carried.roles[role]}": f"{start}:{end}, {end - first + 1} answers"
+            for number, role, start, end, first, *_ in self._core.spans()
+            for carried in (self._carried[number],)
+        }
+
+    def _is_ordinary(self, request: Request) -> bool:
+        need = request.need
+        if need is None or request.is_finished or request.counters.first_token_at is None:
+            return False
+        if request.known_ahead or request.keeps_sequences or request.long_need == (need.role, need.first):
+            return False
+        for sequence in request.sequences.values():
+            if request.siblings and sequence.num_computed < sequence.prompt_len - 1:
+                return False
+            if sequence.num_owned_from is None:
+                return False
+        return need.last - request.sequences[need.role].num_computed <= _C.DECODE_TOKENS
+
+    def _state(self, request: Request, rule: Rule) -> _C.LaneState:
+        roles = request.policy.roles
+        need, draft, params = request.need_now, request.draft, request.params
+        written = min(s.context_len - s.prompt_len for s in request.sequences.values())
+        begin = written if draft is None else min(written, draft.start)
+        return _C.LaneState(
+            rule,
+            [self._track(request, role) for role in roles],
+            begin,
+            request.output[begin:],
+            request.max_tokens,
+            request.draft_len or 0,
+            min(request.roles[role].vocab_size for role in roles),
+            list(params.stop_token_ids),
+            [] if request.tokenizer is None else [stop.encode() for stop in params.stop],
+            request.held_back,
+            params.is_greedy,
+            request.drafter == "guide" and roles == ("base", "guide"),
+            (roles.index(need.role), need.first, need.last, need.ahead, bool(need.ends)),
+            None if draft is None else (draft.start, draft.length, draft.tokens),
+        )
+
+    def _track(self, request: Request, name: str) -> _C.TrackState:
+        sequence, role = request.sequences[name], request.roles[name]
+        pool = sequence.block_table.pool
+        begin = min(sequence.num_computed, sequence.context_len)
+        if pool.prefix_caching:
+            begin = min(begin, sequence.num_registered * pool.block_size)
+        owned_from = sequence.num_owned_from
+        assert owned_from is not None
+        return _C.TrackState(
+            self._models.index(self._models_of[name]),
+            sequence.prompt_len,
+            role.max_len,
+            request.max_sequence(name),
+            list(_ends(request, name)),
+            begin,
+            sequence.tokens[begin:],
+            sequence.num_computed,
+            sequence.context_len,
+            sequence.lost,
+            [(at, row.token, row.top_token, row.top_prob) for at, row in sequence.rows.items()],
+            sequence.block_table.ids,
+            sequence.num_registered,
+            owned_from,
+        )
+
+    def _face(self, pool: BlockPool) -> tuple[object, object, object, int, bool]:
+        """A pool as C++ sees it."""
+
+        def allocate() -> int:
+            try:
+                return pool.allocate()
+            except OutOfBlocks as error:
+                self._lack = error
+                return -1
+
+        return allocate, pool.release, lambda: pool.num_available, pool.block_size, pool.prefix_caching
+
+    def _register(self, number: int, role: int, tokens: list[int], block: int) -> int:
+        carried = self._carried[number]
+        return carried.sequences[carried.roles[role]].register_block(tokens, block)
+
+    def _token_bytes(self, number: int, token: int) -> bytes:
+        tokenizer = self._carried[number].request.tokenizer
+        assert tokenizer is not None
+        return tokenizer.token_bytes(token)
+
+
+def rule_of(request: Request) -> Rule | None:
+    """How the request's policy decides, if the lanes know it."""
+    policy, params = request.policy, request.params
+    if params.logprobs is not None or "\ufffd" in "".join(params.stop):
+        return None
+    if request.drafter == "ngram" and request.draft_len != 0:
+        return None
+    if type(policy) in (Base, Guide):
+        return (0, 0.0, False, 0)
+    if type(policy) is not Nudging or policy.granularity not in WRITERS or request.draft_len is None:
+        return None
+    if policy.granularity == "word" and request.tokenizer is None:
+        return None
+    return WRITERS[policy.granularity], policy.threshold, policy.comparator == "<=", policy.lookahead
+
+
+def _ends(request: Request, role: str) -> frozenset[int]:
+    return NO_ENDS if request.params.ignore_eos else request.roles[role].eos_ids
+
+
+def _restore(sequence: TokenSequence, track: _C.TrackState) -> None:
+    sequence.tokens[track.begin :] = track.tokens
+    sequence.num_computed = track.num_computed
+    sequence.context_len = track.context_len
+    sequence.lost = track.lost
+    sequence.rows = {at: Row(token, top, prob) for at, token, top, prob in track.rows}
+    sequence.block_table.ids = track.blocks
+
+
+def _counted(
+    carried: Carried,
+    passes: list[int],
+    drafted: int,
+    accepted: int,
+    recomputed: int,
+    cycles: dict[int, int],
+) -> Counters:
+    """The counters at the entry and what came since."""
+    before = carried.counters
+    made = {role: before.passes.get(role, 0) + n for role, n in zip(carried.roles, passes, strict=True)}
+    lengths = before.cycles.keys() | cycles.keys()
+    return replace(
+        before,
+        passes={role: n for role, n in made.items() if n},
+        drafted=before.drafted + drafted,
+        accepted=before.accepted + accepted,
+        recomputed=before.recomputed + recomputed,
+        cycles={n: before.cycles.get(n, 0) + cycles.get(n, 0) for n in sorted(lengths)},
+    )

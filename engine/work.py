@@ -1,0 +1,45 @@
+"""What a model is to compute in a step, as the scheduler says it and the runner reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nudging.request import Request
+
+
+@dataclass(frozen=True)
+class Work:
+    """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
+    first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
+    token of such a path.
+
+    `copies` are the (source, destination) blocks to copy before: those it writes and shares with others.
+    """
+
+    request: Request
+    role: str
+    start: int
+    end: int
+    first_row: int
+    ahead: int = 0
+    copies: tuple[tuple[int, int], ...] = ()
+    is_onward: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """`tokens[start:end]` of one sequence need not be computed: a sibling or an earlier request had them."""
+
+    request: Request
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SchedulerOutput:
+    """The work of one model; what was found since the last plan; and who had to give its blocks back."""
+
+    works: list[Work]
+    found: list[Found]
+    preempted: list[Request]
