@@ -141,6 +141,8 @@ class LLM:
         """
         self._thread.close()
         self._tracer.close()
+        for runner in self._engine.runners.values():
+            runner.close()
         self._engine.runners.clear()
 
     def drain(self, timeout: float | None = None) -> None:

@@ -159,6 +159,11 @@ class RecordedCycle:
 
         return said
 
+    def finish(self) -> None:
+        """Wait for all that was started."""
+        for side in self._sides:
+            side.finish()
+
     def _launch(self, side: Side, is_new: bool) -> None:
         """All that the device does for a cycle; the host goes on at once."""
         self._table_memory.copy_(side.tables, non_blocking=True)

@@ -14,84 +14,22 @@ otherwise ordinary passes compute them again, over whatever was written meanwhil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from nudging.cycle import CycleShape, LaneStart, Model, RecordedCycle, Said, Told
+from nudging.cycle_lanes import MAX_LAG, ROLES, Lane, Rows, begins, is_at_text, lane_start, tables_of
 from nudging.decide import Wanted, row_of
-from nudging.errors import NumericalError, OutOfBlocks
-from nudging.graphs import SIZES, WIDTHS, Recorder, at_least, is_picked_by_head
+from nudging.errors import OutOfBlocks
+from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
 from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
-from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
+from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, replay
 from nudging.policies.nudging import Nudging
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
-from nudging.sequence import Row
 from nudging.work import Work
-
-ROLES = ("guide", "base")
-# The guide's first pass of a cycle reads so many tokens of the text at most.
-MAX_LAG = 2
-
-Rows = list[Row | NumericalError]
-
-
-@dataclass(eq=False)
-class Lane:
-    """A request's part in one cycle.
-
-    `start`: how many tokens its text had when the cycle began, None where that is not known, or nothing
-    counts; `before`: the last of them, which the cycle before had foreseen; `lag`: how many tokens of the
-    text the guide read; `stopped`: the device writes nothing for it.  `blocks` by role: what it was given.
-    Once the cycle is read, `path` are the guide's tokens behind the text, and `rows` by role those from the
-    end of the text on.
-    """
-
-    request: Request
-    preemptions: int
-    start: int | None = None
-    lag: int = 1
-    before: list[int] = field(default_factory=list)
-    stopped: bool = False
-    blocks: dict[str, list[int]] = field(default_factory=dict)
-    path: list[int] = field(default_factory=list)
-    rows: dict[str, Rows] = field(default_factory=dict)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the request has given its blocks back since."""
-        return self.request.counters.preemptions != self.preemptions
-
-    @property
-    def drafts(self) -> int:
-        """How many tokens the guide drafts."""
-        return cycle_length(self.request, self.start or 0)
-
-    def end(self, role: str) -> int:
-        """Where prompt and text of the role end."""
-        return len(self.request.prompts[role].ids) + (self.start or 0)
-
-    def reach(self, role: str) -> int:
-        """Up to where this cycle and the next one may write."""
-        drafts = self.request.draft_len or 0
-        return min(self.end(role) + 2 * drafts + 1, self.request.max_sequence(role))
-
-    def answers(self, work: Work) -> Rows | None:
-        """The work's rows, where the cycle has computed them over the very tokens and blocks."""
-        role, rows = work.role, self.rows.get(work.role, [])
-        sequence, end = self.request.sequences[role], self.end(role)
-        first, last = work.first_row - end, work.end - end
-        read_from = end - (self.lag if role == "guide" else 1)
-        if not 0 <= first <= last < len(rows) or work.start < read_from or self.is_lost:
-            return None
-        size = sequence.block_table.pool.block_size
-        # Blocks before those may have been found to be the same as another text's, and given back for it.
-        blocks = slice(work.start // size, -(-work.end // size))
-        if sequence.block_table.ids[blocks] != self.blocks[role][blocks]:
-            return None
-        return rows[first : last + 1] if sequence.tokens[end : work.end] == self.path[:last] else None
 
 
 @dataclass
@@ -101,20 +39,6 @@ class Flight:
     recorded: RecordedCycle
     lanes: list[Lane]
     said: Callable[[], Said]
-
-
-def is_at_text(lanes: Sequence[Lane]) -> bool:
-    """Whether one of a request's cycles begins with its text as it is now."""
-    for lane in lanes:
-        output, known = lane.request.output, len(lane.before)
-        if lane.start == len(output) and output[len(output) - known :] == lane.before and not lane.is_lost:
-            return True
-    return False
-
-
-def cycle_length(request: Request, written: int) -> int:
-    """How many tokens are drafted behind a text of so many: the base's own last one needs no draft."""
-    return min(request.draft_len or 0, request.max_tokens - written - 1)
 
 
 class Foresight:
@@ -146,6 +70,14 @@ class Foresight:
             if rows is None:
                 self._give_up(work)
         return found
+
+    def close(self) -> None:
+        """Wait for the cycles that are under way, and forget all of them."""
+        for recorded in self._recorded.values():
+            recorded.finish()
+        self._flight = None
+        self._lanes.clear()
+        self._recorded.clear()
 
     def _answers(self, work: Work) -> Rows | None:
         answers = (lane.answers(work) for lane in self._lanes.get(work.request, []))
@@ -211,18 +143,29 @@ class Foresight:
         shape = self._shape(lanes)
         if shape is None:
             return None
-        if shape not in self._seen:
+        recorded = self._find(shape)
+        if recorded is None or not self._own_blocks(lanes):
+            return None
+        return Flight(recorded, lanes, recorded.start(tables_of(lanes), list(starts.values())))
+
+    def _find(self, shape: CycleShape) -> RecordedCycle | None:
+        """A recording for the shape.  Recording takes time: where the shape is new, one for a few more lanes
+        does, and where there is none, None.
+        """
+        if shape not in self._recorded and shape not in self._seen:
             self._seen.add(shape)
-            return None
-        if not self._own_blocks(lanes):
-            return None
+            fitting = [
+                known
+                for known in self._recorded
+                if shape.lanes <= known.lanes <= 2 * shape.lanes and shape[1:] == known[1:]
+            ]
+            return self._recorded[min(fitting)] if fitting else None
         if shape not in self._recorded:
             guide, base = (Model(self._runners[r].decoder, self._runners[r].cache) for r in ROLES)
             self._recorded[shape] = RecordedCycle(
                 guide, base, shape, self._vocab, self._marks, self._recorder
             )
-        recorded = self._recorded[shape]
-        return Flight(recorded, lanes, recorded.start(tables_of(lanes), list(starts.values())))
+        return self._recorded[shape]
 
     def _go_on(self, flight: Flight) -> Flight | None:
         """The cycle behind one that is not read yet; None where blocks are missing or it needs another
@@ -319,64 +262,3 @@ class Foresight:
             request.max_tokens - (lane.start or 0),
         )
         return [token for token, _ in written]
-
-
-def begins(work: Work, want: Wanted, runners: Mapping[str, ModelRunner]) -> bool:
-    """Whether the work is the guide's first pass of a cycle: of the next draft, behind a text that the base
-    has read but for its last token.
-    """
-    request, policy = work.request, work.request.policy
-    if type(policy) is not Nudging or policy.granularity != "token" or policy.threshold > 1:
-        return False
-    if work.role != "guide" or request.drafter != "guide" or not is_picked_by_head(want):
-        return False
-    sequences = [request.sequences[role] for role in ROLES]
-    if any(s.block_table.pool is not runners[r].pool for s, r in zip(sequences, ROLES, strict=True)):
-        return False
-    draft, length = request.draft, cycle_length(request, len(request.output))
-    if draft is None or draft.tokens or not 0 < length <= MAX_DRAFT:
-        return False
-    # Behind a text that others go on with nobody may write.
-    if request.known_ahead or request.keeps_sequences:
-        return False
-    # A draft may begin with the token that the guide has to write; see `nudging.draft`.
-    led = draft.start - len(request.output)
-    guide, base = (request.context_length(role) for role in ROLES)
-    return (
-        led in (0, 1)
-        and draft.length == length - led
-        and request.need_now.ahead == length - 1
-        and work.end == guide >= MAX_LAG
-        and work.end - work.start <= MAX_LAG
-        and sequences[1].context_len == base
-        and sequences[1].num_computed >= base - 1
-    )
-
-
-def lane_start(work: Work, want: Wanted) -> LaneStart:
-    """The text of a work that begins a cycle, for the device."""
-    request, policy = work.request, work.request.policy
-    assert isinstance(policy, Nudging)
-    guide = request.sequences["guide"]
-    return LaneStart(
-        written=len(request.output),
-        room=request.max_tokens - len(request.output),
-        before=guide.tokens[work.end - 2],
-        last=guide.tokens[work.end - 1],
-        lag=work.end - work.start,
-        alive=1,
-        guide_prompt=len(request.prompts["guide"].ids),
-        base_prompt=len(request.prompts["base"].ids),
-        drafts=request.draft_len or 0,
-        first=request.first_position,
-        threshold=policy.threshold,
-        or_equal=policy.comparator == "<=",
-        ignore_eos=request.params.ignore_eos,
-        temperature=request.params.temperature,
-        seed=request.seed,
-    )
-
-
-def tables_of(lanes: Sequence[Lane]) -> list[tuple[list[int], list[int]]]:
-    """The blocks of each lane, the guide's and the base's; none for those that write nothing."""
-    return [([], []) if lane.stopped else (lane.blocks["guide"], lane.blocks["base"]) for lane in lanes]

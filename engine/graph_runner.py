@@ -91,6 +91,11 @@ class GraphRunner(ModelRunner):
                 found[i] = list(islice(computed, answers[i]))
         return [row for rows in found for row in rows or []]
 
+    def close(self) -> None:
+        if self.foresight is not None:
+            self.foresight.close()
+            self.foresight = None
+
     def _execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         known = self._known(works)
         if known is not None:

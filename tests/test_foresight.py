@@ -33,20 +33,20 @@ class Late(Recording):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.cycles = self.ahead = self.passes = 0
-        self._queue: list[Callable[[], None]] = []
+        self.queue: list[Callable[[], None]] = []
         launch, execute, copy = RecordedCycle._launch, GraphRunner._execute, KVCache.copy_blocks
 
         def start(cycle: RecordedCycle, *args: Any) -> None:
             self.cycles += 1
-            self._queue.append(partial(launch, cycle, *args))
+            self.queue.append(partial(launch, cycle, *args))
 
         def pass_(runner: GraphRunner, *args: Any) -> Any:
-            self._run(len(self._queue))
+            self._run(len(self.queue))
             self.passes += 1
             return execute(runner, *args)
 
         def copied(cache: KVCache, pairs: list[tuple[int, int]]) -> None:
-            self._run(len(self._queue) if pairs else 0)
+            self._run(len(self.queue) if pairs else 0)
             copy(cache, pairs)
 
         monkeypatch.setattr(RecordedCycle, "_launch", start)
@@ -54,19 +54,19 @@ class Late(Recording):
         monkeypatch.setattr(KVCache, "copy_blocks", copied)
 
     def _run(self, count: int) -> None:
-        for thunk in self._queue[:count]:
+        for thunk in self.queue[:count]:
             thunk()
             assert not [ref for ref in self.allocated if ref() is not None], "a cycle's memory outlives it"
-        del self._queue[:count]
+        del self.queue[:count]
 
     def mark(self) -> Callable[[], None]:
-        last = self._queue[-1]
+        last = self.queue[-1]
 
         def wait() -> None:
             self.waited += 1
-            self.ahead += last is not self._queue[-1] if self._queue else 0
-            if last in self._queue:
-                self._run(self._queue.index(last) + 1)
+            self.ahead += last is not self.queue[-1] if self.queue else 0
+            if last in self.queue:
+                self._run(self.queue.index(last) + 1)
 
         return wait
 
@@ -129,6 +129,24 @@ def test_a_cycle_is_one_replay_and_one_wait_and_the_next_one_is_under_way(
     assert output.stats.base_passes <= 1.1 * ordinary.stats.base_passes
 
 
+def test_a_new_shape_runs_at_once_where_a_larger_one_is_recorded(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, params = [[60 + i, 61] for i in range(4)], SamplingParams(max_tokens=24, ignore_eos=True)
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        for _ in range(2):
+            texts = [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, 4)]
+        seen = []
+        for count in (3, 3, 1):
+            before = late.cycles
+            found = [written(r.outputs[0]) for r in llm.generate(prompts[:count], params, TOKEN, 4)]
+            seen.append(late.cycles - before)
+            assert found == texts[:count]
+    # Three fit into the recording for four; for one that would be too dear, and its own is not yet made.
+    assert min(seen[:2]) > 4
+
+
 def ends(output: CompletionOutput) -> tuple[Any, ...]:
     return written(output), output.text
 
@@ -158,6 +176,7 @@ def test_every_way_to_end_is_found_a_cycle_late(
                 assert [ends(r.outputs[0]) for r in results] == expected[part]
         assert_pools_are_whole(llm)
     assert late.ahead > len(params)
+    assert not late.queue, "the device is still at work when its memory is given back"
 
 
 def liar(*args: Any) -> Verified:

@@ -69,7 +69,7 @@ class Run:
             listed.append(Part(f"{name}, start-up", 20, pair.start_up))
             for index, role in enumerate(("base", "guide")):
                 listed.append(Part(f"{name}, passes of the {role}", 15, partial(self.passes, pair, index)))
-            listed.append(Part(f"{name}, cycles", 30, partial(self.cycles, pair)))
+            listed.append(Part(f"{name}, cycles", 45, partial(self.cycles, pair)))
             listed.append(Part(f"{name}, questions", 20, partial(self.arms, pair, None)))
             listed.append(Part(f"{name}, context of {context}", 20, partial(self.arms, pair, context)))
         for name, pair in self.pairs.items():

@@ -31,7 +31,7 @@ class Cycle:
 
     def __init__(self, models: list[Decoder], seqs: int, drafts: int, scale: Scale) -> None:
         # What a run writes, and the runs after it, has to fit.
-        context, behind = scale.contexts[0], (RUN + 2) * (drafts + 1)
+        context, behind = scale.contexts[0], (RUN + scale.repeats + 2) * (drafts + 1)
         self.models = [Model(decoder, Load(seqs, 1, context + behind)) for decoder in models]
         base, guide = self.models
         shape = CycleShape(seqs, drafts, guide.width, base.width)
