@@ -55,7 +55,8 @@ class Late(Recording):
 
     def _run(self, count: int) -> None:
         for thunk in self.queue[:count]:
-            thunk()
+            with torch.inference_mode():
+                thunk()
             assert not [ref for ref in self.allocated if ref() is not None], "a cycle's memory outlives it"
         del self.queue[:count]
 
@@ -74,7 +75,7 @@ class Late(Recording):
 def prompts_and_params(count: int, **more: Any) -> tuple[list[list[int]], list[SamplingParams]]:
     """Prompts of unlike lengths; every other text ends where it likes, every second pair is sampled."""
     prompts = [[60 + i + j for j in range(3 + 7 * i)] for i in range(count)]
-    options = {"max_tokens": 60} | more
+    options = {"max_tokens": 40} | more
     return prompts, [
         SamplingParams(ignore_eos=i % 2 == 0, temperature=0.8 * (i // 2 % 2), seed=i, **options)
         for i in range(count)
@@ -92,20 +93,21 @@ def test_cycles_write_what_the_oracle_writes(
         twin = Twin(llm)
         expected = [twin.generate(*job, TOKEN) for job in zip(prompts, params, strict=True)]
         assert {author for text in expected for author in text.authors} == {"base", "guide"}
-        for prompt, one, want in zip(prompts, params, expected, strict=True):
-            for _ in range(2):
-                assert written(llm.generate(prompt, one, TOKEN, k)[0].outputs[0]) == want
-        for _ in range(3):
+        one = k % 4
+        for _ in range(2):
+            output = llm.generate(prompts[one], params[one], TOKEN, k)[0].outputs[0]
+            assert written(output) == expected[one]
+        for _ in range(2):
             assert [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, k)] == expected
         assert_pools_are_whole(llm)
-    assert late.cycles > 4 * 60 // (k + 1)
+    assert late.cycles > 2 * 40 // (k + 1)
 
 
 def test_a_cycle_is_one_replay_and_one_wait_and_the_next_one_is_under_way(
     tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it costs the host is counted on a text in its steady state, beside the same text of passes."""
-    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    params = SamplingParams(max_tokens=150, ignore_eos=True)
     with LLM(**tiny_pair, kv_cache_memory="4MiB", prefix_caching=False) as plain:
         ordinary = plain.generate([60, 61, 62], params, TOKEN, 4)[0].outputs[0]
     late = Late(monkeypatch)
@@ -116,8 +118,9 @@ def test_a_cycle_is_one_replay_and_one_wait_and_the_next_one_is_under_way(
         now = late.cycles, late.replayed, late.waited, late.ahead, late.passes
     assert written(output) == written(ordinary)
     cycles, replays, waits, ahead, passes = (b - a for a, b in zip(counts, now, strict=True))
-    # The prompts with the first draft of four tokens, and the last token, which needs no draft.
-    assert passes <= 5 + 2
+    # The prompts with the first draft of four tokens; the last token, which needs no draft; and the guide's
+    # own token behind the first draft, and where the text outgrows the recording's block tables.
+    assert passes <= 5 + 2 + 2
     drafts = sum(output.stats.accepted_lengths)
     assert drafts - 3 <= cycles <= drafts + 6
     assert replays - passes <= cycles <= replays
@@ -161,8 +164,8 @@ def test_every_way_to_end_is_found_a_cycle_late(
         stops = [SamplingParams(max_tokens=40, ignore_eos=True, stop_token_ids=(t,)) for t in whole.token_ids]
         words = [whole.text[i : i + 3] for i in range(0, len(whole.text) - 3, 5)]
         strings = [SamplingParams(max_tokens=40, ignore_eos=True, stop=(word,)) for word in words]
-        lengths = [SamplingParams(max_tokens=n, ignore_eos=True) for n in range(1, 20)]
-        params = [*stops[::3], *strings[:12], *lengths]
+        lengths = [SamplingParams(max_tokens=n, ignore_eos=True) for n in range(1, 16)]
+        params = [*stops[::4], *strings[:8], *lengths]
         jobs = [[60, 61]] * len(params)
         expected = [ends(r.outputs[0]) for r in plain.generate(jobs, params, TOKEN)]
     late = Late(monkeypatch)
@@ -183,7 +186,7 @@ def liar(*args: Any) -> Verified:
     """A device that decides wrongly now and then: too little, or another token."""
     said = one_replay(*args)
     told = args[4].sum(dim=1) % 7
-    shorter = torch.where(told == 3, (said.written - 1).clamp(min=1), said.written)
+    shorter = torch.where((told == 3) & (said.written > 1), said.written - 1, said.written)
     tokens = torch.where((told == 5)[:, None], (said.tokens + 1).clamp(max=300), said.tokens)
     return said._replace(written=shorter, tokens=tokens)
 
@@ -197,12 +200,12 @@ def test_where_the_device_foresees_wrongly_the_text_stays(
         twin = Twin(llm)
         expected = [twin.generate(*job, TOKEN) for job in zip(prompts, params, strict=True)]
         monkeypatch.setattr("nudging.cycle.draft_verify", liar)
-        for k in (2, 5, 8):
-            for _ in range(3):
+        for k in (2, 5):
+            for _ in range(2):
                 found = [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, k)]
                 assert found == expected
         assert_pools_are_whole(llm)
-    assert late.cycles > 50
+    assert late.cycles > 20
 
 
 def test_requests_come_and_go_and_lose_their_memory(
@@ -217,7 +220,7 @@ def test_requests_come_and_go_and_lose_their_memory(
         twin = Twin(llm)
         jobs = list(zip(prompts, params, policies, lengths, strict=True))
         expected = [twin.generate(*job[:3]) for job in jobs]
-        for round_ in range(3):
+        for round_ in range(2):
             handles = [llm.submit(*job) for job in jobs]
             gone = [llm.submit(*job) for job in jobs[:3]]
             for index, handle in enumerate(gone):
@@ -256,7 +259,7 @@ def test_siblings_that_come_late_take_the_prompt_and_nothing_else(
 
     monkeypatch.setattr(KVCache, "copy_blocks", copied)
     with recording_llm(monkeypatch, late, **tiny_pair, kv_cache_memory="130KiB") as llm:
-        for _ in range(3):
+        for _ in range(2):
             found = [written(output) for output in llm.generate(prompt, params, TOKEN, 4)[0].outputs]
             assert found == expected
         assert_pools_are_whole(llm)
