@@ -6,6 +6,7 @@ is made, and not before, as on a device whose host never waits.  Everything else
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ from torch import Tensor
 from nudging import LLM, Base, Nudging, NumericalError, SamplingParams
 from nudging.batch import Batch, KVCache
 from nudging.cycle import RecordedCycle
+from nudging.cycle_lanes import Lane
 from nudging.graph_runner import GraphRunner
 from nudging.kernels.draft_verify import Verified
 from nudging.output import CompletionOutput
+from nudging.work import Work
 from tests.pairs import Twin, assert_pools_are_whole, written
 from tests.test_graphs import Recording, one_replay, recording_llm
 
@@ -206,6 +209,30 @@ def test_where_the_device_foresees_wrongly_the_text_stays(
                 assert found == expected
         assert_pools_are_whole(llm)
     assert late.cycles > 20
+
+
+def test_passes_that_go_over_a_later_cycle_undo_it(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third cycle is computed again by passes, while the one behind it is under way."""
+    prompts, params = prompts_and_params(4)
+    late = Late(monkeypatch)
+    answers, asked = Lane.answers, itertools.count()
+
+    def refused(lane: Lane, work: Work) -> Any:
+        begins = work.role == "guide" and work.first_row == lane.end("guide") and bool(lane.rows)
+        return None if begins and next(asked) % 3 == 2 else answers(lane, work)
+
+    monkeypatch.setattr(Lane, "answers", refused)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        twin = Twin(llm)
+        expected = [twin.generate(*job, TOKEN) for job in zip(prompts, params, strict=True)]
+        for k in (3, 6):
+            for _ in range(3):
+                found = [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, k)]
+                assert found == expected
+        assert_pools_are_whole(llm)
+    assert next(asked) > 20
 
 
 def test_requests_come_and_go_and_lose_their_memory(
