@@ -27,6 +27,8 @@ def draft_ahead(
             sequence.forget_rows_before(len(request.prompts[role].ids) + len(request.output))
     if request.known_ahead:
         return _read_known(request, need)
+    if _leads_a_draft(request, need):
+        return _lead(request, view, ledger)
     drafter = DRAFTERS[request.drafter]
     if drafter is None or not _is_draftable(request, drafter, need):
         ledger.share(sharers)
@@ -67,6 +69,28 @@ def _is_draftable(request: Request, drafter: Drafter, need: Need) -> bool:
     if not request.policy.shares_ids or not drafter.serves(request.policy, need.role):
         return False
     return need.first == len(request.prompts[need.role].ids) + len(request.output)
+
+
+def _leads_a_draft(request: Request, need: Need) -> bool:
+    """Whether the guide drafts on behind the token that it has to write: the base, which has answered, is
+    computed by whole cycles (see `nudging.foresight`), and those begin with the guide's next token.
+    """
+    base, drafts = request.sequences.get("base"), request.draft_len or 0
+    if base is None or not base.reserved or need.role != "guide" or need.ahead:
+        return False
+    return need.first == request.context_length("guide") and drafts > 0 and request.drafter == "guide"
+
+
+def _lead(request: Request, view: RequestView, ledger: Ledger) -> Need:
+    """The path of the guide's next token and a draft behind it, as long together as a draft."""
+    settle_draft(request, ledger)
+    length = min(request.draft_len or 0, view.max_tokens - 1)
+    request.draft = Draft(len(request.output) + 1, max(length - 1, 0))
+    try:
+        view.draft("guide", max(length, 1))
+    except MissingRow as missing:
+        return missing.need
+    raise AssertionError("the guide's row is missing and was found")
 
 
 def _length(request: Request, view: RequestView, ledger: Ledger, drafter: Drafter, need: Need) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import accumulate, islice
+
 import torch
 from torch import Tensor
 
 from nudging.batch import BatchBuffer, BatchShape
 from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
+from nudging.foresight import Foresight
 from nudging.graphs import (
+    WIDTHS,
     PickBuffer,
     RecordedPass,
     RecordedPath,
@@ -17,6 +22,8 @@ from nudging.graphs import (
     is_picked_by_head,
     keep,
     padded,
+    path_shape,
+    read,
 )
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.lanes import Lanes
@@ -48,11 +55,13 @@ class GraphRunner(ModelRunner):
         flash: FlashAttn | None = None,
     ) -> None:
         super().__init__(decoder, num_blocks, block_size, prefix_caching, flash=flash)
-        self._recorder = recorder
+        self.recorder = recorder
         self._passes: dict[Key, RecordedPass] = {}
         self._paths: dict[Key, RecordedPath] = {}
         self._seen: set[Key] = set()
         self._foreseen: Foreseen = {}
+        # The cycles of this model and another one, where there are any.
+        self.foresight: Foresight | None = None
 
     @property
     def takes_lanes(self) -> bool:
@@ -63,6 +72,31 @@ class GraphRunner(ModelRunner):
         self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
     ) -> list[Row | NumericalError]:
         assert lanes is None, "recordings are of requests that Python carries"
+        if self.foresight is None:
+            return self._execute(works, wanted)
+        if not all(work.is_onward for work in works):
+            self._foreseen.clear()
+        # Before a cycle begins in these blocks, and for those whose rows are there already, too.
+        self.cache.copy_blocks([pair for work in works for pair in work.copies])
+        works = [replace(work, copies=()) if work.copies else work for work in works]
+        found = self.foresight.rows(self, works, wanted)
+        answers = [max(work.end - work.first_row + 1, 0) for work in works]
+        ends = [0, *accumulate(answers)]
+        rest = [i for i, rows in enumerate(found) if rows is None]
+        self.passes_made = 0
+        if rest:
+            asked = [want for i in rest for want in wanted[ends[i] : ends[i + 1]]]
+            computed = iter(self._execute([works[i] for i in rest], asked))
+            for i in rest:
+                found[i] = list(islice(computed, answers[i]))
+        return [row for rows in found for row in rows or []]
+
+    def close(self) -> None:
+        if self.foresight is not None:
+            self.foresight.close()
+            self.foresight = None
+
+    def _execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         known = self._known(works)
         if known is not None:
             self.passes_made = 0
@@ -107,10 +141,10 @@ class GraphRunner(ModelRunner):
         if recorded is None and key not in self._seen:
             self._seen.add(key)
             said = torch.empty((4, shape.answers), dtype=torch.int32, device=self.decoder.device)
-            keep(answer(self.decoder, self.cache, buffer, picks, vocab), said)
+            keep(answer(self.decoder, self.cache, buffer.batch, picks.picks, vocab), said)
             return said
         if recorded is None:
-            recorded = RecordedPass(self.decoder, self.cache, buffer, picks, vocab, self._recorder)
+            recorded = RecordedPass(self.decoder, self.cache, buffer, picks, vocab, self.recorder)
             self._passes[key] = recorded
         recorded.replay()
         return recorded.said
@@ -122,8 +156,8 @@ class GraphRunner(ModelRunner):
         single passes do it.
         """
         shape, vocab, steps = key
-        lanes = shape.seqs - 1
-        key = BatchShape(lanes, shape.seqs, shape.width, lanes), vocab, steps
+        key = path_shape(shape, works, steps, self.pool.block_size), vocab, steps
+        lanes = key[0].rows
         path = self._paths.get(key)
         if path is None and key not in self._seen:
             self._seen.add(key)
@@ -142,7 +176,7 @@ class GraphRunner(ModelRunner):
         at = torch.tensor(lasts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         first[: len(works)] = said[0, at]
         if path is None:
-            path = RecordedPath(self.decoder, self.cache, buffers, picks, first, vocab, self._recorder)
+            path = RecordedPath(self.decoder, self.cache, buffers, picks, first, vocab, self.recorder)
             self._paths[key] = path
         path.replay()
         return path
@@ -155,7 +189,7 @@ class GraphRunner(ModelRunner):
             return 0
         room = min(self.decoder.config.max_len - work.end for work in works)
         steps = min(max(work.ahead for work in works), room)
-        if steps <= 0:
+        if steps <= 0 or max(work.end for work in works) + steps > WIDTHS[-1] * self.pool.block_size:
             return 0
         for work in works:
             sequence = work.request.sequences[work.role]
@@ -189,12 +223,6 @@ def read_rows(said: Tensor, count: int) -> list[Row | NumericalError]:
     """The first `count` rows of a pass that said this, waited for."""
     columns = zip(*(column[:count] for column in read(said)), strict=True)
     return [row_of(*column) for column in columns]
-
-
-def read(said: Tensor) -> tuple[list[int], list[int], list[float], list[float]]:
-    """What `keep` wrote, waited for."""
-    here = said.cpu()
-    return (*here[:2].tolist(), *here[2:].view(torch.float32).tolist())
 
 
 def read_path(path: RecordedPath, works: list[Work]) -> Foreseen:

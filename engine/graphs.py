@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nudging.batch import BatchBuffer, BatchShape, KVCache, shape_of
+from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
 from nudging.decide import Wanted
 from nudging.kernels.lm_head import LmHead, lm_head
 from nudging.models.decoder import Decoder
@@ -41,6 +41,9 @@ class Recorder(Protocol):
         `run` must allocate nothing that outlives it, never wait for the device, and find what it reads and
         writes at the same addresses every time.
         """
+
+    def mark(self) -> Callable[[], None]:
+        """What waits for all that was started so far, and for nothing that is started later."""
 
 
 class CudaRecorder:
@@ -68,6 +71,20 @@ class CudaRecorder:
         replay: Callable[[], None] = graph.replay
         return replay
 
+    def mark(self) -> Callable[[], None]:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
+
+class Picks(NamedTuple):
+    """How rows pick their tokens: temperature [rows] fp32, seed and output position [rows] int64."""
+
+    temperature: Tensor
+    seed: Tensor
+    position: Tensor
+
 
 class PickBuffer:
     """How the rows of a batch pick their tokens, on the host and on the device, one memory for every step."""
@@ -77,8 +94,7 @@ class PickBuffer:
         self._host = torch.zeros((3, rows), dtype=torch.int64, pin_memory=pinned)
         self._device = self._host if device.type == "cpu" else self._host.to(device)
         # The temperatures are fp32 in the first half of a row of int64.
-        self.temperature = self._device[0].view(torch.float32)[:rows]
-        self.seed, self.position = self._device[1], self._device[2]
+        self.picks = Picks(self._device[0].view(torch.float32)[:rows], self._device[1], self._device[2])
         self._temperatures = self._host[0].view(torch.float32).numpy()
         self._keys = self._host[1:].numpy()
 
@@ -100,11 +116,11 @@ def is_picked_by_head(want: Wanted) -> bool:
     return not want.keep_logits and not params.logit_bias and (unfiltered or params.temperature == 0)
 
 
-def answer(decoder: Decoder, cache: KVCache, buffer: BatchBuffer, picks: PickBuffer, vocab: int) -> LmHead:
+def answer(decoder: Decoder, cache: KVCache, batch: Batch, picks: Picks, vocab: int) -> LmHead:
     """One pass, its tokens picked among the first `vocab` by the head; logits need not be written."""
-    x = decoder.hidden(buffer.batch, cache)
+    x = decoder.hidden(batch, cache)
     cap = decoder.config.final_soft_cap
-    return lm_head(x, decoder.weights.head, vocab, cap, picks.temperature, picks.seed, picks.position)
+    return lm_head(x, decoder.weights.head, vocab, cap, *picks)
 
 
 def keep(said: LmHead, out: Tensor) -> None:
@@ -112,6 +128,12 @@ def keep(said: LmHead, out: Tensor) -> None:
     bits of max and lse, which are fp32.
     """
     torch.stack([said.token, said.argmax, said.max.view(torch.int32), said.lse.view(torch.int32)], out=out)
+
+
+def read(said: Tensor) -> tuple[list[int], list[int], list[float], list[float]]:
+    """What `keep` wrote, waited for."""
+    here = said.cpu()
+    return (*here[:2].tolist(), *here[2:].view(torch.float32).tolist())
 
 
 class RecordedPass:
@@ -135,7 +157,7 @@ class RecordedPass:
         self.said = torch.empty((4, buffer.shape.answers), dtype=torch.int32, device=decoder.device)
 
         def run() -> None:
-            keep(answer(decoder, cache, buffer, picks, vocab), self.said)
+            keep(answer(decoder, cache, buffer.batch, picks.picks, vocab), self.said)
 
         self.replay = recorder.record(run)
 
@@ -166,7 +188,7 @@ class RecordedPath:
             tokens = first
             for buffer, picked, out in zip(buffers, picks, self.said, strict=True):
                 buffer.batch.ids.copy_(tokens)
-                keep(answer(decoder, cache, buffer, picked, vocab), out)
+                keep(answer(decoder, cache, buffer.batch, picked.picks, vocab), out)
                 tokens = out[0]
 
         self.replay = recorder.record(run)
@@ -185,9 +207,19 @@ def padded(works: Sequence[Work], block_size: int) -> BatchShape | None:
         or width > WIDTHS[-1]
     ):
         return None
-    rows, answers = _at_least(SIZES, shape.rows), _at_least(SIZES, max(shape.answers, 1))
-    return BatchShape(rows, _at_least(SIZES, shape.seqs) + 1, _at_least(WIDTHS, width), answers)
+    rows, answers = at_least(SIZES, shape.rows), at_least(SIZES, max(shape.answers, 1))
+    return BatchShape(rows, at_least(SIZES, shape.seqs) + 1, at_least(WIDTHS, width), answers)
 
 
-def _at_least(sizes: tuple[int, ...], size: int) -> int:
+def path_shape(shape: BatchShape, works: Sequence[Work], steps: int, block_size: int) -> BatchShape:
+    """The shape of the passes of a path of `steps` tokens behind works in a batch of that shape: all go along
+    to its end, those that want less of it, too.
+    """
+    end = max(work.end for work in works) + steps
+    width = at_least(WIDTHS, max(shape.width, -(-end // block_size)))
+    return BatchShape(shape.seqs - 1, shape.seqs, width, shape.seqs - 1)
+
+
+def at_least(sizes: tuple[int, ...], size: int) -> int:
+    """The smallest of `sizes` that is no smaller than `size`."""
     return next(known for known in sizes if known >= size)

@@ -17,6 +17,7 @@ from torch import Tensor
 from nudging import _C
 from nudging.chat import plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
+from nudging.foresight import Foresight
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import CudaRecorder
 from nudging.kernels.flash_attn import FlashAttn
@@ -237,10 +238,24 @@ def make_runners(
         )
     team = _C.Team(threads)
     # One block of each model's budget is no pool's: see KVCache.
-    return {
+    runners = {
         name: make_runner(decoder, rounds * users[name] - 1, block_size, prefix_caching, team, flash)
         for name, decoder in decoders.items()
     }
+    foresee(runners, roles)
+    return runners
+
+
+def foresee(runners: Mapping[str, ModelRunner], roles: Mapping[str, Role]) -> None:
+    """Let the base and its guide run whole cycles, where their passes are recorded."""
+    if not {"base", "guide"} <= roles.keys():
+        return
+    guide, base = (runners[roles[role].model] for role in ("guide", "base"))
+    heads = [runner.decoder.weights.head for runner in (guide, base)]
+    if not all(isinstance(head, Tensor) for head in heads):
+        return
+    if isinstance(guide, GraphRunner) and isinstance(base, GraphRunner):
+        guide.foresight = base.foresight = Foresight(guide, base, roles, guide.recorder)
 
 
 def make_runner(

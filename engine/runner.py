@@ -82,6 +82,9 @@ class ModelRunner:
             torch.cuda.synchronize(self.decoder.device)
         return rows
 
+    def close(self) -> None:
+        """Execute nothing any more; what is still under way has ended when it returns."""
+
     def poison(self) -> None:
         """Fill every slot with NaN (tests: what is read without having been written cannot hide)."""
         self.cache.k.fill_(float("nan"))

@@ -40,6 +40,8 @@ class Sequence:
         self.num_computed = 0
         # Up to here the tokens are prompt and committed output, known to agree; drafts come after.
         self.context_len = len(prompt)
+        # The blocks of so many tokens are kept whatever is truncated: a device may still be writing there.
+        self.reserved = 0
         # Up to here the cache was computed once and given up since.
         self.lost = 0
         self.rows: dict[int, Row] = {}
@@ -73,7 +75,7 @@ class Sequence:
             del self.rows[position]
         self._uncompute(length)
         self.lost = min(self.lost, length)
-        self.block_table.shrink(self.num_computed)
+        self.block_table.shrink(max(self.num_computed, self.reserved))
 
     def set_context(self, start: int, ids: Ids[int]) -> int | None:
         """Make `tokens[start:]` begin with `ids`: what already agrees is kept, what differs is truncated.
@@ -227,4 +229,5 @@ class Sequence:
         """Give every block back; the tokens and rows stay, and the cache can be computed again."""
         self.lost = max(self.lost, self.num_computed)
         self._uncompute(0)
+        self.reserved = 0
         self.block_table.shrink(0)

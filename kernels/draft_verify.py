@@ -60,9 +60,9 @@ def draft_verify(
 ) -> Verified:
     """The steps of Nudging (arXiv 2410.09300) from the text so far, until a row is missing or the text ends.
 
-    guide_token: [seqs, WIDTH] int32, the guide's own continuation of the text, `guided` [seqs] int32 of it
-    known, at most WIDTH; base_max, base_lse: [seqs, MAX_DRAFT + 1] fp32 and base_token, int32: the base's
-    statistics and pick after i tokens of that continuation, i = 0..`drafted` [seqs] int32, which may be -1.
+    guide_token: [seqs, 1 to WIDTH] int32, the guide's own continuation of the text, `guided` [seqs] int32 of
+    it known; base_max, base_lse: [seqs, 1 to MAX_DRAFT + 1] fp32 and base_token, int32: the base's statistics
+    and pick after i tokens of that continuation, i = 0..`drafted` [seqs] int32, which may be -1.
     threshold: [seqs] fp64; or_equal, by_word, ignore_eos: [seqs] bool, the comparator "<=", the granularity
     and whether the ends of sequence count; room: [seqs] int32, how many tokens may be written; marks: [vocab]
     uint8, the bits STARTS_WITH_SPACE, BASE_EOS and GUIDE_EOS.
@@ -83,7 +83,7 @@ def draft_verify(
     for s, options in enumerate(zip(*(one.tolist() for one in settings), strict=True)):
         rows = zip(base_max[s].tolist(), base_lse[s].tolist(), base_token[s].tolist(), strict=True)
         path: list[int] = guide_token[s, : int(guided[s])].tolist()
-        written, finish = _replay(list(rows)[: int(drafted[s]) + 1], path, marked, *options)
+        written, finish = replay(list(rows)[: int(drafted[s]) + 1], path, marked, *options)
         for i, (token, owner) in enumerate(written):
             tokens[s, i], owners[s, i] = token, owner
         on_path = [token for token, _ in written] == path[: len(written)]
@@ -94,7 +94,7 @@ def draft_verify(
     return Verified(*(one.to(drafted.device) for one in out))
 
 
-def _replay(
+def replay(
     rows: list[tuple[float, float, int]],
     path: list[int],
     marks: list[int],
@@ -104,7 +104,10 @@ def _replay(
     ignore_eos: bool,
     room: int,
 ) -> tuple[list[tuple[int, int]], int]:
-    """The (token, owner) that are written on `path`, and how it ends."""
+    """The (token, owner) that one sequence writes on `path`, and how it ends: RUNNING, STOP or LENGTH.
+
+    `rows`: the (max, lse, pick) of the base after 0, 1, ... tokens of the path; the rest as in draft_verify.
+    """
     written: list[tuple[int, int]] = []
 
     def is_eos(token: int, mark: int) -> bool:

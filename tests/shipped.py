@@ -277,3 +277,19 @@ def verify_args(dtype: torch.dtype) -> Args:
 
 
 ship("draft_verify", "eight", verify_args, ("fp32",))
+
+
+def cycle_rows_args(dtype: torch.dtype) -> Args:
+    state, lengths, one = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (2, 8), (8,)))
+    table = torch.empty(8, 512, dtype=torch.int32)
+    return state, lengths, one, one.long(), table, table, 4, 16, 1 << 20, 1 << 20
+
+
+def cycle_advance_args(dtype: torch.dtype) -> Args:
+    state, one, tokens = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (8,), (8, 24)))
+    guide_said, base_said = (torch.empty(shape, dtype=torch.int32) for shape in ((4, 4, 8), (4, 40)))
+    return state, one, tokens, one, one.to(torch.int8), guide_said, base_said
+
+
+ship("cycle_rows", "eight", cycle_rows_args, ("fp32",))
+ship("cycle_advance", "eight", cycle_advance_args, ("fp32",))

@@ -6,6 +6,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
 from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
 from nudging.graph_runner import GraphRunner
-from nudging.graphs import SIZES, padded
+from nudging.graphs import SIZES, padded, path_shape
+from nudging.kernels.draft_verify import Verified, draft_verify
 from nudging.kernels.lm_head import LmHead, lm_head
 from nudging.sequence import Sequence
 from nudging.work import Work
@@ -29,11 +31,13 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzer
 
 
 class Watch(TorchDispatchMode):
-    """Refuses what a recording cannot hold, and lists what is allocated meanwhile."""
+    """Refuses what a recording cannot hold; lists what is allocated meanwhile, and where all else lies."""
 
     def __init__(self, allocated: list[weakref.ref[Tensor]]) -> None:
         super().__init__()
         self.allocated = allocated
+        self.addresses: set[int] = set()
+        self._own: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -41,7 +45,11 @@ class Watch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         known = {storage_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        self.allocated += [weakref.ref(x) for x in made if storage_of(x) not in known]
+        if name != "clone":  # of what a stand-in for one kernel made; see `one_kernel`
+            self.addresses |= known - self._own
+        fresh = [x for x in made if storage_of(x) not in known]
+        self._own |= set(map(storage_of, fresh))
+        self.allocated += map(weakref.ref, fresh)
         return out
 
 
@@ -56,21 +64,31 @@ class Recording:
     """
 
     def __init__(self) -> None:
-        self.recorded = self.replayed = 0
+        self.recorded = self.replayed = self.waited = 0
         self.allocated: list[weakref.ref[Tensor]] = []
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
+        addresses: set[int] = set()
 
         def replay() -> None:
             self.replayed += 1
             for x in filter(None, (ref() for ref in self.allocated)):
                 x.fill_(-1)
             self.allocated.clear()
-            with Watch(self.allocated):
+            watch = Watch(self.allocated)
+            with watch:
                 run()
+            assert not addresses or watch.addresses <= addresses, "memory has moved"
+            addresses.update(watch.addresses)
 
         return replay
+
+    def mark(self) -> Callable[[], None]:
+        def wait() -> None:
+            self.waited += 1
+
+        return wait
 
 
 def one_kernel(*args: Any) -> LmHead:
@@ -78,6 +96,13 @@ def one_kernel(*args: Any) -> LmHead:
     with _disable_current_modes():
         said = lm_head(*args)
     return LmHead(*(column.clone() for column in said))
+
+
+def one_replay(*args: Any) -> Verified:
+    """The policy's replay as a GPU runs it."""
+    with _disable_current_modes():
+        said = draft_verify(*args)
+    return Verified(*(column.clone() for column in said))
 
 
 def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **options: Any) -> LLM:
@@ -92,7 +117,8 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
 
     monkeypatch.setattr("nudging.loading.make_runner", runner)
     monkeypatch.setattr("nudging.graphs.lm_head", one_kernel)
-    return LLM(kv_cache_memory="4MiB", **options)
+    monkeypatch.setattr("nudging.cycle.draft_verify", one_replay)
+    return LLM(**({"kv_cache_memory": "4MiB"} | options))
 
 
 JOBS = [
@@ -222,3 +248,12 @@ def test_shapes_are_few() -> None:
     assert len(shapes) < 16 * 32 * 0.75
     assert all(shape is not None and shape.rows in SIZES for shape in shapes)
     assert padded([work(40, 20, 40, [0] * 10)], 4) is None, "a prompt is not recorded"
+
+
+def test_tables_hold_the_longest_path_behind_the_longest_text() -> None:
+    """A text without a path of its own goes along with the others' to their end."""
+    works = [work(128, 127, 128, [0] * 32), replace(work(3, 0, 3, [1]), ahead=15)]
+    shape = padded(works, 4)
+    assert shape is not None
+    assert shape.width == 32
+    assert path_shape(shape, works, 15, 4) == BatchShape(2, 3, 64, 2)

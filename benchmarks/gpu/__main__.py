@@ -23,6 +23,7 @@ import click
 import torch
 
 from benchmarks.gpu.ceilings import attention, bandwidths, heads, node_gap, products
+from benchmarks.gpu.cycles import cycles
 from benchmarks.gpu.pairs import Pair
 from benchmarks.gpu.parts import Figure, Found, Part, device_is_well, run_parts
 from benchmarks.gpu.passes import passes, profiled
@@ -68,6 +69,7 @@ class Run:
             listed.append(Part(f"{name}, start-up", 20, pair.start_up))
             for index, role in enumerate(("base", "guide")):
                 listed.append(Part(f"{name}, passes of the {role}", 15, partial(self.passes, pair, index)))
+            listed.append(Part(f"{name}, cycles", 45, partial(self.cycles, pair)))
             listed.append(Part(f"{name}, questions", 20, partial(self.arms, pair, None)))
             listed.append(Part(f"{name}, context of {context}", 20, partial(self.arms, pair, context)))
         for name, pair in self.pairs.items():
@@ -101,6 +103,9 @@ class Run:
 
     def passes(self, pair: Pair, index: int) -> Found:
         return passes(pair.models[index].decoder, self.scale, self.bandwidth)
+
+    def cycles(self, pair: Pair) -> Found:
+        return cycles(pair, self.bandwidth)
 
     def kernels(self, pair: Pair, index: int) -> Found:
         return profiled(pair.models[index].decoder, self.scale)

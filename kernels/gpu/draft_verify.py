@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require
+from ..check import require, sizes
 from ..draft_verify import (
     BASE_EOS,
     GUIDE_EOS,
@@ -31,7 +31,7 @@ def _draft_verify(
     max_ptr, lse_ptr, base_ptr, drafted_ptr, guide_ptr, guided_ptr,
     threshold_ptr, or_equal_ptr, by_word_ptr, ignore_eos_ptr, room_ptr, marks_ptr,
     tokens_ptr, owners_ptr, written_ptr, accepted_ptr, last_ptr, finish_ptr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, LOOKAHEAD: tl.constexpr,
+    ROWS: tl.constexpr, PATH: tl.constexpr, WIDTH: tl.constexpr, LOOKAHEAD: tl.constexpr,
     SPACE: tl.constexpr, BASE_EOS: tl.constexpr, GUIDE_EOS: tl.constexpr,
     STOP: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
@@ -43,7 +43,7 @@ def _draft_verify(
     lane = tl.arange(0, LOOKAHEAD)
     tokens_ptr += seq * WIDTH
     owners_ptr += seq * WIDTH
-    guide_ptr += seq * WIDTH
+    guide_ptr += seq * PATH
     i, off_path, last, finish = 0, 0, tl.full((), -1, tl.int32), 0
     running = room > 0
     while running:
@@ -107,13 +107,15 @@ def draft_verify(
     def checked(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return require("draft_verify", name, tensor, shape, dtype, device)
 
-    rows, one = (seqs, MAX_DRAFT + 1), (seqs,)
+    one = (seqs,)
+    rows = (seqs, min(sizes("draft_verify", "base_max", base_max, 2)[1], MAX_DRAFT + 1))
+    path = (seqs, min(sizes("draft_verify", "guide_token", guide_token, 2)[1], WIDTH))
     arguments = (
         checked("base_max", base_max, rows, torch.float32),
         checked("base_lse", base_lse, rows, torch.float32),
         checked("base_token", base_token, rows, torch.int32),
         checked("drafted", drafted, one, torch.int32),
-        checked("guide_token", guide_token, (seqs, WIDTH), torch.int32),
+        checked("guide_token", guide_token, path, torch.int32),
         checked("guided", guided, one, torch.int32),
         checked("threshold", threshold, one, torch.float64),
         checked("or_equal", or_equal, one, torch.bool),
@@ -129,7 +131,7 @@ def draft_verify(
     if seqs > 0:
         _draft_verify[(seqs,)](
             *arguments, tokens, owners, written, accepted, last, finish,
-            MAX_DRAFT + 1, WIDTH, LOOKAHEAD, STARTS_WITH_SPACE, BASE_EOS, GUIDE_EOS, STOP, LENGTH,
+            rows[1], path[1], WIDTH, LOOKAHEAD, STARTS_WITH_SPACE, BASE_EOS, GUIDE_EOS, STOP, LENGTH,
             num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return Verified(tokens, owners, written, accepted, last, finish)

@@ -1,0 +1,301 @@
+"""A whole cycle of drafting and verifying, for many texts at once, as one recording.
+
+The guide writes its drafts, the base reads them, the policy is replayed over what both said (`draft_verify`),
+and the device itself knows where each text stands then: the next cycle can be started before anybody has
+looked at what this one said.  The host only says which blocks the texts own.
+
+What the device decides is no text: it foresees what the policy will decide from the same rows; see
+`nudging.foresight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nudging.batch import Batch, KVCache
+from nudging.graphs import Picks, Recorder, answer, keep, read
+from nudging.kernels.cycle_advance import cycle_advance
+from nudging.kernels.cycle_rows import STATES, CycleRows, cycle_rows
+from nudging.kernels.draft_verify import draft_verify
+from nudging.models.decoder import Decoder
+
+# A field's dtype and shape.
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+Views = Mapping[str, Tensor]
+# The token picked, the likeliest one, max and lse of a row; see `nudging.graphs.read`.
+Told = tuple[int, int, float, float]
+
+
+class CycleShape(NamedTuple):
+    """What a cycle is recorded for: lanes, drafts of each, and entries of the models' block tables."""
+
+    lanes: int
+    drafts: int
+    guide_width: int
+    base_width: int
+
+
+class Model(NamedTuple):
+    """One model of a cycle with its cache."""
+
+    decoder: Decoder
+    cache: KVCache
+
+
+class LaneStart(NamedTuple):
+    """A text and its request, as a cycle needs to know them; see `cycle_rows` and `draft_verify`.
+
+    The first six are a column of the cycle's `state`, in its order; `seed` is any 64-bit number.
+    """
+
+    written: int
+    room: int
+    before: int
+    last: int
+    lag: int
+    alive: int
+    guide_prompt: int
+    base_prompt: int
+    drafts: int
+    first: int
+    threshold: float
+    or_equal: bool
+    ignore_eos: bool
+    temperature: float
+    seed: int
+
+
+class Said(NamedTuple):
+    """What a cycle said: the guide's rows pass by pass, the base's lane by lane, and the lanes' states."""
+
+    guide: list[list[Told]]
+    base: list[Told]
+    state: list[list[int]]
+
+
+class Side:
+    """What the host writes for every other cycle and reads of it, in memory that copies do not wait for."""
+
+    def __init__(self, shapes: Sequence[Tensor], pinned: bool) -> None:
+        """`shapes`: the device's lanes, tables and result."""
+        self.lanes, self.tables, self.result = (
+            torch.zeros(like.shape, dtype=like.dtype, pin_memory=pinned) for like in shapes
+        )
+        # Waits for the cycle that was started with it last.
+        self.wait: Callable[[], None] | None = None
+
+    def finish(self) -> None:
+        if self.wait is not None:
+            self.wait()
+            self.wait = None
+
+
+class RecordedCycle:
+    """One recording of a whole cycle over memory of its own.
+
+    Two cycles may be on their way at once: what the host writes for one and reads of it is not the other's.
+    """
+
+    def __init__(
+        self, guide: Model, base: Model, shape: CycleShape, vocab: int, marks: Tensor, recorder: Recorder
+    ) -> None:
+        """`vocab`: how many ids both models know; `marks`: [vocab] uint8, on the device, see
+        `draft_verify`.
+        """
+        self.shape = shape
+        self._guide, self._base, self._vocab, self._marks = guide, base, vocab, marks
+        self._recorder = recorder
+        device = guide.decoder.device
+        lanes, drafts = shape.lanes, shape.drafts
+        rows = lanes * (drafts + 1)
+        self._layouts = _lanes_layout(shape), _tables_layout(shape)
+        memory = [
+            torch.zeros(_num_bytes(layout), dtype=torch.uint8, device=device) for layout in self._layouts
+        ]
+        self._result = torch.zeros(
+            4 * (drafts * lanes + rows) + STATES * lanes, dtype=torch.int32, device=device
+        )
+        self._lane_memory, self._table_memory = memory
+        self._lanes, self._tables = (
+            _views(one, layout) for one, layout in zip(memory, self._layouts, strict=True)
+        )
+        self._guide_said, self._base_said, self._state_said = _parts(self._result, shape)
+        self._sides = [Side((*memory, self._result), device.type == "cuda") for _ in range(2)]
+        each = torch.arange(lanes + 1, dtype=torch.int32, device=device)
+        # Where a lane's rows begin in the guide's first pass, in its further ones and in the base's.
+        self._begins = each * 2, each, each * (drafts + 1)
+        self._answers = each[:-1].long() * 2 + 1, each[:-1].long(), torch.arange(rows, device=device)
+        # No lane takes part yet: running it changes nothing.
+        self.replay = recorder.record(self._run)
+
+    def start(
+        self, tables: Sequence[tuple[Sequence[int], Sequence[int]]], lanes: Sequence[LaneStart] | None = None
+    ) -> Callable[[], Said]:
+        """Start a cycle and return what waits for it and reads it.
+
+        tables: for each lane the guide's and the base's blocks, which have to hold all that the cycle may
+        write.  lanes: the texts to start with; None goes on from where the cycle before left them.
+        """
+        self._sides.reverse()
+        side = self._sides[0]
+        # Whoever did not read what it was used for has to wait now, before it is overwritten.
+        side.finish()
+        self._fill_tables(_views(side.tables, self._layouts[1]), tables)
+        if lanes is not None:
+            self._fill_lanes(_views(side.lanes, self._layouts[0]), lanes)
+        self._launch(side, lanes is not None)
+        side.wait = self._recorder.mark()
+
+        def said() -> Said:
+            side.finish()
+            guide, base, state = _parts(side.result, self.shape)
+            rows = [list(zip(*read(one), strict=True)) for one in (*guide, base)]
+            return Said(rows[:-1], rows[-1], state.T.tolist())
+
+        return said
+
+    def finish(self) -> None:
+        """Wait for all that was started."""
+        for side in self._sides:
+            side.finish()
+
+    def _launch(self, side: Side, is_new: bool) -> None:
+        """All that the device does for a cycle; the host goes on at once."""
+        self._table_memory.copy_(side.tables, non_blocking=True)
+        if is_new:
+            self._lane_memory.copy_(side.lanes, non_blocking=True)
+        self.replay()
+        side.result.copy_(self._result, non_blocking=True)
+
+    def _run(self) -> None:
+        lanes, tables = self._lanes, self._tables
+        guide, base = self._guide.cache, self._base.cache
+        rows = cycle_rows(
+            lanes["state"], lanes["prompts"], lanes["drafts"], lanes["first"],
+            tables["guide"], tables["base"],
+            self.shape.drafts, guide.block_size, guide.spare_slot, base.spare_slot,
+        )  # fmt: skip
+        self._draft(rows)
+        drafts = self._guide_said[:, 0].T.contiguous()
+        self._verify(rows, drafts)
+        top, lse = (one.view(torch.float32).view(drafts.shape[0], -1) for one in self._base_said[2:])
+        picked = self._base_said[0].view(drafts.shape[0], -1)
+        verified = draft_verify(
+            top, lse, picked, rows.drafted, drafts, rows.drafted,
+            lanes["threshold"], lanes["or_equal"], torch.zeros_like(lanes["or_equal"]), lanes["ignore_eos"],
+            rows.room, self._marks,
+        )  # fmt: skip
+        said = self._guide_said, self._base_said
+        wrote = verified.tokens, verified.written, verified.finish
+        lanes["state"].copy_(cycle_advance(lanes["state"], rows.drafted, *wrote, *said))
+        self._state_said.copy_(lanes["state"])
+
+    def _draft(self, rows: CycleRows) -> None:
+        """The guide's passes: the first one reads what it has not read of the text, each further one what
+        the one before it picked.
+        """
+        lanes, count = self._lanes, self.shape.lanes
+        sizes = [2 * count] + [count] * (self.shape.drafts - 1)
+        positions = rows.guide_positions.split_with_sizes(sizes)
+        slots = rows.guide_slots.split_with_sizes(sizes)
+        ids = rows.ids.flatten()
+        for step, said in enumerate(self._guide_said):
+            kind = min(step, 1)
+            batch = Batch(
+                ids, positions[step], slots[step], self._begins[kind], rows.guide_lens[step],
+                self._tables["guide"], self._answers[kind],
+            )  # fmt: skip
+            picks = Picks(lanes["guide_temperature"], lanes["guide_seed"], rows.guide_noise[step])
+            keep(answer(*self._guide, batch, picks, self._vocab), said)
+            ids = said[0].long()
+
+    def _verify(self, rows: CycleRows, drafts: Tensor) -> None:
+        """The base's pass over the last token of each text and its drafts [lanes, drafts] int32."""
+        lanes = self._lanes
+        ids = torch.cat([rows.ids[:, 1:], drafts.long()], dim=1).flatten()
+        batch = Batch(
+            ids, rows.base_positions, rows.base_slots, self._begins[2], rows.base_lens,
+            self._tables["base"], self._answers[2],
+        )  # fmt: skip
+        picks = Picks(lanes["base_temperature"], lanes["base_seed"], rows.base_noise)
+        keep(answer(*self._base, batch, picks, self._vocab), self._base_said)
+
+    def _fill_tables(self, tables: Views, blocks: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Write the lanes' blocks; behind them, where rows that do not count may look, stands the block that
+        is nobody's.
+        """
+        for index, (name, model) in enumerate((("guide", self._guide), ("base", self._base))):
+            table = tables[name].numpy()
+            table.fill(model.cache.spare_slot // model.cache.block_size)
+            for line, owned in zip(table, blocks, strict=False):
+                own = owned[index][: len(line)]
+                line[: len(own)] = own
+
+    def _fill_lanes(self, fields: Views, lanes: Sequence[LaneStart]) -> None:
+        """Write the texts to start with; the lanes behind them take no part."""
+        for field in fields.values():
+            field.zero_()
+        columns = dict(zip(LaneStart._fields, zip(*lanes, strict=True), strict=True))
+        count = len(lanes)
+        fields["state"][:, :count] = torch.tensor(list(columns.values())[:STATES])
+        fields["prompts"][:, :count] = torch.tensor([columns["guide_prompt"], columns["base_prompt"]])
+        for name in ("drafts", "first", "threshold", "or_equal", "ignore_eos"):
+            fields[name][:count] = torch.tensor(columns[name])
+        seeds = torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in columns["seed"]])
+        for name, times in (("guide", 1), ("base", self.shape.drafts + 1)):
+            warmth = torch.tensor(columns["temperature"]).repeat_interleave(times)
+            fields[f"{name}_temperature"][: len(warmth)] = warmth
+            fields[f"{name}_seed"][: len(warmth)] = seeds.repeat_interleave(times)
+
+
+def _lanes_layout(shape: CycleShape) -> Layout:
+    """What the device has to know of the texts, the widest numbers first: then all are aligned."""
+    lanes, drafts = shape.lanes, shape.drafts
+    return {
+        "first": (torch.int64, (lanes,)),
+        "guide_seed": (torch.int64, (lanes,)),
+        "base_seed": (torch.int64, (lanes * (drafts + 1),)),
+        "threshold": (torch.float64, (lanes,)),
+        "guide_temperature": (torch.float32, (lanes,)),
+        "base_temperature": (torch.float32, (lanes * (drafts + 1),)),
+        "state": (torch.int32, (STATES, lanes)),
+        "prompts": (torch.int32, (2, lanes)),
+        "drafts": (torch.int32, (lanes,)),
+        "or_equal": (torch.bool, (lanes,)),
+        "ignore_eos": (torch.bool, (lanes,)),
+    }
+
+
+def _tables_layout(shape: CycleShape) -> Layout:
+    return {
+        "guide": (torch.int32, (shape.lanes, shape.guide_width)),
+        "base": (torch.int32, (shape.lanes, shape.base_width)),
+    }
+
+
+def _num_bytes(layout: Layout) -> int:
+    return sum(dtype.itemsize * prod(shape) for dtype, shape in layout.values())
+
+
+def _views(memory: Tensor, layout: Layout) -> Views:
+    """The fields of `memory`, [bytes] uint8."""
+    views, at = {}, 0
+    for name, (dtype, shape) in layout.items():
+        end = at + dtype.itemsize * prod(shape)
+        views[name] = memory[at:end].view(dtype).view(shape)
+        at = end
+    return views
+
+
+def _parts(result: Tensor, shape: CycleShape) -> tuple[Tensor, Tensor, Tensor]:
+    """What a cycle says: the guide's rows [drafts, 4, lanes] and the base's [4, lanes * (drafts + 1)] as
+    `keep` writes them, and the state [STATES, lanes].
+    """
+    lanes, drafts, rows = shape.lanes, shape.drafts, shape.lanes * (shape.drafts + 1)
+    guide, base, state = result.split_with_sizes([4 * drafts * lanes, 4 * rows, STATES * lanes])
+    return guide.view(drafts, 4, lanes), base.view(4, rows), state.view(STATES, lanes)

@@ -1,0 +1,125 @@
+"""The rows of a cycle and what becomes of the texts: references by hand, kernels by the references."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from nudging.kernels.cycle_advance import cycle_advance
+from nudging.kernels.cycle_rows import CycleRows, cycle_rows
+from nudging.kernels.draft_verify import LENGTH, RUNNING, STOP, WIDTH
+from tests.test_triton import on_device, pytestmark, triton
+
+__all__ = ["pytestmark"]
+
+
+def ints(*rows: list[int]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def test_the_rows_of_a_cycle_by_hand() -> None:
+    """Blocks of four tokens; three drafts, of which the second lane has room for one; the third is out."""
+    state = ints([2, 1, 5], [9, 2, 3], [60, 61, 0], [70, 71, 0], [2, 1, 1], [1, 1, 0])
+    lengths = ints([3, 6, 1], [8, 3, 1])
+    tables = ints([5, 6, 7], [8, 9, 4], [0, 0, 0]), ints([1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 0])
+    rows = cycle_rows(
+        state, lengths, torch.tensor([3, 3, 3]).int(), torch.tensor([0, 10, 0]), *tables, 3, 4, 400, 800
+    )
+    assert rows.drafted.tolist() == [3, 1, 0]
+    assert rows.room.tolist() == [9, 2, 0]
+    assert rows.ids.tolist() == [[60, 70], [61, 71], [0, 0]]
+    # The guide's text is 5 and 7 tokens long; the second lane lags by one.
+    assert rows.guide_positions.tolist() == [3, 4, 5, 6, 0, 1, 5, 6, 0, 6, 6, 0]
+    assert rows.guide_slots.tolist() == [23, 24, 400, 38, 400, 400, 25, 400, 400, 26, 400, 400]
+    assert rows.guide_lens.tolist() == [[5, 7, 2], [6, 7, 1], [7, 7, 1]]
+    # The base's is 10 and 4.
+    assert rows.base_positions.tolist() == [9, 10, 11, 12, 3, 4, 4, 4, 0, 1, 2, 3]
+    assert rows.base_slots.tolist() == [13, 14, 15, 16, 23, 24, 800, 800, 800, 800, 800, 800]
+    assert rows.base_lens.tolist() == [13, 7, 4]
+    assert rows.guide_noise.tolist() == [[2, 11, 5], [3, 12, 6], [4, 13, 7]]
+    assert rows.base_noise.tolist() == [2, 3, 4, 5, 11, 12, 13, 14, 5, 6, 7, 8]
+
+
+def test_the_texts_after_a_cycle_by_hand() -> None:
+    """All written and one more, a correction, an end, too little room, nothing, and one that was out."""
+    state = ints([4] * 6, [9, 9, 9, 5, 9, 9], [60] * 6, [70] * 6, [1, 2, 1, 1, 1, 2], [1, 1, 1, 1, 1, 0])
+    tokens = torch.full((6, WIDTH), -1, dtype=torch.int32)
+    tokens[:, :4] = torch.tensor([20, 21, 22, 23])
+    written = torch.tensor([4, 1, 2, 4, 0, 0]).int()
+    finish = torch.tensor([RUNNING, RUNNING, STOP, RUNNING, RUNNING, LENGTH]).to(torch.int8)
+    said = torch.zeros(3, 4, 6).int(), torch.zeros(4, 24).int()
+    drafted = torch.tensor([3, 3, 3, 3, 3, 0]).int()
+    out = cycle_advance(state, drafted, tokens, written, finish, *said)
+    assert out.tolist() == [
+        [8, 5, 6, 8, 4, 4],
+        [5, 8, 7, 1, 9, 9],
+        [22, 70, 20, 22, 60, 60],
+        [23, 20, 21, 23, 70, 70],
+        [2, 1, 1, 2, 1, 1],
+        [1, 1, 0, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_lane_whose_row_is_not_finite_waits_for_the_host(bad: float) -> None:
+    lanes, drafts = 2, 3
+    state = ints([4] * lanes, [9] * lanes, [60] * lanes, [70] * lanes, [1] * lanes, [1] * lanes)
+    tokens = torch.full((lanes, WIDTH), 20, dtype=torch.int32)
+    one, running = torch.ones(lanes).int(), torch.zeros(lanes).to(torch.int8)
+    bits = torch.tensor(bad).view(torch.int32)
+    for drafted in (2, 3):
+        counting = torch.full((lanes,), drafted).int()
+        for row in range(drafts + 1):
+            for column in (2, 3):
+                guide, base = torch.zeros(drafts, 4, lanes).int(), torch.zeros(4, lanes * (drafts + 1)).int()
+                base[column, drafts + 1 + row] = bits
+                wanted = [1, int(row > drafted)]
+                arguments = (state, counting, tokens, one, running, guide, base)
+                for advance in (cycle_advance.reference, triton("cycle_advance")):
+                    assert advance(*on_device(arguments))[5].tolist() == wanted
+                if row < drafts:
+                    base.zero_()
+                    guide[row, column, 1] = bits
+                    wanted = [1, int(row >= drafted)]
+                    for advance in (cycle_advance.reference, triton("cycle_advance")):
+                        assert advance(*on_device(arguments))[5].tolist() == wanted
+
+
+def a_state(rng: random.Random, lanes: int) -> Tensor:
+    columns = [
+        [rng.randint(0, 9), rng.randint(0, 12), *rng.choices(range(90), k=2), *(rng.randint(1, 2), 1)]
+        for _ in range(lanes)
+    ]
+    state = torch.tensor(columns, dtype=torch.int32).T.contiguous()
+    state[5, rng.randrange(lanes)] = 0
+    return state
+
+
+@pytest.mark.parametrize("drafts", [1, 2, 3, 8])
+def test_triton_gives_the_references_rows_and_texts(drafts: int) -> None:
+    rng = random.Random(drafts)
+    lanes, block_size = 5, 4
+    state = a_state(rng, lanes)
+    lengths = torch.tensor([rng.choices(range(2, 30), k=lanes) for _ in range(2)]).int()
+    wanted = torch.tensor(rng.choices(range(1, drafts + 1), k=lanes)).int()
+    tables = (torch.randint(0, 90, (lanes, width), dtype=torch.int32) for width in (16, 14))
+    first = torch.tensor(rng.choices(range(2**32 - 99), k=lanes))
+    arguments = (state, lengths, wanted, first, *tables, drafts, block_size, 400, 800)
+    want, got = cycle_rows.reference(*arguments), triton("cycle_rows")(*on_device(arguments))
+    for name, one, other in zip(CycleRows._fields, got, want, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one.cpu(), other), name
+    tokens = torch.randint(0, 90, (lanes, WIDTH), dtype=torch.int32)
+    written = torch.tensor([rng.randint(0, int(n) + 1) for n in want.drafted]).int()
+    finish = torch.tensor(rng.choices((RUNNING, RUNNING, STOP), k=lanes)).to(torch.int8)
+    said = (
+        torch.randint(0, 99, (drafts, 4, lanes)).int(),
+        torch.randint(0, 99, (4, lanes * (drafts + 1))).int(),
+    )
+    arguments = (state, want.drafted, tokens, written, finish, *said)
+    found = triton("cycle_advance")(*on_device(arguments))
+    assert torch.equal(found.cpu(), cycle_advance.reference(*arguments))

@@ -1,0 +1,323 @@
+"""Whole cycles that the device runs ahead of the host, checked without a device.
+
+`Late` stands in for one: a cycle that was started runs when somebody waits for it, or when an ordinary pass
+is made, and not before, as on a device whose host never waits.  Everything else is as in test_graphs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nudging import LLM, Base, Nudging, NumericalError, SamplingParams
+from nudging.batch import Batch, KVCache
+from nudging.cycle import RecordedCycle
+from nudging.cycle_lanes import Lane
+from nudging.graph_runner import GraphRunner
+from nudging.kernels.draft_verify import Verified
+from nudging.output import CompletionOutput
+from nudging.work import Work
+from tests.pairs import Twin, assert_pools_are_whole, written
+from tests.test_graphs import Recording, one_replay, recording_llm
+
+TOKEN = Nudging(0.4, "token")
+
+
+class Late(Recording):
+    """Starts cycles late, in order; counts those that were waited for while a later one was under way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.cycles = self.ahead = self.passes = 0
+        self.queue: list[Callable[[], None]] = []
+        launch, execute, copy = RecordedCycle._launch, GraphRunner._execute, KVCache.copy_blocks
+
+        def start(cycle: RecordedCycle, *args: Any) -> None:
+            self.cycles += 1
+            self.queue.append(partial(launch, cycle, *args))
+
+        def pass_(runner: GraphRunner, *args: Any) -> Any:
+            self._run(len(self.queue))
+            self.passes += 1
+            return execute(runner, *args)
+
+        def copied(cache: KVCache, pairs: list[tuple[int, int]]) -> None:
+            self._run(len(self.queue) if pairs else 0)
+            copy(cache, pairs)
+
+        monkeypatch.setattr(RecordedCycle, "_launch", start)
+        monkeypatch.setattr(GraphRunner, "_execute", pass_)
+        monkeypatch.setattr(KVCache, "copy_blocks", copied)
+
+    def _run(self, count: int) -> None:
+        for thunk in self.queue[:count]:
+            with torch.inference_mode():
+                thunk()
+            assert not [ref for ref in self.allocated if ref() is not None], "a cycle's memory outlives it"
+        del self.queue[:count]
+
+    def mark(self) -> Callable[[], None]:
+        last = self.queue[-1]
+
+        def wait() -> None:
+            self.waited += 1
+            self.ahead += last is not self.queue[-1] if self.queue else 0
+            if last in self.queue:
+                self._run(self.queue.index(last) + 1)
+
+        return wait
+
+
+def prompts_and_params(count: int, **more: Any) -> tuple[list[list[int]], list[SamplingParams]]:
+    """Prompts of unlike lengths; every other text ends where it likes, every second pair is sampled."""
+    prompts = [[60 + i + j for j in range(3 + 7 * i)] for i in range(count)]
+    options = {"max_tokens": 40} | more
+    return prompts, [
+        SamplingParams(ignore_eos=i % 2 == 0, temperature=0.8 * (i // 2 % 2), seed=i, **options)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_cycles_write_what_the_oracle_writes(
+    tiny_pair: dict[str, Path], k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and in a batch; the first runs of a shape are made of passes, the next ones of cycles."""
+    prompts, params = prompts_and_params(4)
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        twin = Twin(llm)
+        expected = [twin.generate(*job, TOKEN) for job in zip(prompts, params, strict=True)]
+        assert {author for text in expected for author in text.authors} == {"base", "guide"}
+        one = k % 4
+        for _ in range(2):
+            output = llm.generate(prompts[one], params[one], TOKEN, k)[0].outputs[0]
+            assert written(output) == expected[one]
+        for _ in range(2):
+            assert [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, k)] == expected
+        assert_pools_are_whole(llm)
+    assert late.cycles > 2 * 40 // (k + 1)
+
+
+def test_a_cycle_is_one_replay_and_one_wait_and_the_next_one_is_under_way(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it costs the host is counted on a text in its steady state, beside the same text of passes."""
+    params = SamplingParams(max_tokens=150, ignore_eos=True)
+    with LLM(**tiny_pair, kv_cache_memory="4MiB", prefix_caching=False) as plain:
+        ordinary = plain.generate([60, 61, 62], params, TOKEN, 4)[0].outputs[0]
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair, prefix_caching=False) as llm:
+        for _ in range(3):
+            counts = late.cycles, late.replayed, late.waited, late.ahead, late.passes
+            output = llm.generate([60, 61, 62], params, TOKEN, 4)[0].outputs[0]
+        now = late.cycles, late.replayed, late.waited, late.ahead, late.passes
+    assert written(output) == written(ordinary)
+    cycles, replays, waits, ahead, passes = (b - a for a, b in zip(counts, now, strict=True))
+    # The prompts with the first draft of four tokens; the last token, which needs no draft; and the guide's
+    # own token behind the first draft, and where the text outgrows the recording's block tables.
+    assert passes <= 5 + 2 + 2
+    drafts = sum(output.stats.accepted_lengths)
+    assert drafts - 3 <= cycles <= drafts + 6
+    assert replays - passes <= cycles <= replays
+    assert waits <= cycles
+    assert ahead >= waits - 6
+    # The guide's next token is the first of its draft where the base leaves it to the guide.
+    assert output.stats.guide_passes <= ordinary.stats.guide_passes
+    assert output.stats.nudged_tokens == ordinary.stats.nudged_tokens
+    assert output.stats.base_passes <= 1.1 * ordinary.stats.base_passes
+
+
+def test_a_new_shape_runs_at_once_where_a_larger_one_is_recorded(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, params = [[60 + i, 61] for i in range(4)], SamplingParams(max_tokens=24, ignore_eos=True)
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        for _ in range(2):
+            texts = [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, 4)]
+        seen = []
+        for count in (3, 3, 1):
+            before = late.cycles
+            found = [written(r.outputs[0]) for r in llm.generate(prompts[:count], params, TOKEN, 4)]
+            seen.append(late.cycles - before)
+            assert found == texts[:count]
+    # Three fit into the recording for four; for one that would be too dear, and its own is not yet made.
+    assert min(seen[:2]) > 4
+
+
+def ends(output: CompletionOutput) -> tuple[Any, ...]:
+    return written(output), output.text
+
+
+def test_every_way_to_end_is_found_a_cycle_late(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By length at each offset of a cycle, by stop ids and stop strings, others going on meanwhile."""
+    free = SamplingParams(max_tokens=40, ignore_eos=True)
+    with LLM(**tiny_pair, kv_cache_memory="4MiB") as plain:
+        whole = plain.generate([60, 61], free, TOKEN)[0].outputs[0]
+        stops = [SamplingParams(max_tokens=40, ignore_eos=True, stop_token_ids=(t,)) for t in whole.token_ids]
+        words = [whole.text[i : i + 3] for i in range(0, len(whole.text) - 3, 5)]
+        strings = [SamplingParams(max_tokens=40, ignore_eos=True, stop=(word,)) for word in words]
+        lengths = [SamplingParams(max_tokens=n, ignore_eos=True) for n in range(1, 16)]
+        params = [*stops[::4], *strings[:8], *lengths]
+        jobs = [[60, 61]] * len(params)
+        expected = [ends(r.outputs[0]) for r in plain.generate(jobs, params, TOKEN)]
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        for _ in range(2):
+            llm.generate([60, 61], free, TOKEN, 4)
+        for size in (1, 8):
+            for at in range(0, len(params), size):
+                part = slice(at, at + size)
+                results = llm.generate(jobs[part], params[part], TOKEN, 4)
+                assert [ends(r.outputs[0]) for r in results] == expected[part]
+        assert_pools_are_whole(llm)
+    assert late.ahead > len(params)
+    assert not late.queue, "the device is still at work when its memory is given back"
+
+
+def liar(*args: Any) -> Verified:
+    """A device that decides wrongly now and then: too little, or another token."""
+    said = one_replay(*args)
+    told = args[4].sum(dim=1) % 7
+    shorter = torch.where((told == 3) & (said.written > 1), said.written - 1, said.written)
+    tokens = torch.where((told == 5)[:, None], (said.tokens + 1).clamp(max=300), said.tokens)
+    return said._replace(written=shorter, tokens=tokens)
+
+
+def test_where_the_device_foresees_wrongly_the_text_stays(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, params = prompts_and_params(4)
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        twin = Twin(llm)
+        expected = [twin.generate(*job, TOKEN) for job in zip(prompts, params, strict=True)]
+        monkeypatch.setattr("nudging.cycle.draft_verify", liar)
+        for k in (2, 5):
+            for _ in range(2):
+                found = [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, k)]
+                assert found == expected
+        assert_pools_are_whole(llm)
+    assert late.cycles > 20
+
+
+def test_passes_that_go_over_a_later_cycle_undo_it(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third cycle is computed again by passes, while the one behind it is under way."""
+    prompts, params = prompts_and_params(4)
+    late = Late(monkeypatch)
+    answers, asked = Lane.answers, itertools.count()
+
+    def refused(lane: Lane, work: Work) -> Any:
+        begins = work.role == "guide" and work.first_row == lane.end("guide") and bool(lane.rows)
+        return None if begins and next(asked) % 3 == 2 else answers(lane, work)
+
+    monkeypatch.setattr(Lane, "answers", refused)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        twin = Twin(llm)
+        expected = [twin.generate(*job, TOKEN) for job in zip(prompts, params, strict=True)]
+        for k in (3, 6):
+            for _ in range(3):
+                found = [written(r.outputs[0]) for r in llm.generate(prompts, params, TOKEN, k)]
+                assert found == expected
+        assert_pools_are_whole(llm)
+    assert next(asked) > 20
+
+
+def test_requests_come_and_go_and_lose_their_memory(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other policies, other lengths of drafts, cancelled ones and too little memory for all, in one batch."""
+    prompts, params = prompts_and_params(12, max_tokens=70)
+    policies = [TOKEN, Nudging(0.3, "token", "<="), TOKEN, Nudging(0.4, "word"), TOKEN, Base()] * 2
+    lengths = [4, 3, 8, 4, 4, "off", 4, 1, 2, 3, 4, 4]
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair, block_size=4, kv_cache_memory="256KiB") as llm:
+        twin = Twin(llm)
+        jobs = list(zip(prompts, params, policies, lengths, strict=True))
+        expected = [twin.generate(*job[:3]) for job in jobs]
+        for round_ in range(2):
+            handles = [llm.submit(*job) for job in jobs]
+            gone = [llm.submit(*job) for job in jobs[:3]]
+            for index, handle in enumerate(gone):
+                stream = iter(handle)
+                for _ in range(3 * index + round_):
+                    next(stream)
+                handle.cancel()
+            for handle, want in zip(handles, expected, strict=True):
+                assert written(handle.result().outputs[0]) == want
+            assert {handle.result().outputs[0].finish_reason for handle in gone} <= {
+                "abort",
+                "stop",
+                "length",
+            }
+        preempted = llm.stats().totals.preemptions
+        assert_pools_are_whole(llm)
+    assert late.cycles > 20
+    assert preempted > 0, late.cycles
+
+
+def test_siblings_that_come_late_take_the_prompt_and_nothing_else(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share its last block with a text that the device is writing on: who writes on has to copy it."""
+    prompt = [60 + i for i in range(21)]
+    params = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.9, seed=3, n=6)
+    with LLM(**tiny_pair, kv_cache_memory="4MiB") as plain:
+        expected = [written(output) for output in plain.generate(prompt, params, TOKEN, 4)[0].outputs]
+    late = Late(monkeypatch)
+    copies: list[tuple[int, int]] = []
+    copy = KVCache.copy_blocks
+
+    def copied(cache: KVCache, pairs: list[tuple[int, int]]) -> None:
+        copies.extend(pairs if late.cycles else [])
+        copy(cache, pairs)
+
+    monkeypatch.setattr(KVCache, "copy_blocks", copied)
+    with recording_llm(monkeypatch, late, **tiny_pair, kv_cache_memory="130KiB") as llm:
+        for _ in range(2):
+            found = [written(output) for output in llm.generate(prompt, params, TOKEN, 4)[0].outputs]
+            assert found == expected
+        assert_pools_are_whole(llm)
+    assert len(copies) > 3
+    assert late.ahead > 20
+
+
+def test_a_row_that_is_not_finite_ends_its_request_alone(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, short = (SamplingParams(max_tokens=n, ignore_eos=True) for n in (60, 20))
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        jobs = [[60], [70]], [long, short], TOKEN, 4
+        whole, expected = [llm.generate(*jobs) for _ in range(3)][0]
+        for role, last in (("guide", 37), ("base", 34)):
+            decoder = llm._engine.runners[llm.roles[role].model].decoder
+            hidden = decoder.hidden
+
+            def poisoned(batch: Batch, kv: KVCache, hidden: Any = hidden, last: int = last) -> Tensor:
+                return torch.where(
+                    batch.positions[batch.logit_rows, None] < last, hidden(batch, kv), float("nan")
+                )
+
+            monkeypatch.setattr(decoder, "hidden", poisoned)
+            bad, good = (result.outputs[0] for result in llm.generate(*jobs))
+            monkeypatch.setattr(decoder, "hidden", hidden)
+            assert (bad.finish_reason, type(bad.error)) == ("error", NumericalError)
+            # The guide's row counts where the guide writes.
+            assert last <= len(bad.token_ids) + 8
+            assert bad.token_ids == whole.outputs[0].token_ids[: len(bad.token_ids)]
+            assert written(good) == written(expected.outputs[0])
+        assert_pools_are_whole(llm)
+    assert late.ahead > 20
