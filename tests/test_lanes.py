@@ -1,5 +1,7 @@
 """Requests carried in C++ do what they do in Python: the same texts, in the same steps, at the same cost."""
 
+import io
+import json
 import threading
 from dataclasses import replace
 from typing import Any
@@ -14,8 +16,10 @@ from nudging.lanes import Lanes, rule_of
 from nudging.output import Stats
 from nudging.policies.protocol import Policy
 from nudging.request import CARRIED
+from nudging.trace import Trace
 from tests.simulated import Setup
 from tests.simulation import World, live
+from tests.test_scheduler import request, small_engine
 
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)
 POLICIES: list[Policy] = [Base(), Guide(), Nudging(0.4, "token"), Nudging(0.4, "word", "<=")]
@@ -72,6 +76,20 @@ def test_others_are_not() -> None:
     world.submit([2, 3], SamplingParams(max_tokens=9, stop=("\ufffd",)), Base(), "off")
     world.submit({"base": "a b", "guide": "a"}, LONG, Nudging(0.4, "reference"), "off")
     assert carried_share(world) == 0.0
+    _, roles = small_engine(20)
+    assert rule_of(request(roles, "r", 3, 9, Nudging(0.4, "word"))) is None, "it has no tokenizer"
+
+
+def test_a_timeline_tells_what_is_computed_of_carried_requests() -> None:
+    world = World(ROOMY, stride=1000)
+    file = io.StringIO()
+    world.engine._tracer = Trace(file)
+    job = carried_request(world, Base())
+    world.turn()
+    assert job.is_carried
+    passes = [event["args"] for event in json.loads(file.getvalue() + "]") if event["name"] == "pass"]
+    assert passes[-1] == {"rows": 1, f"{job.id} base": "4:5, 1 answers"}
+    world.drain()
 
 
 def carried_request(world: World, policy: Policy = POLICIES[2]) -> Any:
