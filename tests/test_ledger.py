@@ -98,6 +98,10 @@ def test_in_a_crowd_every_pass_has_the_rows_of_all() -> None:
 
 
 def test_passes_of_any_size_are_timed() -> None:
+    small = PassCosts(10**10)
+    small.record(1, 0.5)
+    small.record(3, 0.9)
+    assert (small.of(1), small.of(3)) == (0.5, 0.9)
     costs = PassCosts(10**10)
     for rows in (2**BUCKETS, 2 ** (BUCKETS + 6)):
         costs.record(rows, 7.0)
