@@ -1,4 +1,4 @@
-// The only file beside bind_lanes.cpp that sees pybind11: one m.def per op.  Arrays come as the
+// With bind_lanes.cpp the only files that see pybind11: one m.def per op.  Arrays come as the
 // integers of `tensor.data_ptr()`.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -58,12 +58,12 @@ def test_truncate_forgets_tokens_cache_and_rows_behind() -> None:
 
 def test_a_context_that_agrees_keeps_what_was_computed() -> None:
     sequence = Sequence(BlockPool(4, 2), [1, 2])
-    sequence.set_context(2, [3, 4, 5])
+    assert sequence.set_context(2, [3, 4, 5]) is None, "nothing was replaced"
     sequence.block_table.grow(5)
     sequence.num_computed = 5
     sequence.set_context(2, [3, 4])
     assert sequence.tokens == [1, 2, 3, 4, 5], "what was drafted behind the context stays"
-    sequence.set_context(2, [3, 9])
+    assert sequence.set_context(2, [3, 9]) == 3
     assert (sequence.tokens, sequence.num_computed) == ([1, 2, 3, 9], 3)
 
 

@@ -251,6 +251,8 @@ def test_the_most_answers_per_time_are_chosen() -> None:
 
 
 def test_the_cheapest_model_goes_first() -> None:
+    """By a pass of one row."""
+    assert cheapest_first({"a": FixedCosts(1.5), "b": FixedCosts(0.0, 1.0)}) == ["b", "a"]
     assert cheapest_first({"base": FixedCosts(3.0), "guide": FixedCosts(1.0), "x": FixedCosts(2.0)}) == [
         "guide",
         "x",

@@ -4,13 +4,13 @@ import pytest
 
 from nudging import Nudging
 from nudging.adaptive import Account, Drafting, Ledger, draft_length, drafting_cost
-from nudging.draft import settle_draft
+from nudging.draft import _length, settle_draft
 from nudging.drafters import GuideDrafter, look_up
-from nudging.request import Draft, Request
+from nudging.request import Draft, Need, Request
 from nudging.view import RequestView
-from tests.fake import FixedCosts
+from tests.fake import FixedCosts, fake_engine
 from tests.simulated import Setup, SimLLM
-from tests.test_scheduler import request, small_engine
+from tests.test_scheduler import MODELS, request, small_engine
 
 LEDGER = {"base": FixedCosts(1.0, 0.25), "guide": FixedCosts(0.25, 0.125)}
 
@@ -97,6 +97,27 @@ def test_a_lagging_guide_reads_the_text_before_it_drafts() -> None:
     assert GuideDrafter().drafting(view) == Drafting("guide", 0, 1), "at least one row"
 
 
+@pytest.mark.parametrize("max_tokens", [1, 20])
+def test_a_draft_and_the_pass_that_reads_it_are_owed(max_tokens: int) -> None:
+    engine, roles = small_engine(200)
+    job = request(roles, "r", 3, max_tokens, Nudging(0.4, "token"), None)
+    engine.add(job)
+    ledger = Ledger(LEDGER, Account(lazy=1000.0), lazy=1000.0)
+    view, need = RequestView(job, ledger), Need("base", 3, 3)
+    length = _length(job, view, ledger, GuideDrafter(), need)
+    assert (length > 0) == (max_tokens > 1)
+    drafted = drafting_cost(ledger, GuideDrafter().drafting(view), length)
+    assert ledger.account.owed == drafted + LEDGER["base"].of(3 + length, 1 + length)
+
+
+def test_without_a_draft_the_rows_that_are_left_to_read_are_owed() -> None:
+    engine, roles = fake_engine(MODELS, LEDGER)
+    job = request(roles, "r", 6, 20)
+    engine.add(job)
+    engine.step()
+    assert engine._ledgers[job.id].account.owed == LEDGER["base"].of(1, 1)
+
+
 def test_what_can_be_wasted_to_the_last_is_drafted() -> None:
     """A looked-up draft, read at the price of one row, costs the loan and no more."""
     ledger = Ledger({"base": FixedCosts(1.0)}, Account(lazy=100.0))
@@ -108,3 +129,4 @@ def test_a_text_is_looked_up_from_its_first_token_on() -> None:
     assert look_up([7, 8, 9, 7, 8], 1) == [9]
     # Bytes that agree from the second one on are no token.
     assert look_up([256, 256, 512, 1, 1], 1) == []
+    assert look_up([1, 1, 9, 256, 256, 512, 1, 1], 1) == [9]

@@ -55,11 +55,13 @@ def test_a_pass_is_described_by_its_rows_and_who_reads_what() -> None:
     engine, roles = small_engine(20)
     engine._tracer = Trace(file)
     for name, prompt in (("a", 6), ("b", 3)):
-        engine.add(request(roles, name, prompt, 1))
+        engine.add(request(roles, name, prompt, 2))
+    engine.step()
     engine.step()
     passes = [event for event in json.loads(file.getvalue() + "]") if event["name"] == "pass"]
     assert [event["args"] for event in passes] == [
-        {"rows": 9, "a base": "0:6, 1 answers", "b base": "0:3, 1 answers"}
+        {"rows": 9, "a base": "0:6, 1 answers", "b base": "0:3, 1 answers"},
+        {"rows": 2, "a base": "6:7, 1 answers", "b base": "3:4, 1 answers"},
     ]
 
 
@@ -111,6 +113,21 @@ def test_what_others_computed_costs_lazy_nothing() -> None:
     # at half the price of passes of two.
     ledger = engine._ledgers[second.id]
     assert ledger.lazy == ledger.account.lazy == pytest.approx((cost.of(16, 2) + cost.of(2, 2)) / 2)
+
+
+def test_lazy_would_read_a_lost_cache_again() -> None:
+    cost = FixedCosts(1.0, 0.5)
+    engine, roles = fake_engine(models(), {"base": cost, "guide": FixedCosts(0.1)}, num_blocks=20)
+    jobs = [request(roles, name, 8, 64) for name in ("older", "younger")]
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    older, younger = (engine._ledgers[job.id] for job in jobs)
+    finish(engine)
+    assert [job.counters.preemptions for job in jobs] == [0, 1]
+    assert older.lazy == pytest.approx(older.paid)
+    # The row it waited for when it lost its cache was asked for twice.
+    assert younger.lazy == pytest.approx(younger.paid + cost.of(2, 2) / 2)
 
 
 def test_the_last_draft_of_a_text_is_counted_and_its_text_is_found_again() -> None:

@@ -112,6 +112,10 @@ def test_what_was_asked_for_is_priced_anew_when_others_come() -> None:
 
 
 def test_passes_of_any_size_are_timed() -> None:
+    small = PassCosts(10**10, 0.25)
+    small.record(1, 1, 0.5)
+    small.record(3, 3, 0.9)
+    assert (small.of(1, 1), small.of(3, 3)) == (0.5, 0.9)
     costs = PassCosts(10**10, 0.25)
     for rows in (2**BUCKETS, 2 ** (BUCKETS + 6)):
         costs.record(rows, rows, 7.0)

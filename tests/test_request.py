@@ -7,7 +7,7 @@ import pytest
 from nudging import Base, DeadlineExceeded, SamplingParams
 from nudging.errors import OutOfBlocks
 from nudging.prompts import RolePrompt
-from nudging.request import Request
+from nudging.request import Need, Request
 from tests.fake import TableTokenizer
 from tests.test_scheduler import finish, request, small_engine
 
@@ -58,6 +58,10 @@ def test_a_token_of_two_authors_is_whose_it_begins_with() -> None:
         job = writing(())
         job.write_texts(texts, table)
         assert [piece.author for piece in job.pieces] == authors
+
+
+def test_a_need_ends_where_its_path_does() -> None:
+    assert (Need("base", 3, 5).end, Need("base", 3, 5, ahead=4).end) == (5, 9)
 
 
 def test_one_that_lacks_a_block_and_is_alone_says_so() -> None:

@@ -91,6 +91,14 @@ def test_siblings_of_one_that_runs_claim_nothing_of_their_prompt() -> None:
     assert len(engine.scheduler.running) == 8, "before anything of it was read"
 
 
+def test_who_reads_a_prompt_alone_claims_it() -> None:
+    engine, roles = small_engine(50)
+    first, _ = siblings(roles, 2, 8)
+    engine.scheduler.add(first)
+    assert engine.scheduler.admit() == [first]
+    assert engine.scheduler._claim(first) == {"base": 16, "guide": 0}
+
+
 def test_of_what_others_hold_a_request_claims_the_block_of_its_row() -> None:
     engine, roles = small_engine(50)
     engine.add(request(roles, "first", PROMPT_IDS, 20))
