@@ -19,6 +19,8 @@ from nudging.handle import Handle
 from tests.simulated import VOCAB, Setup, SimLLM
 
 IN_FLIGHT = 16
+# Seconds after which an answer counts as lost; a machine may be busy elsewhere for minutes.
+PATIENCE = 600
 LONGEST_PROMPT = 24
 POLICIES = [Base(), Guide(), Nudging(0.4, "token"), Nudging(0.4, "word")]
 IS_GLIBC = platform.libc_ver()[0] == "glibc"
@@ -63,7 +65,7 @@ def serve(llm: LLM, rng: random.Random, count: int, vocab: int, longest: int = 1
 
 
 def count_end(handle: Handle, ended: dict[str, int]) -> None:
-    output = handle.result(timeout=60).outputs[0]
+    output = handle.result(timeout=PATIENCE).outputs[0]
     assert output.error is None
     ended[output.finish_reason] = ended.get(output.finish_reason, 0) + 1
 
@@ -98,7 +100,7 @@ def warm_up(llm: LLM, requests: int, vocab: int, longest: int) -> None:
             llm.submit([2] * LONGEST_PROMPT, params, policy, cache_salt=str(i)) for i in range(IN_FLIGHT)
         ]
         for handle in handles:
-            handle.result(timeout=60)
+            handle.result(timeout=PATIENCE)
     serve(llm, random.Random(0), requests, vocab, longest)
 
 
