@@ -28,6 +28,8 @@ ALLOWANCE = 0.02
 # What one request may borrow of what others saved, in one-row passes of its dearest model: the time of about
 # one token.  More would hardly make good texts faster (benchmarks/LOG.md), and bad ones slower.
 LOAN = 1.0
+# Where many share a pass that would be the time of many tokens: then it is as much as so many take.
+CROWD_LOAN = 2.0
 # The agreement to try the first drafts with, unless the texts before agreed more.
 PRIOR_AGREEMENT = 0.8
 # A draft has to promise this many times lazy's tokens per second: estimates of costs and agreement err.
@@ -186,7 +188,8 @@ class Ledger:
     @property
     def budget(self) -> float:
         """What may be wasted now: of what all have saved, no more than this request may borrow."""
-        loan = LOAN * max(cost.of(1, 1) for cost in self.costs.values())
+        dearest = max(self.costs, key=lambda role: self.costs[role].of(1, 1))
+        loan = LOAN * min(self.costs[dearest].of(1, 1), CROWD_LOAN * self.price(dearest, 1, 1))
         own = (1 + ALLOWANCE) * self.lazy - self.paid + loan
         return min(self.account.budget + self._owed, own)
 

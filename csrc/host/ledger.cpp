@@ -8,7 +8,7 @@ namespace nudging {
 namespace {
 
 // As in adaptive.py, which says why.
-constexpr double ALLOWANCE = 0.02, LOAN = 1.0, GAIN = 1.05, FORGETTING = 0.05;
+constexpr double ALLOWANCE = 0.02, LOAN = 1.0, CROWD_LOAN = 2.0, GAIN = 1.05, FORGETTING = 0.05;
 constexpr std::int64_t MAX_ADAPTIVE_DRAFT = 8;
 
 double expected_tokens(std::int64_t length, double agreement) {
@@ -107,10 +107,18 @@ void Books::learn(std::int64_t drafted, std::int64_t accepted) {
 }
 
 double Books::budget(Prices& prices) const {
-  double dearest = 0;
-  for (int model : models_) dearest = std::max(dearest, prices.of(model, 1, 1));
+  double alone = 0;
+  int dearest = 0;
+  for (std::size_t role = 0; role < models_.size(); ++role) {
+    const double cost = prices.of(models_[role], 1, 1);
+    if (cost > alone) {
+      alone = cost;
+      dearest = static_cast<int>(role);
+    }
+  }
+  const double loan = LOAN * std::min(alone, CROWD_LOAN * price(prices, dearest, 1, 1));
   const double all = (1 + ALLOWANCE) * account_->lazy - account_->paid - account_->owed;
-  const double own = (1 + ALLOWANCE) * ledger_->lazy - ledger_->paid + LOAN * dearest;
+  const double own = (1 + ALLOWANCE) * ledger_->lazy - ledger_->paid + loan;
   return std::min(all + ledger_->owed, own);
 }
 
