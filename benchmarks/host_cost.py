@@ -52,6 +52,7 @@ class Timed:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.config, self.weight_bytes = decoder.config, decoder.weight_bytes
+        self.head_share = decoder.head_share
         self.dtype, self.device = decoder.dtype, decoder.device
         self.passes, self.seconds = 0, 0.0
 

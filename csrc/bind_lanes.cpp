@@ -94,6 +94,7 @@ struct LaneState {
   bool is_greedy, drafts;
   NeedTuple need;
   std::optional<DraftTuple> draft;
+  Address ledger, account;
 };
 
 void enter(Lanes& lanes, std::int64_t id, const LaneState& from) {
@@ -121,6 +122,10 @@ void enter(Lanes& lanes, std::int64_t id, const LaneState& from) {
     const auto& [start, length, tokens] = *from.draft;
     lane->draft = {true, start, length, tokens};
   }
+  std::vector<int> models;
+  for (const Track& track : lane->tracks) models.push_back(track.model);
+  lane->books = Books(reinterpret_cast<Ledger*>(from.ledger),
+                      reinterpret_cast<Account*>(from.account), std::move(models));
   lanes.enter(std::move(lane));
 }
 
@@ -269,36 +274,47 @@ void bind_states(py::module_& m) {
                        std::vector<Token> output, Position max_tokens, Position draft_len,
                        Token vocab, std::vector<Token> stop_tokens, std::vector<std::string> stops,
                        py::bytes tail, bool is_greedy, bool drafts, NeedTuple need,
-                       std::optional<DraftTuple> draft) {
-        return LaneState{rule,      tracks, output_begin, output, max_tokens,
-                         draft_len, vocab,  stop_tokens,  stops,  tail,
-                         is_greedy, drafts, need,         draft};
+                       std::optional<DraftTuple> draft, Address ledger, Address account) {
+        return LaneState{rule,  tracks,      output_begin, output, max_tokens, draft_len,
+                         vocab, stop_tokens, stops,        tail,   is_greedy,  drafts,
+                         need,  draft,       ledger,       account};
       }));
 }
 
-}  // namespace
+using CurveTuple = std::tuple<double, double, std::vector<std::pair<double, double>>>;
 
-void bind_lanes(py::module_& m) {
-  bind_states(m);
-  m.attr("DECODE_TOKENS") = DECODE_TOKENS;
-  py::class_<Lanes>(m, "Lanes")
-      .def(
-          py::init([](const std::vector<PoolTuple>& pools,
-                      std::function<int(std::int64_t, int, std::vector<Token>, int)> register_block,
-                      TokenBytes token_bytes) {
-            std::vector<Pool> made = make_pools(pools);
-            auto put = [register_block](std::int64_t lane, int role, const Token* tokens,
-                                        Position count, int block) {
-              return register_block(lane, role, std::vector<Token>(tokens, tokens + count), block);
-            };
-            return std::make_unique<Lanes>(std::move(made), put, std::move(token_bytes));
-          }))
+std::unique_ptr<Lanes> make_lanes(
+    const std::vector<PoolTuple>& pools,
+    std::function<int(std::int64_t, int, std::vector<Token>, int)> register_block,
+    TokenBytes token_bytes, PassCost cost,
+    std::function<std::optional<CurveTuple>(int)> find_curve) {
+  auto put = [register_block](std::int64_t lane, int role, const Token* tokens, Position count,
+                              int block) {
+    return register_block(lane, role, std::vector<Token>(tokens, tokens + count), block);
+  };
+  auto find = [find_curve](int model) -> std::optional<Curve> {
+    const auto curve = find_curve(model);
+    if (!curve) return std::nullopt;
+    return Curve{std::get<0>(*curve), std::get<1>(*curve), std::get<2>(*curve)};
+  };
+  return std::make_unique<Lanes>(make_pools(pools), put, std::move(token_bytes), std::move(cost),
+                                 find);
+}
+
+// How requests come, go and are looked at.
+void bind_passing(py::class_<Lanes>& lanes) {
+  lanes.def(py::init(&make_lanes))
       .def("__len__", &Lanes::size)
       .def("enter", &enter)
       .def("leave", &leave)
       .def("counted", [](Lanes& lanes, std::int64_t id) { return counted(lanes.at(id)); })
       .def("held", &held)
-      .def("take_written", &take_written)
+      .def("take_written", &take_written);
+}
+
+// What a step does.
+void bind_computing(py::class_<Lanes>& lanes) {
+  lanes
       .def("plan",
            [](Lanes& lanes, int model) {
              Plan plan = lanes.plan(model);
@@ -329,12 +345,24 @@ void bind_lanes(py::module_& m) {
       .def("uniform", &uniform)
       .def("vocabularies", &vocabularies)
       .def("sampled", &sampled)
+      .def("planned", [](const Lanes& lanes) { return lanes.items().size(); })
       .def("tokens", &Lanes::tokens)
       .def("answers", &Lanes::answers)
       .def("take_statistics", &take_statistics)
       .def("take_rows", &take_rows)
+      .def("forget_prices", &Lanes::forget_prices)
       .def("onward", &Lanes::onward)
       .def("advance_all", &Lanes::advance_all);
+}
+
+}  // namespace
+
+void bind_lanes(py::module_& m) {
+  bind_states(m);
+  m.attr("DECODE_TOKENS") = DECODE_TOKENS;
+  py::class_<Lanes> lanes(m, "Lanes");
+  bind_passing(lanes);
+  bind_computing(lanes);
 }
 
 }  // namespace nudging

@@ -1,9 +1,11 @@
 """How many tokens to draft: never dearer than drafting nothing, and as fast as the agreement allows.
 
 Lazy nudging (no drafts) pays for exactly the rows that the policy asks for.  A ledger keeps that sum beside
-what was really paid, for each request and for all of them together.  A draft of k tokens may waste at most
-what drafting it costs (passes of the guide; a looked-up draft is free) and the longer pass of the model that
-reads it.  It is made only where, even if all of it is wasted,
+what was really paid, for each request and for all of them together.  Many requests share a pass: each pays
+for its rows the price they have in a pass of as many as run now, so that sums of prices are seconds of the
+device.  A draft of k tokens may waste at most what drafting it costs (passes of the guide, but for tokens
+that it has said already; a looked-up draft is free) and the longer pass of the model that reads it.  It is
+made only where, even if all of it is wasted,
 
 - all requests together have cost at most 2 % more than lazy, over the engine's whole life;
 - this one has cost at most 2 % more than lazy and one pass of its dearest model (LOAN).
@@ -14,9 +16,12 @@ a text that agrees with nobody cannot spend more of it than its loan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
+
+from nudging.shared_numbers import Number
 
 # What drafting may ever cost beyond lazy, as a share of lazy's own cost.
 ALLOWANCE = 0.02
@@ -24,7 +29,9 @@ ALLOWANCE = 0.02
 # one token.  More would hardly make good texts faster (benchmarks/LOG.md), and bad ones slower.
 LOAN = 1.0
 # The agreement to try the first drafts with, unless the texts before agreed more.
-PRIOR_AGREEMENT = 0.7
+PRIOR_AGREEMENT = 0.8
+# A draft has to promise this many times lazy's tokens per second: estimates of costs and agreement err.
+GAIN = 1.05
 # One pass verifies up to 16 rows at about the price of one; longer drafts rarely survive.
 MAX_ADAPTIVE_DRAFT = 8
 # How fast the estimate of agreement forgets, per drafted token.
@@ -34,25 +41,31 @@ FORGETTING = 0.05
 class Costs(Protocol):
     """What passes of one model cost."""
 
-    def of(self, rows: int) -> float:
-        """The cost of a pass of `rows` rows, in any unit of time."""
+    def of(self, rows: float, answers: float) -> float:
+        """The cost of a pass of `rows` rows, `answers` of which are answered, in any unit of time."""
 
 
-# What a draft of n tokens costs, as a function of the costs of passes by role, and of n.
-DraftCost = Callable[[Mapping[str, Costs], int], float]
+@dataclass(frozen=True)
+class Drafting:
+    """What a draft takes: `free` tokens are known already, the next one is a pass of `lag` rows of the role
+    `drafter`, and each further one a pass of one row.
+    """
+
+    drafter: str
+    free: int
+    lag: int = 1
 
 
-@dataclass
 class Account:
     """What the adaptive requests of an engine on the same models cost together.
 
     `owed`: what the passes that are planned and not made yet will cost at most.
     """
 
-    lazy: float = 0.0
-    paid: float = 0.0
-    owed: float = 0.0
-    agreement: float = PRIOR_AGREEMENT
+    lazy, paid, owed, agreement = map(Number, range(4))
+
+    def __init__(self, lazy: float = 0.0, agreement: float = PRIOR_AGREEMENT) -> None:
+        self.numbers = array("d", (lazy, 0.0, 0.0, agreement))
 
     @property
     def budget(self) -> float:
@@ -60,62 +73,99 @@ class Account:
         return (1 + ALLOWANCE) * self.lazy - self.paid - self.owed
 
 
-@dataclass
 class Ledger:
     """The costs of one request so far: what lazy would have paid for its rows, and what was paid.
 
-    All of it goes into the shared `account`, too.
+    All of it goes into the shared `account`, too.  csrc/host/ledger.cpp is its twin.
     """
 
-    costs: Mapping[str, Costs]
-    account: Account = field(default_factory=Account)
-    lazy: float = 0.0
-    paid: float = 0.0
-    agreement: float = 0.0
-    # How many requests share the passes now, this one among them.
-    sharers: int = 1
-    _owed: float = 0.0
-    # Of what lazy pays for the row that was asked for last: what no pass was made for since.
-    _open: float = 0.0
-    _asked: dict[str, int] = field(default_factory=dict)
+    # `_owed`: of what is planned.  `_last_role`, `_last_rows`: the rows that were asked for last (role -1:
+    # none yet), and `_open`: of their price, what no pass was made for since.
+    lazy, paid, agreement, _owed, _open, _last_role, _last_rows = map(Number, range(7))
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        costs: Mapping[str, Costs],
+        account: Account | None = None,
+        lazy: float = 0.0,
+        agreement: float = 0.0,
+    ) -> None:
+        self.costs = costs
+        self.account = account or Account()
         # One text that agreed with nobody says little about the next: the estimate starts low for none.
-        self.agreement = self.agreement or max(PRIOR_AGREEMENT, self.account.agreement)
+        agreement = agreement or max(PRIOR_AGREEMENT, self.account.agreement)
+        # Behind the ones above, for each role: how far it was asked, and how many requests share its passes,
+        # this one among them.
+        self.numbers = array("d", (lazy, 0.0, agreement, 0.0, 0.0, -1.0, 0.0, *(0.0, 1.0) * len(costs)))
+        self._places = {role: 7 + 2 * index for index, role in enumerate(costs)}
+
+    def price(self, role: str, rows: int, answers: int, sharers: float | None = None) -> float:
+        """A request's share of a pass in which all have so many rows and answers: all that share the role's
+        passes now, or `sharers`.
+        """
+        count = sharers or self.sharers(role)
+        return self.costs[role].of(rows * count, answers * count) / count
+
+    def sharers(self, role: str) -> float:
+        """How many requests share the passes of the role."""
+        return self.numbers[self._places[role] + 1]
+
+    def share(self, sharers: Mapping[str, float]) -> None:
+        """So many requests share the passes of each role from now on: what is asked for is priced anew.
+
+        Not between the plan of a draft and its end, so that what was affordable stays so.
+        """
+        before = self._price_of_last()
+        for role, place in self._places.items():
+            self.numbers[place + 1] = sharers[role]
+        if self._open:
+            self._expect(self._open * (self._price_of_last() / before - 1))
+
+    def _price_of_last(self) -> float:
+        if self._last_role < 0:
+            return 0.0
+        return self.price(list(self.costs)[int(self._last_role)], int(self._last_rows), 1)
+
+    def _expect(self, cost: float) -> None:
+        """Lazy will pay so much more, for what was asked for last."""
+        self._open += cost
+        self.lazy += cost
+        self.account.lazy += cost
 
     def ask(self, role: str, position: int) -> None:
         """The policy asks for the row after `position` tokens: lazy would now compute what leads up to it."""
-        rows = position - self._asked.get(role, 0)
+        place = self._places[role]
+        rows = position - int(self.numbers[place])
         if rows > 0:
-            cost = self.costs[role].of(rows)
-            self.lazy += cost
-            self.account.lazy += cost
-            self._asked[role] = position
-            self._open = cost
+            self.numbers[place] = position
+            self._last_role, self._last_rows, self._open = list(self.costs).index(role), rows, 0.0
+            self._expect(self._price_of_last())
 
     def rewind(self, role: str, position: int | None) -> None:
         """What `role` had read from `position` on was replaced; lazy has to compute it again, too."""
-        if position is not None and position < self._asked.get(role, 0):
-            self._asked[role] = position
+        place = self._places[role]
+        if position is not None and position < self.numbers[place]:
+            self.numbers[place] = position
 
     def spare(self, role: str, position: int, rows: int) -> None:
         """`rows` rows up to `position` were there already: lazy need not compute them either."""
-        asked = self._asked.get(role, 0)
+        place = self._places[role]
+        asked = int(self.numbers[place])
         if asked > position:
-            saved = self.costs[role].of(asked) - self.costs[role].of(asked - rows)
+            saved = self.price(role, asked, 1) - self.price(role, asked - rows, 1)
             self.lazy -= saved
             self.account.lazy -= saved
         else:
-            self._asked[role] = position
+            self.numbers[place] = position
 
     def plan(self, cost: float) -> None:
         """The passes until the policy can go on will cost so much at most; earlier plans are done with."""
         self.account.owed += cost - self._owed
         self._owed = cost
 
-    def pay(self, role: str, rows: int) -> None:
-        """A pass of `rows` rows was made."""
-        cost = self.costs[role].of(rows)
+    def pay(self, role: str, rows: int, answers: int) -> None:
+        """A pass that read `rows` rows of the request and answered `answers` of them was made."""
+        cost = self.price(role, rows, answers)
         self.paid += cost
         self.account.paid += cost
         self.plan(max(self._owed - cost, 0.0))
@@ -125,8 +175,7 @@ class Ledger:
         """No more passes will come.  If the text is not whole, nobody paid for the row it waited for."""
         self.plan(0.0)
         if not whole:
-            self.lazy -= self._open
-            self.account.lazy -= self._open
+            self._expect(-self._open)
 
     def learn(self, drafted: int, accepted: int) -> None:
         """`accepted` of `drafted` tokens became text; those behind the first wrong one say nothing."""
@@ -137,44 +186,46 @@ class Ledger:
     @property
     def budget(self) -> float:
         """What may be wasted now: of what all have saved, no more than this request may borrow."""
-        loan = LOAN * max(cost.of(1) for cost in self.costs.values())
+        loan = LOAN * max(cost.of(1, 1) for cost in self.costs.values())
         own = (1 + ALLOWANCE) * self.lazy - self.paid + loan
         return min(self.account.budget + self._owed, own)
 
 
-def draft_length(ledger: Ledger, reader: str, rows: int, drafting: DraftCost, limit: int) -> int:
+def drafting_cost(ledger: Ledger, drafting: Drafting, length: int, sharers: float | None = None) -> float:
+    """The price of a draft of `length` tokens, before anybody reads it; see `Ledger.price`."""
+    made = length - drafting.free
+    if made <= 0:
+        return 0.0
+    first = ledger.price(drafting.drafter, drafting.lag, 1, sharers)
+    return first + (made - 1) * ledger.price(drafting.drafter, 1, 1, sharers)
+
+
+def draft_length(ledger: Ledger, reader: str, rows: int, drafting: Drafting, limit: int) -> int:
     """The draft length, 0 to `limit`, with the most tokens per second of those the ledger can afford.
 
     The role `reader` has `rows` tokens to compute before the first drafted one: 1 at the end of the text,
     more where it lags.  0 is lazy.
 
-    What it can afford is counted as if the request ran alone; what is fastest, as if all that share the
-    passes drafted alike: rows that are free for one request are dear where many fill a pass.
+    What is fastest is judged as if all that share the reader's passes drafted alike: rows that are free for
+    one request are dear where many fill a pass, and a pass of the drafter is cheap where many share it.  What
+    a lagging reader has to catch up with it reads with or without a draft.
     """
-    alone, budget = ledger.costs, ledger.budget
-    crowd = {role: Crowd(costs, ledger.sharers) for role, costs in alone.items()}
-    best, best_rate = 0, 1 / crowd[reader].of(rows)
+    budget, crowd = ledger.budget, ledger.sharers(reader)
+    best, best_rate = 0, GAIN / ledger.price(reader, 1, 1)
     for length in range(1, min(limit, MAX_ADAPTIVE_DRAFT) + 1):
-        if drafting(alone, length) + alone[reader].of(rows + length) > budget:
+        tokens = expected_tokens(length, ledger.agreement)
+        read = ledger.price(reader, 1 + length, 1 + length)
+        if tokens <= best_rate * read:
+            # Not if drafting were free: what most lengths come to in a crowd.
+            continue
+        if drafting_cost(ledger, drafting, length) + ledger.price(reader, rows + length, 1 + length) > budget:
             break
-        cost = drafting(crowd, length) + crowd[reader].of(rows + length)
-        rate = expected_tokens(length, ledger.agreement) / cost
+        rate = tokens / (drafting_cost(ledger, drafting, length, crowd) + read)
         if rate > best_rate:
             best, best_rate = length, rate
     return best
 
 
-@dataclass(frozen=True)
-class Crowd:
-    """What passes cost in which `sharers` requests have equally many rows."""
-
-    costs: Costs
-    sharers: int
-
-    def of(self, rows: int) -> float:
-        return self.costs.of(rows * self.sharers)
-
-
 def expected_tokens(length: int, agreement: float) -> float:
     """Tokens a cycle of `length` drafts yields: 1 + a + ... + a^length (arXiv 2211.17192, equation 1)."""
-    return sum(agreement**i for i in range(length + 1))
+    return length + 1.0 if agreement == 1 else (1 - agreement ** (length + 1)) / (1 - agreement)

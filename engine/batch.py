@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nudging import _C
+from nudging.kernels.cuda import ARRIVALS
 from nudging.work import Work
 
 # Unused entries of a block table hold an id that no pool has: reading one fails instead of going unnoticed.
@@ -50,7 +51,8 @@ class Batch:
 class KVCache:
     """One model's keys and values: two tensors of [layers, blocks + 1, block_size, kv_heads, head_dim].
 
-    The last block is no pool's: rows that pad a batch are written there.
+    The last block is no pool's: rows that pad a batch are written there.  `arrivals`: see kernels/cuda.py;
+    passes over one cache never run at the same time.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class KVCache:
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.block_size = block_size
         self.spare_slot = num_blocks * block_size
+        self.arrivals = torch.zeros(ARRIVALS, dtype=torch.int32, device=device)
         self._layers = tuple(zip(self.k, self.v, strict=True))
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +101,7 @@ def shape_of(works: Sequence[Work], block_size: int) -> BatchShape:
         sum(work.end - work.start for work in works),
         len(works),
         -(-width // WIDTH_STEP) * WIDTH_STEP,
-        sum(max(work.end - work.first_row + 1, 0) for work in works),
+        sum(work.answers for work in works),
     )
 
 

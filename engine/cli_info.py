@@ -60,6 +60,7 @@ def system_facts() -> Facts:
         gpu = torch.cuda.get_device_properties(i)
         memory = size(gpu.total_memory)
         facts.append((f"cuda:{i}", f"{gpu.name}, {memory}, compute capability {gpu.major}.{gpu.minor}"))
+        facts.append((f"tiles of cuda:{i}", gpu_tiles(i)))
     facts.append(("device auto", "cuda" if torch.cuda.is_available() else "cpu"))
     return facts
 
@@ -76,6 +77,18 @@ def cpu_isas() -> str:
     from nudging import _C
 
     return ", ".join(isa.name for isa in _C.available_isas())
+
+
+def gpu_tiles(index: int) -> str:
+    """Whose tiles, warps and stages the kernels take there."""
+    import torch
+
+    from nudging.kernels.gpu.configs import TABLE, capability
+
+    found = capability(torch.device("cuda", index))
+    if found is None or found not in TABLE:
+        return f"the default ones; the table has {', '.join(f'{a}.{b}' for a, b in TABLE)}"
+    return f"those of compute capability {found[0]}.{found[1]}"
 
 
 def pocket_facts() -> Facts:

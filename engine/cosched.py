@@ -15,7 +15,7 @@ from nudging.adaptive import Costs
 
 def cheapest_first(costs: Mapping[str, Costs]) -> list[str]:
     """The models by what a pass of one row costs."""
-    return sorted(costs, key=lambda model: costs[model].of(1))
+    return sorted(costs, key=lambda model: costs[model].of(1, 1))
 
 
 def path_steps(lengths: Sequence[int], ready: int, step_cost: float, answer_cost: float) -> int:

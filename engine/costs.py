@@ -2,64 +2,96 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from typing import NamedTuple
 
-# A new timing moves the estimate by this much: slow enough for noise, quick enough for a busy machine.
-SMOOTHING = 0.1
+# So many timings of a bucket are remembered: enough against noise, few enough to follow a busy machine.
+MEMORY = 10
+# A pass that takes so many times what was expected was disturbed: it counts as one that takes so long.
+DISTURBED = 2.0
 BUCKETS = 24
 
 
 class Timing(NamedTuple):
-    """The passes of about so many rows take about so many seconds."""
+    """The passes of about so many answered rows take about so many seconds, by so many timings."""
 
     rows: float
     seconds: float
+    timings: int = 1
 
-    def moved(self, rows: int, seconds: float) -> Timing:
+    def moved(self, rows: float, seconds: float) -> Timing:
         """One more pass."""
         # The first timing may have been a cold one: a much faster one replaces it at once.
-        if seconds < self.seconds / 2:
+        if seconds < self.seconds / DISTURBED:
             return Timing(rows, seconds)
-        return Timing(
-            self.rows + SMOOTHING * (rows - self.rows), self.seconds + SMOOTHING * (seconds - self.seconds)
-        )
+        return self.joined(Timing(rows, min(seconds, DISTURBED * self.seconds)))
+
+    def joined(self, other: Timing) -> Timing:
+        """Both as one, of the mean rows and seconds."""
+        count = min(self.timings, MEMORY - 1) + other.timings
+        part = other.timings / count
+        rows = self.rows + part * (other.rows - self.rows)
+        seconds = self.seconds + part * (other.seconds - self.seconds)
+        return Timing(rows, seconds, min(count, MEMORY))
 
 
 class PassCosts:
-    """The seconds of a pass of one model by its number of rows.
+    """The seconds of a pass of one model by its rows, and by how many of them are answered.
 
-    Timings are kept in buckets of powers of two and joined by straight lines; beyond the last one the line
-    goes on, and with one timing alone more rows cost what those do.  Before anything was timed a pass costs
-    what reading the weights does: the bound of small batches.
+    A row that is not answered does without the LM head: it counts as a part of one.  Timings are kept in
+    buckets of powers of two and joined by straight lines; beyond the last one the line goes on, and with one
+    timing alone more rows cost what those do.  Before anything was timed a pass costs what reading the
+    weights does: the bound of small batches.
     """
 
-    def __init__(self, weight_bytes: int, bytes_per_second: float = 1e10) -> None:
+    def __init__(self, weight_bytes: int, head_share: float, bytes_per_second: float = 1e10) -> None:
+        """`head_share`: of the products of an answered row, those of the LM head."""
         self._timings: list[Timing | None] = [None] * BUCKETS
+        self._head_share = head_share
         self._prior = weight_bytes / bytes_per_second
         # What was answered since the last timing: `of` is asked far more often.
-        self._expected: dict[int, float] = {}
+        self._expected: dict[float, float] = {}
         self._line: list[Timing] = []
 
-    def record(self, rows: int, seconds: float) -> None:
-        """One pass of `rows` rows took `seconds`."""
-        bucket = min((rows - 1).bit_length(), BUCKETS - 1)
+    def record(self, rows: int, answers: int, seconds: float) -> None:
+        """One pass of `rows` rows, `answers` of which were answered, took `seconds`."""
+        size = self._size(rows, answers)
+        bucket = min((math.ceil(size) - 1).bit_length(), BUCKETS - 1)
         old = self._timings[bucket]
-        self._timings[bucket] = Timing(rows, seconds) if old is None else old.moved(rows, seconds)
+        self._timings[bucket] = Timing(size, seconds) if old is None else old.moved(size, seconds)
         self._expected.clear()
         self._line = []
 
-    def of(self, rows: int) -> float:
-        """The expected seconds of a pass of `rows` rows; never less than for fewer rows."""
-        if rows not in self._expected:
-            self._expected[rows] = self._on_line(rows)
-        return self._expected[rows]
+    def of(self, rows: float, answers: float) -> float:
+        """The expected seconds of a pass of `rows` rows, `answers` of which are answered; never less than
+        for fewer.
+        """
+        size = self._size(rows, answers)
+        if size not in self._expected:
+            self._expected[size] = self._on_line(size)
+        return self._expected[size]
 
-    def _on_line(self, rows: int) -> float:
-        line = self._line = self._line or rising([timing for timing in self._timings if timing is not None])
+    def _size(self, rows: float, answers: float) -> float:
+        """How many answered rows take as many products."""
+        return rows + self._head_share * (answers - rows)
+
+    @property
+    def line(self) -> list[Timing]:
+        """The timings by rows; empty before the first."""
+        self._line = self._line or rising([timing for timing in self._timings if timing is not None])
+        return self._line
+
+    @property
+    def curve(self) -> tuple[float, float, list[tuple[float, float]]]:
+        """What all prices are made of: the head's share, the price before the first timing, and the line."""
+        return self._head_share, self._prior, [(timing.rows, timing.seconds) for timing in self.line]
+
+    def _on_line(self, rows: float) -> float:
+        line = self.line
         if not line:
             return self._prior
-        after = bisect_right(line, float(rows), key=lambda timing: timing.rows)
+        after = bisect_right(line, rows, key=lambda timing: timing.rows)
         if after == 0 or len(line) == 1:
             return line[0].seconds
         left, right = line[after - 1 : after + 1] if after < len(line) else line[-2:]
@@ -68,9 +100,12 @@ class PassCosts:
 
 
 def rising(timings: list[Timing]) -> list[Timing]:
-    """The timings by rows, none of which is said to cost less than one of fewer rows."""
+    """The timings by rows; neighbours of which the larger is said to cost less are joined, so that a timing
+    that was disturbed and is hardly repeated speaks with its own weight only.
+    """
     line: list[Timing] = []
     for timing in sorted(timings):
-        least = line[-1].seconds if line else 0.0
-        line.append(Timing(timing.rows, max(timing.seconds, least)))
+        while line and line[-1].seconds > timing.seconds:
+            timing = line.pop().joined(timing)
+        line.append(timing)
     return line

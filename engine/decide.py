@@ -82,7 +82,7 @@ def tell(lanes: Lanes, logits: Tensor) -> Tensor:
     if size < logits.shape[1]:
         mine = mine[:, :size].contiguous()
     stats = softmax_stats(mine)
-    top, peak, lse = stats.argmax.cpu(), stats.max.cpu(), stats.lse.cpu()
+    top, peak, lse = (part if part.is_cpu else part.cpu() for part in (stats.argmax, stats.max, stats.lse))
     picked = [
         (at, pick_token(mine[at], request.params, request.seed, position))
         for at, request, position in lanes.sampled()

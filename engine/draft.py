@@ -7,14 +7,21 @@ each of its tokens; the policy then runs on for as long as the text follows it.
 
 from __future__ import annotations
 
-from nudging.adaptive import Ledger, draft_length
+from collections.abc import Mapping
+
+from nudging.adaptive import Ledger, draft_length, drafting_cost
 from nudging.drafters import DRAFTERS, Drafter
 from nudging.request import Draft, Need, Request
 from nudging.view import MissingRow, RequestView
 
 
-def draft_ahead(request: Request, view: RequestView, ledger: Ledger, need: Need) -> Need:
-    """The need to compute next: `need` itself, or with a draft behind it, or the row a draft waits for."""
+def draft_ahead(
+    request: Request, view: RequestView, ledger: Ledger, need: Need, sharers: Mapping[str, float]
+) -> Need:
+    """The need to compute next: `need` itself, or with a draft behind it, or the row a draft waits for.
+
+    `sharers`: how many requests share the passes of each role now.
+    """
     if request.policy.shares_ids:
         for role, sequence in request.sequences.items():
             sequence.forget_rows_before(len(request.prompts[role].ids) + len(request.output))
@@ -24,11 +31,13 @@ def draft_ahead(request: Request, view: RequestView, ledger: Ledger, need: Need)
         return _lead(request, view, ledger)
     drafter = DRAFTERS[request.drafter]
     if drafter is None or not _is_draftable(request, drafter, need):
+        ledger.share(sharers)
         ledger.plan(_cost(request, ledger, need))
         return need
     draft = request.draft
     if draft is None or draft.start != len(request.output):
         settle_draft(request, ledger)
+        ledger.share(sharers)
         draft = request.draft = Draft(len(request.output), _length(request, view, ledger, drafter, need))
     if draft.length and not draft.tokens:
         try:
@@ -90,16 +99,17 @@ def _length(request: Request, view: RequestView, ledger: Ledger, drafter: Drafte
     if request.draft_len is not None:
         return min(request.draft_len, limit)
     rows = need.first - request.sequences[need.role].num_computed
-    drafting = drafter.cost(request)
+    drafting = drafter.drafting(view)
     length = draft_length(ledger, need.role, rows, drafting, limit)
-    drafted = drafting(ledger.costs, length) if length else 0.0
-    ledger.plan(drafted + ledger.costs[need.role].of(rows + length))
+    read = ledger.price(need.role, rows + length, 1 + length)
+    ledger.plan(drafting_cost(ledger, drafting, length) + read)
     return length
 
 
 def _cost(request: Request, ledger: Ledger, need: Need) -> float:
     """The pass of a need without a draft; what lies ahead on its path the policy will ask for as it comes."""
-    return ledger.costs[need.role].of(need.last - request.sequences[need.role].num_computed)
+    rows = need.last - request.sequences[need.role].num_computed
+    return ledger.price(need.role, rows, need.last - need.first + 1)
 
 
 def _read_known(request: Request, need: Need) -> Need:

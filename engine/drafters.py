@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Protocol
 
-from nudging.adaptive import DraftCost
+from nudging.adaptive import MAX_ADAPTIVE_DRAFT, Drafting
 from nudging.policies.protocol import Policy
 from nudging.request import Request
 from nudging.view import RequestView
@@ -23,8 +23,8 @@ class Drafter(Protocol):
     def serves(self, policy: Policy, role: str) -> bool:
         """Whether `role` reads drafts behind the text where the policy misses its row."""
 
-    def cost(self, request: Request) -> DraftCost:
-        """What a draft of n >= 1 tokens costs now."""
+    def drafting(self, view: RequestView) -> Drafting:
+        """What a draft takes now."""
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         """At most `length` tokens for `role` to read, none of them an end of sequence.
@@ -39,10 +39,9 @@ class GuideDrafter:
     def serves(self, policy: Policy, role: str) -> bool:
         return role == "base" and "guide" in policy.roles
 
-    def cost(self, request: Request) -> DraftCost:
-        end = len(request.prompts["guide"].ids) + len(request.output)
-        lag = max(end - request.sequences["guide"].num_computed, 1)
-        return lambda costs, length: costs["guide"].of(lag) + (length - 1) * costs["guide"].of(1)
+    def drafting(self, view: RequestView) -> Drafting:
+        # What its look-ahead has said beyond the last word is a draft that was paid for.
+        return Drafting("guide", *view.known_path("guide"))
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         tokens = [row.token for row in view.draft("guide", length)]
@@ -55,8 +54,8 @@ class NgramDrafter:
     def serves(self, policy: Policy, role: str) -> bool:
         return role == policy.roles[0]
 
-    def cost(self, request: Request) -> DraftCost:
-        return lambda costs, length: 0.0
+    def drafting(self, view: RequestView) -> Drafting:
+        return Drafting("", MAX_ADAPTIVE_DRAFT)
 
     def propose(self, request: Request, view: RequestView, role: str, length: int) -> list[int]:
         tokens = look_up(request.prompts[role].ids + request.output, length)

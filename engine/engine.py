@@ -31,6 +31,11 @@ from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
 from nudging.work import SchedulerOutput, Work
 
+# How fast the part of the requests that a pass serves follows the passes.
+SHARE_SMOOTHING = 0.2
+# After so many steps the models are ordered anew: which one is dearer hardly ever changes.
+ORDER_STEPS = 32
+
 
 class Engine:
     """Models, their pools, and the requests that share them.  Not thread-safe: one thread steps it."""
@@ -60,12 +65,19 @@ class Engine:
         self.runners = runners
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
-        takes_lanes = all(runner.takes_lanes for runner in runners.values())
-        self.lanes = Lanes(pools, models_of) if carries and takes_lanes else None
+        decoders = {name: runner.decoder for name, runner in runners.items()}
+        self.costs = costs or {
+            name: PassCosts(decoder.weight_bytes, decoder.head_share) for name, decoder in decoders.items()
+        }
+        takes_lanes = carries and all(runner.takes_lanes for runner in runners.values())
+        self.lanes = Lanes(pools, models_of, self.costs, takes_lanes)
         self.scheduler = Scheduler(pools, models_of, max_batch_tokens, self.lanes)
-        self.costs = costs or {name: PassCosts(r.decoder.weight_bytes) for name, r in runners.items()}
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
+        self._steps = 0
+        self._order: list[str] = []
+        # The part of the running requests that a pass of each model serves: all, where it is the dearest.
+        self._share = dict.fromkeys(runners, 1.0)
         # Of the adaptive requests, by their drafter and their models.
         self._accounts: dict[tuple[str, ...], Account] = {}
 
@@ -104,7 +116,7 @@ class Engine:
                 self._open(request)
                 self._advance(request)
             self._retire_finished()
-        order = cheapest_first(self.costs)
+        order = self._order_models()
         for model in order:
             if not self.scheduler.is_needed(model):
                 continue
@@ -112,7 +124,7 @@ class Engine:
                 plan = self.scheduler.schedule(model)
                 steps = self._path_steps(model, order[-1], plan.works)
             self._follow(plan)
-            self._compute(model, plan.works, steps)
+            self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 for work in plan.works:
                     self._advance(work.request)
@@ -125,6 +137,13 @@ class Engine:
         if not self.has_work:
             self.check()
         return list(dict.fromkeys(late + moved))
+
+    def _order_models(self) -> list[str]:
+        """The models, cheapest first."""
+        if self._steps % ORDER_STEPS == 0:
+            self._order = cheapest_first(self.costs)
+        self._steps += 1
+        return self._order
 
     def stats(self) -> EngineStats:
         """How full the engine is and what it has done; callable from any thread, a step may be under way."""
@@ -167,33 +186,42 @@ class Engine:
         models = (self.models_of[role] for role in request.policy.roles)
         return self._accounts.setdefault((request.drafter, *models), Account())
 
+    @property
+    def _sharers(self) -> dict[str, float]:
+        """How many requests share a pass of each model: of the dearest one's all that run, of another's as
+        many of them as on average.
+        """
+        running = len(self.scheduler.running)
+        return {model: max(share * running, 1.0) for model, share in self._share.items()}
+
     def _path_steps(self, model: str, dearest: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
-        lengths = [work.ahead + 1 for work in works]
-        if self.lanes is not None:
-            lengths += self.lanes.path_lengths()
-        if not lengths or max(lengths) == 1:
+        lengths = [work.ahead + 1 for work in works] + self.lanes.path_lengths()
+        if max(lengths, default=1) == 1:
             return 1
         if model == dearest:
             return min(lengths)
         needs = (request.need for request in self.scheduler.in_python)
         ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
-        if self.lanes is not None:
-            ready += self.lanes.ready(dearest)
-        answer = self.costs[dearest].of(ready + len(lengths))
-        return path_steps(lengths, ready, self.costs[model].of(len(lengths)), answer)
+        ready += self.lanes.ready(dearest)
+        answered = ready + len(lengths)
+        step_cost = self.costs[model].of(len(lengths), len(lengths))
+        return path_steps(lengths, ready, step_cost, self.costs[dearest].of(answered, answered))
 
-    def _compute(self, model: str, works: list[Work], steps: int) -> None:
+    def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
         works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
-        lanes = self.lanes
-        if lanes is not None:
-            lanes.cap_paths(steps)
-        while works or (lanes is not None and lanes.num_tokens):
+        self.lanes.cap_paths(steps)
+        shared, passes = 0, 0
+        while works or self.lanes.num_planned:
+            shared += len(works) + self.lanes.num_planned
             self._execute(model, works)
+            passes += 1
             works = [onward for work in works if (onward := self._onward(work)) is not None]
-            if lanes is not None:
-                lanes.onward()
+            self.lanes.onward()
+        if passes and model != dearest:
+            share = shared / passes / len(self.scheduler.running)
+            self._share[model] += SHARE_SMOOTHING * (share - self._share[model])
 
     def _onward(self, work: Work) -> Work | None:
         """The next token of a work's path: the one that its last row picked; None where the path ends."""
@@ -216,21 +244,26 @@ class Engine:
         """Run one model's batch and file its rows in the sequences they belong to."""
         runner = self.runners[model]
         wanted = [want for work in works for want in self._wanted(work)]
-        lanes = self.lanes if self.lanes is not None and self.lanes.num_tokens else None
-        tokens = sum(work.end - work.start for work in works) + (lanes.num_tokens if lanes else 0)
+        rows = sum(work.end - work.start for work in works)
+        asked = sum(work.answers for work in works)
+        lanes = self.lanes if self.lanes.num_planned else None
+        if lanes is not None:
+            rows, asked = rows + lanes.num_tokens, asked + lanes.num_answers
         began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
-            rows = iter(runner.execute(works, wanted, lanes))
+            answers = iter(runner.execute(works, wanted, lanes))
         if runner.passes_made:
-            self.costs[model].record(tokens, (self.clock() - began) / runner.passes_made)
+            seconds = (self.clock() - began) / runner.passes_made
+            self.costs[model].record(rows, asked, seconds)
+            self.lanes.learned(model)
         for work in works:
-            self._ledgers[work.request.id].pay(work.role, work.end - work.start)
+            self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
             counters = work.request.counters
             counters.recomputed += sequence.computed(work.end)
             counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
             for position in range(work.first_row, work.end + 1):
-                row = next(rows)
+                row = next(answers)
                 if isinstance(row, Row):
                     sequence.rows[position] = row
                 elif position == work.request.need_now.first:
@@ -252,24 +285,22 @@ class Engine:
     def _advance(self, request: Request) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
         view, ledger = self._views[request.id], self._ledgers[request.id]
-        ledger.sharers = max(len(self.scheduler.running), 1)
         try:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            request.need = draft_ahead(request, view, ledger, missing.need)
+            shared = self._sharers
+            sharers = {role: shared[self.models_of[role]] for role in request.policy.roles}
+            request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
-            if self.lanes is not None:
-                self.lanes.offer(request)
+            self.lanes.offer(request, ledger)
         except Exception as error:
             # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
 
     def _advance_carried(self) -> list[Request]:
         """Let the lanes run on, and do in Python what is not ordinary of them."""
-        if self.lanes is None:
-            return []
-        moved, returned = self.lanes.advance()
+        moved, returned = self.lanes.advance(self._sharers)
         for request in returned:
             self._advance(request)
         return moved + returned
@@ -363,7 +394,6 @@ def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
     carried = lanes.describe() if lanes is not None else {}
     rows = lanes.num_tokens if lanes is not None else 0
     reads = {
-        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.end - work.first_row + 1} answers"
-        for work in works
+        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
     }
     return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}

@@ -126,8 +126,6 @@ class GraphRunner(ModelRunner):
 
     def _shape(self, works: list[Work], wanted: list[Wanted]) -> BatchShape | None:
         """The shape to record the works in; None where somebody needs logits, or a pass is too large."""
-        if not isinstance(self.decoder.weights.head, torch.Tensor):
-            return None
         if not all(map(is_picked_by_head, wanted)) or len({want.vocab_size for want in wanted}) > 1:
             return None
         return padded(works, self.pool.block_size)

@@ -120,9 +120,7 @@ def answer(decoder: Decoder, cache: KVCache, batch: Batch, picks: Picks, vocab: 
     """One pass, its tokens picked among the first `vocab` by the head; logits need not be written."""
     x = decoder.hidden(batch, cache)
     cap = decoder.config.final_soft_cap
-    head = decoder.weights.head
-    assert isinstance(head, Tensor), "the head is not a plain weight"
-    return lm_head(x, head, vocab, cap, *picks)
+    return lm_head(x, decoder.weights.head, vocab, cap, *picks)
 
 
 def keep(said: LmHead, out: Tensor) -> None:

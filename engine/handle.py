@@ -50,7 +50,7 @@ class Handle:
         for request in self._requests:
             if isinstance(request.error, EngineClosed):
                 raise request.error
-        outputs = (completion_output(request, i) for i, request in enumerate(self._requests))
+        outputs = [completion_output(request, i) for i, request in enumerate(self._requests)]
         return RequestOutput(self.request_id, tuple(outputs))
 
     def __iter__(self) -> Iterator[Delta]:
@@ -89,7 +89,7 @@ class Handle:
         author = request.pieces[seen - 1].author if seen else "base"
         parts = segments(pieces, request.tail if ended else "", author)
         text = "".join(part.text for part in parts)
-        tokens, authors = tuple(p.token for p in pieces), tuple(p.author for p in pieces)
+        tokens, authors = tuple([p.token for p in pieces]), tuple([p.author for p in pieces])
         return Delta(index, text, tokens, authors, request.finish_reason if ended else None, parts)
 
     @property

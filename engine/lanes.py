@@ -17,13 +17,16 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from nudging import _C
+from nudging.adaptive import Costs, Ledger
 from nudging.blocks import BlockPool
+from nudging.costs import PassCosts
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.policies.nudging import Nudging
 from nudging.policies.solo import Base, Guide
 from nudging.request import Counters, Draft, Need, Request
 from nudging.sequence import Row
 from nudging.sequence import Sequence as TokenSequence
+from nudging.shared_numbers import address
 
 NO_ENDS: frozenset[int] = frozenset()
 # As `enum class Writer` counts them.
@@ -41,6 +44,7 @@ class Carried:
     sequences: dict[str, TokenSequence]
     output: list[int]
     counters: Counters
+    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,20 @@ class Planned:
 class Lanes:
     """The carried requests of one engine."""
 
-    def __init__(self, pools: Mapping[str, BlockPool], models_of: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        pools: Mapping[str, BlockPool],
+        models_of: Mapping[str, str],
+        costs: Mapping[str, Costs],
+        carries: bool = True,
+    ) -> None:
+        """`costs`: of passes of each model.  `carries` False: nobody is carried."""
+        self._carries = carries
         self._models = list(pools)
         self._models_of = models_of
-        self._core = _C.Lanes([*map(self._face, pools.values())], self._register, self._token_bytes)
+        self._costs = costs
+        faces = [*map(self._face, pools.values())]
+        self._core = _C.Lanes(faces, self._register, self._token_bytes, self._cost, self._curve)
         # What the last allocation that failed said.
         self._lack: OutOfBlocks | None = None
         self._carried: dict[int, Carried] = {}
@@ -68,16 +82,16 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._carried)
 
-    def offer(self, request: Request) -> None:
+    def offer(self, request: Request, ledger: Ledger) -> None:
         """Carry the request from here on, if its next step may be ordinary."""
-        rule = rule_of(request)
+        rule = rule_of(request) if self._carries else None
         if rule is None or not self._is_ordinary(request):
             return
         number = next(self._numbers)
-        self._core.enter(number, self._state(request, rule))
+        self._core.enter(number, self._state(request, rule, ledger))
         self._ids[request.id] = number
         self._carried[number] = Carried(
-            request, request.policy.roles, request.sequences, request.output, request.counters
+            request, request.policy.roles, request.sequences, request.output, request.counters, ledger
         )
         request.carry(self)
 
@@ -157,6 +171,16 @@ class Lanes:
         return self._core.tokens()
 
     @property
+    def num_answers(self) -> int:
+        """How many rows are to be answered now."""
+        return self._core.answers()
+
+    @property
+    def num_planned(self) -> int:
+        """How many requests have something computed now."""
+        return self._core.planned()
+
+    @property
     def core(self) -> _C.Lanes:
         return self._core
 
@@ -184,12 +208,18 @@ class Lanes:
             assert isinstance(error, NumericalError)
             self._failed.append((self._carried[number].request, error))
 
-    def advance(self) -> tuple[list[Request], list[Request]]:
-        """Let the policies run on: the requests that moved, and those whose step Python does."""
+    def learned(self, model: str) -> None:
+        """What passes of the model cost has been learned anew."""
+        self._core.forget_prices(self._models.index(model))
+
+    def advance(self, sharers: Mapping[str, float]) -> tuple[list[Request], list[Request]]:
+        """Let the policies run on: the requests that moved, and those whose step Python does.  `sharers`: how
+        many requests share the passes of each model.
+        """
         for request, error in self._failed:
             request.fail(error)
         failed, self._failed = [request for request, _ in self._failed], []
-        moved, back = self._core.advance_all()
+        moved, back = self._core.advance_all([sharers[model] for model in self._models])
         returned = [self._carried[number].request for number in back]
         for request in returned:
             request.bring_back()
@@ -216,7 +246,7 @@ class Lanes:
                 return False
         return need.last - request.sequences[need.role].num_computed <= _C.DECODE_TOKENS
 
-    def _state(self, request: Request, rule: Rule) -> _C.LaneState:
+    def _state(self, request: Request, rule: Rule, ledger: Ledger) -> _C.LaneState:
         roles = request.policy.roles
         need, draft, params = request.need_now, request.draft, request.params
         written = min(s.context_len - s.prompt_len for s in request.sequences.values())
@@ -227,7 +257,7 @@ class Lanes:
             begin,
             request.output[begin:],
             request.max_tokens,
-            request.draft_len or 0,
+            -1 if request.draft_len is None else request.draft_len,
             min(request.roles[role].vocab_size for role in roles),
             list(params.stop_token_ids),
             [] if request.tokenizer is None else [stop.encode() for stop in params.stop],
@@ -236,6 +266,8 @@ class Lanes:
             request.drafter == "guide" and roles == ("base", "guide"),
             (roles.index(need.role), need.first, need.last, need.ahead, bool(need.ends)),
             None if draft is None else (draft.start, draft.length, draft.tokens),
+            address(ledger),
+            address(ledger.account),
         )
 
     def _track(self, request: Request, name: str) -> _C.TrackState:
@@ -279,6 +311,13 @@ class Lanes:
         carried = self._carried[number]
         return carried.sequences[carried.roles[role]].register_block(tokens, block)
 
+    def _cost(self, model: int, rows: float, answers: float) -> float:
+        return self._costs[self._models[model]].of(rows, answers)
+
+    def _curve(self, model: int) -> tuple[float, float, list[tuple[float, float]]] | None:
+        costs = self._costs[self._models[model]]
+        return costs.curve if isinstance(costs, PassCosts) else None
+
     def _token_bytes(self, number: int, token: int) -> bytes:
         tokenizer = self._carried[number].request.tokenizer
         assert tokenizer is not None
@@ -294,7 +333,7 @@ def rule_of(request: Request) -> Rule | None:
         return None
     if type(policy) in (Base, Guide):
         return (0, 0.0, False, 0)
-    if type(policy) is not Nudging or policy.granularity not in WRITERS or request.draft_len is None:
+    if type(policy) is not Nudging or policy.granularity not in WRITERS:
         return None
     if policy.granularity == "word" and request.tokenizer is None:
         return None

@@ -100,12 +100,12 @@ def completion_output(request: Request, index: int) -> CompletionOutput:
     pieces = request.pieces
     logprobs = None
     if request.params.logprobs is not None:
-        logprobs = tuple(piece.logprob for piece in pieces)
+        logprobs = tuple([piece.logprob for piece in pieces])
     return CompletionOutput(
         index=index,
         text=request.text if request.tokenizer is not None else None,
-        token_ids=tuple(piece.token for piece in pieces),
-        authors=tuple(piece.author for piece in pieces),
+        token_ids=tuple([piece.token for piece in pieces]),
+        authors=tuple([piece.author for piece in pieces]),
         segments=segments(pieces, request.tail),
         finish_reason=request.finish_reason,
         stats=stats(request),
@@ -127,8 +127,10 @@ def segments(pieces: list[Piece], tail: str, author_before: str = "base") -> tup
     if texts:
         texts[-1] += tail
     return tuple(
-        Segment(author, text, tuple(piece.token for piece in run))
-        for (author, run), text in zip(runs, texts, strict=True)
+        [
+            Segment(author, text, tuple([piece.token for piece in run]))
+            for (author, run), text in zip(runs, texts, strict=True)
+        ]
     )
 
 
@@ -153,7 +155,7 @@ def stats(request: Request) -> Stats:
         ttft_ms=ttft,
         tpot_ms=tpot,
         accepted_lengths=tuple(
-            counters.cycles.get(n, 0) for n in range(max(counters.cycles, default=-1) + 1)
+            [counters.cycles.get(n, 0) for n in range(max(counters.cycles, default=-1) + 1)]
         ),
         cached_tokens=counters.cached,
         preemptions=counters.preemptions,

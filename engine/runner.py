@@ -77,7 +77,7 @@ class ModelRunner:
             if lanes is not None:
                 logits = tell(lanes, logits)
             rows = decide(logits, wanted)
-        if not wanted and self.decoder.device.type == "cuda":
+        if not wanted and lanes is None and self.decoder.device.type == "cuda":
             # Nobody has waited for the pass: its cost would go unseen, and its batch be overwritten.
             torch.cuda.synchronize(self.decoder.device)
         return rows

@@ -40,7 +40,7 @@ class Scheduler:
         pools: dict[str, BlockPool],
         models_of: dict[str, str],
         max_batch_tokens: int,
-        lanes: Lanes | None = None,
+        lanes: Lanes,
     ) -> None:
         """`lanes`: who carries ordinary requests."""
         self.pools = pools
@@ -94,13 +94,13 @@ class Scheduler:
     @property
     def in_python(self) -> list[Request]:
         """The running requests that nobody carries."""
-        if self.lanes is not None and len(self.lanes) == len(self.running):
+        if len(self.lanes) == len(self.running):
             return []
         return [request for request in self.running if not request.is_carried]
 
     def is_needed(self, model: str) -> bool:
         """Whether a running request waits for the model."""
-        if self.lanes is not None and self.lanes.ready(model):
+        if self.lanes.ready(model):
             return True
         return any(self.models_of[request.need_now.role] == model for request in self.in_python)
 
@@ -154,7 +154,7 @@ class Scheduler:
 
         Where tokens or blocks do not suffice for all, ranks decide, and nobody is carried.
         """
-        if not self.lanes:
+        if not len(self.lanes):
             return self._share_tokens(model) or {}
         planned = self.lanes.plan(model)
         carried = len(self.lanes)

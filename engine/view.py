@@ -62,6 +62,18 @@ class RequestView:
         finally:
             self._drafting = False
 
+    def known_path(self, role: str) -> tuple[int, int]:
+        """How many tokens of `role`'s own path behind the text are known, and how many it has to read for
+        one more.
+        """
+        sequence, position = self._context(role)
+        at = position
+        while (row := sequence.rows.get(at)) is not None:
+            at += 1
+            if sequence.tokens[at - 1 : at] != [row.token]:
+                break
+        return at - position, max(at - sequence.num_computed, 1)
+
     def is_eos(self, role: str, token: int) -> bool:
         return token in self._eos(role)
 

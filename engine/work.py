@@ -25,6 +25,11 @@ class Work:
     copies: tuple[tuple[int, int], ...] = ()
     is_onward: bool = False
 
+    @property
+    def answers(self) -> int:
+        """How many rows it returns: none, where a part of a prompt is read."""
+        return max(self.end - self.first_row + 1, 0)
+
 
 @dataclass(frozen=True)
 class Found:

@@ -13,20 +13,39 @@ from .rms_norm import rms_norm
 
 @Op
 def add_rms_norm(
-    x: Tensor, y: Tensor, weight: Tensor, eps: float, unit_offset: bool = False
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    unit_offset: bool = False,
+    y_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x + y, rounded to x's dtype, and rms_norm of that: two tensors of [rows, dim].
+    """x + y, rounded to x's dtype, and rms_norm of that, or the same where there is no weight: [rows, dim].
 
-    x, y: [rows, dim] of one dtype; weight, eps, unit_offset: as in rms_norm.
+    x, y: [rows, dim] of one dtype; weight, eps, unit_offset: as in rms_norm; with `y_weight` rms_norm of y by
+    that weight is what is added.
     """
+    if y_weight is not None:
+        y = rms_norm.reference(y, y_weight, eps, unit_offset)
     total = x + y
-    return total, rms_norm.reference(total, weight, eps, unit_offset)
+    return total, total if weight is None else rms_norm.reference(total, weight, eps, unit_offset)
 
 
-@add_rms_norm.impl("cpu", runs_on=lambda x, y, weight, eps, unit_offset=False: on_cpu(x))
+@add_rms_norm.impl("cpu", runs_on=lambda x, *_, **__: on_cpu(x))
 def _add_rms_norm_cpu(
-    x: Tensor, y: Tensor, weight: Tensor, eps: float, unit_offset: bool = False, isa: _C.Isa = BEST
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    unit_offset: bool = False,
+    y_weight: Tensor | None = None,
+    isa: _C.Isa = BEST,
 ) -> tuple[Tensor, Tensor]:
+    if y_weight is not None:
+        y = rms_norm(y, y_weight, eps, unit_offset)
+    if weight is None:
+        total = x + y
+        return total, total
     rows, dim = sizes("add_rms_norm", "x", x, 2)
     x = x.contiguous()
     y = require("add_rms_norm", "y", y, (rows, dim), x.dtype)
@@ -51,6 +70,6 @@ def _add_rms_norm_cpu(
 
 add_rms_norm.impl_at(
     "triton",
-    runs_on=lambda x, y, weight, eps, unit_offset=False: on_cuda(x),
+    runs_on=lambda x, *_, **__: on_cuda(x),
     at="nudging.kernels.gpu.add_rms_norm:add_rms_norm",
 )

@@ -8,44 +8,67 @@ from nudging import _C
 from .cpu import BEST, DTYPES, on_cpu, require, sizes, team
 from .cuda import on_cuda
 from .op import Op
+from .rms_norm import Norm, rms_norm
+from .weight import Int8Weight, Weight
+
+
+def product(x: Tensor, weight: Weight, bias: Tensor | None, norm: Norm | None) -> Tensor:
+    """The definition of every product: `linear` before it is rounded, [rows, out] fp32."""
+    if norm is not None:
+        x = rms_norm.reference(x, norm.weight, norm.eps, norm.unit_offset)
+    if isinstance(weight, Int8Weight):
+        out = (x.float() @ weight.values.float().T) * weight.scales
+    else:
+        out = x.float() @ weight.float().T
+    return out if bias is None else out + bias.float()
 
 
 @Op
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
     """x @ weight.T + bias, accumulated in fp32: [rows, out] of `out_dtype` (x's dtype when None).
 
-    x: [rows, in]; weight: [out, in] of x's dtype; bias: [out] of x's dtype or None.  `out_dtype` is x's dtype
+    x: [rows, in], with `norm` normalised first, as rms_norm does it; weight: [out, in] of x's dtype, or int8,
+    where the sums are multiplied by the scales; bias: [out] of x's dtype or None.  `out_dtype` is x's dtype
     or fp32: the LM head asks for fp32 so that bf16 rounding does not make ties among logits.
     Processors that multiply pairs of bf16 take subnormal ones (below 1.2e-38) for zero.
     """
-    out = x.float() @ weight.float().T
-    if bias is not None:
-        out = out + bias.float()
-    return out.to(out_dtype or x.dtype)
+    return product(x, weight, bias, norm).to(out_dtype or x.dtype)
 
 
-@linear.impl("cpu", runs_on=lambda x, weight, bias=None, out_dtype=None: on_cpu(x))
+@linear.impl("cpu", runs_on=lambda x, weight, bias=None, out_dtype=None, norm=None: on_cpu(x))
 def _linear_cpu(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    norm: Norm | None = None,
     isa: _C.Isa = BEST,
 ) -> Tensor:
+    if norm is not None:
+        x = rms_norm(x, norm.weight, norm.eps, norm.unit_offset)
     rows, features = sizes("linear", "x", x, 2)
-    cols = sizes("linear", "weight", weight, 2)[0]
-    x = x.contiguous()
-    weight = require("linear", "weight", weight, (cols, features), x.dtype)
+    x, dtype, scales = x.contiguous(), x.dtype, None
+    if isinstance(weight, Int8Weight):
+        weight, scales = weight
+        cols = sizes("linear", "weight", weight, 2)[0]
+        weight = require("linear", "weight", weight, (cols, features), torch.int8)
+        scales = require("linear", "scales", scales, (cols,), torch.float32)
+    else:
+        cols = sizes("linear", "weight", weight, 2)[0]
+        weight = require("linear", "weight", weight, (cols, features), dtype)
     if bias is not None:
-        bias = require("linear", "bias", bias, (cols,), x.dtype)
-    dtype = x.dtype
-    out = x.new_empty(rows, cols) if out_dtype is None else x.new_empty((rows, cols), dtype=out_dtype)
+        bias = require("linear", "bias", bias, (cols,), dtype)
     if out_dtype is not None and out_dtype not in (dtype, torch.float32):
         raise ValueError(
             f"linear: out_dtype is {out_dtype}; only x's {dtype} and torch.float32 can be asked for"
         )
+    out = x.new_empty(rows, cols) if out_dtype is None else x.new_empty((rows, cols), dtype=out_dtype)
     _C.linear(
         isa,
         team(),
@@ -53,7 +76,7 @@ def _linear_cpu(
         DTYPES[out_dtype or dtype],
         x.data_ptr(),
         weight.data_ptr(),
-        0,
+        0 if scales is None else scales.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         rows,
@@ -65,6 +88,6 @@ def _linear_cpu(
 
 linear.impl_at(
     "triton",
-    runs_on=lambda x, weight, bias=None, out_dtype=None: on_cuda(x),
+    runs_on=lambda x, weight, bias=None, out_dtype=None, norm=None: on_cuda(x),
     at="nudging.kernels.gpu.linear:linear",
 )

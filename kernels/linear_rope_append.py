@@ -4,9 +4,11 @@ from torch import Tensor
 
 from .cpu import on_cpu
 from .cuda import on_cuda
-from .linear import linear
+from .linear import linear, product
 from .op import Op
+from .rms_norm import Norm
 from .rope_append import rope_append
+from .weight import Weight
 
 
 def split_heads(qkv: Tensor, k_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,7 +28,7 @@ def split_heads(qkv: Tensor, k_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @Op
 def linear_rope_append(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     positions: Tensor,
     cos: Tensor,
@@ -34,23 +36,22 @@ def linear_rope_append(
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
+    norm: Norm | None = None,
 ) -> Tensor:
-    """rope_append of linear(x, weight, bias), with the bits of the two ops: queries [rows, heads, head_dim].
+    """rope_append of linear(x, weight, bias, norm=norm), with the bits of the two ops.
 
-    x: [rows, in]; weight: [(heads + 2 * kv_heads) * head_dim, in], queries first, then keys, then values;
-    bias: its columns or None; the others as in rope_append.
+    Gives back the queries [rows, heads, head_dim].  x: [rows, in]; weight: [(heads + 2 * kv_heads) *
+    head_dim, in], queries first, then keys, then values; bias: its columns or None; norm: as in linear; the
+    others as in rope_append.
     """
-    heads = split_heads(linear.reference(x, weight, bias), k_cache)
+    heads = split_heads(product(x, weight, bias, norm).to(x.dtype), k_cache)
     return rope_append.reference(*heads, positions, cos, sin, k_cache, v_cache, slot_mapping)
 
 
-@linear_rope_append.impl(
-    "cpu",
-    runs_on=lambda x, weight, bias, positions, cos, sin, k_cache, v_cache, slot_mapping: on_cpu(x),
-)
+@linear_rope_append.impl("cpu", runs_on=lambda x, *_, **__: on_cpu(x))
 def _linear_rope_append_cpu(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     positions: Tensor,
     cos: Tensor,
@@ -58,13 +59,14 @@ def _linear_rope_append_cpu(
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
+    norm: Norm | None = None,
 ) -> Tensor:
-    heads = split_heads(linear(x, weight, bias), k_cache)
+    heads = split_heads(linear(x, weight, bias, norm=norm), k_cache)
     return rope_append(*heads, positions, cos, sin, k_cache, v_cache, slot_mapping)
 
 
 linear_rope_append.impl_at(
     "triton",
-    runs_on=lambda x, weight, bias, positions, cos, sin, k_cache, v_cache, slot_mapping: on_cuda(x),
+    runs_on=lambda x, *_, **__: on_cuda(x),
     at="nudging.kernels.gpu.linear_rope_append:linear_rope_append",
 )

@@ -11,6 +11,7 @@ from .op import Op
 from .pick_rows import pick_rows
 from .soft_cap import soft_cap
 from .softmax_stats import softmax_stats
+from .weight import Weight
 
 
 class LmHead(NamedTuple):
@@ -26,7 +27,7 @@ class LmHead(NamedTuple):
 @Op
 def lm_head(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     vocab: int,
     cap: float,
     temperature: Tensor,
@@ -35,7 +36,7 @@ def lm_head(
 ) -> LmHead:
     """softmax_stats of cap * tanh(x @ weight.T / cap), and a token: five tensors of [rows].
 
-    x: [rows, hidden]; weight: [>= vocab, hidden] of x's dtype, of which the first `vocab` rows are tokens;
+    x: [rows, hidden]; weight: [>= vocab, hidden] as in linear, of which the first `vocab` rows are tokens;
     the logits are fp32; cap: 0 for none.  temperature: [rows] fp32, at least 0; seed, position: [rows] int64.
     The token is that of pick_rows, without filters; ties and rounding are as there and in softmax_stats.
 

@@ -21,6 +21,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    arrivals: Tensor | None = None,
 ) -> Tensor:
     """softmax(cap(scale * q k^T)) v with fp32 accumulation, returned in q's dtype: [rows, heads, head_dim].
 
@@ -29,7 +30,7 @@ def paged_attention(
     read; cu_seqlens_q: [seqs + 1] int32, sequence s owns rows cu[s]..cu[s+1]; seq_lens: [seqs] int32, cached
     tokens including those rows, so the i-th of n query rows stands at position seq_lens - n + i and sees
     positions <= its own, with `window` > 0 only the last `window` of them.  `soft_cap` > 0: logits become
-    cap * tanh(logits / cap).
+    cap * tanh(logits / cap).  `arrivals`: see cuda.py.
     """
     out = torch.empty_like(q)
     group = q.shape[1] // k_cache.shape[2]
@@ -64,6 +65,7 @@ def _runs_on_cpu(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    arrivals: Tensor | None = None,
 ) -> bool:
     return on_cpu(q) and q.shape[2] <= _C.MAX_HEAD_DIM
 
@@ -79,6 +81,7 @@ def _paged_attention_cpu(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    arrivals: Tensor | None = None,
     isa: _C.Isa = BEST,
 ) -> Tensor:
     op = "paged_attention"
@@ -129,6 +132,7 @@ def _runs_on_cuda(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    arrivals: Tensor | None = None,
 ) -> bool:
     return on_cuda(q) and q.shape[2] <= 256
 

@@ -1,5 +1,7 @@
 """Root-mean-square normalisation over the last dimension (arXiv 1910.07467)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,19 @@ from nudging import _C
 from .cpu import BEST, DTYPES, on_cpu, require, team
 from .cuda import on_cuda
 from .op import Op
+
+
+class Norm(NamedTuple):
+    """The rms_norm that a product's input has still to pass: its weight [dim], eps and unit_offset.
+
+    `squares`: what the product that wrote the input has added up of its squares, in the order that its device
+    adds them; None where it did not.
+    """
+
+    weight: Tensor
+    eps: float
+    unit_offset: bool = False
+    squares: Tensor | None = None
 
 
 @Op

@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from nudging.kernels.op import Op
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.rope_append import HeadNorm
+from nudging.kernels.weight import Int8Weight, quantize_int8
 
 Args = tuple[Any, ...]
 Make = Callable[[int, torch.dtype], Args]
@@ -78,11 +81,14 @@ def noise(seed: int) -> Callable[..., Tensor]:
 # linear
 
 
-def linear_args(rows: int, features: int, cols: int, bias: bool = False, out: Any = None) -> Make:
+def linear_args(
+    rows: int, features: int, cols: int, bias: bool = False, out: Any = None, int8: bool = False
+) -> Make:
     def make(seed: int, dtype: torch.dtype) -> Args:
         randn = noise(seed)
         x, weight = randn(rows, features, dtype=dtype), randn(cols, features, dtype=dtype)
-        return x, weight, randn(cols, dtype=dtype) if bias else None, out
+        read = quantize_int8(weight) if int8 else weight
+        return x, read, randn(cols, dtype=dtype) if bias else None, out
 
     return make
 
@@ -94,7 +100,8 @@ def _strided_linear(seed: int, dtype: torch.dtype) -> Args:
 
 def sum_of_sizes(args: Args, want: Tensor) -> Tensor:
     x, weight, bias, _ = args
-    sizes: Tensor = x.double().abs() @ weight.double().abs().T
+    values, scales = weight if isinstance(weight, Int8Weight) else (weight, torch.ones(len(weight)))
+    sizes: Tensor = (x.double().abs() @ values.double().abs().T) * scales.double()
     return sizes if bias is None else sizes + bias.double().abs()
 
 
@@ -119,6 +126,12 @@ LINEAR = [
     _linear("fp32-out", linear_args(5, 64, 33, bias=True, out=torch.float32)),
     _linear("partitions", linear_args(3, 4100, 20, bias=True)),
     _linear("no-rows", linear_args(0, 64, 33)),
+    *(
+        _linear(f"int8-{rows}x{features}x{cols}", linear_args(rows, features, cols, bias=True, int8=True))
+        for rows, features, cols in [(1, 1, 1), (7, 33, 5), (3, 1025, 33), (16, 48, 129), (0, 64, 3)]
+    ),
+    _linear("int8-fp32-out", linear_args(5, 64, 33, out=torch.float32, int8=True)),
+    _linear("int8-partitions", linear_args(3, 4100, 20, bias=True, int8=True)),
     _linear("strided", _strided_linear),
 ]
 
@@ -165,6 +178,15 @@ NORMS = [
 # The residual sum with its norm
 
 
+def _plain_rows(seed: int, rows: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Norm]:
+    """Rows of powers of two, alike but for their signs, and a norm of such: exact in every dtype."""
+    draw = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (rows, dim), generator=draw) * 2 - 1
+    sizes = torch.exp2(torch.randint(-2, 3, (rows, 1), generator=draw))
+    weight = torch.exp2(torch.randint(-1, 2, (dim,), generator=draw))
+    return (signs * sizes).to(dtype), Norm(weight.to(dtype), 0.0)
+
+
 def add_norm_args(rows: int, dim: int, unit_offset: bool = False) -> Make:
     """Sums of eighths, which every dtype holds: the op rounds the sum, its reference in fp64 does not."""
 
@@ -176,12 +198,25 @@ def add_norm_args(rows: int, dim: int, unit_offset: bool = False) -> Make:
     return make
 
 
+def _sum_of_a_norm(normed: bool) -> Make:
+    """y is normalised to what every dtype holds."""
+
+    def make(seed: int, dtype: torch.dtype) -> Args:
+        x, _, weight, *_ = add_norm_args(5, 64)(seed, dtype)
+        y, norm = _plain_rows(seed, 5, 64, dtype)
+        return x, y, weight if normed else None, norm.eps, False, norm.weight
+
+    return make
+
+
 NORMS += [
     *(
         Case("add_rms_norm", f"{rows}x{dim}", add_norm_args(rows, dim), 4, _NORM)
         for rows, dim in [(1, 1), (7, 33), (3, 1025), (0, 64)]
     ),
     Case("add_rms_norm", "unit-offset", add_norm_args(5, 77, unit_offset=True), 4, _NORM),
+    Case("add_rms_norm", "of-a-norm", _sum_of_a_norm(True), 4, _NORM),
+    Case("add_rms_norm", "of-a-norm-alone", _sum_of_a_norm(False), 4, _NORM),
 ]
 
 # rope
@@ -265,6 +300,21 @@ def rope_append_args(rows: int, heads: int, kv_heads: int, head_dim: int, half: 
     return make
 
 
+def head_norm_args(heads: int, kv_heads: int, head_dim: int, half: int, whole: bool) -> Make:
+    """Queries and keys that are normalised to what every dtype holds, each head or the whole row."""
+
+    def make(seed: int, dtype: torch.dtype) -> Args:
+        q, k, *rest = rope_append_args(7, heads, kv_heads, head_dim, half)(seed, dtype)
+        weights = []
+        for i, x in enumerate((q, k)):
+            plain, norm = _plain_rows(seed + i, 7, x.shape[1] * head_dim, dtype)
+            x.copy_(plain.view_as(x))
+            weights.append(norm.weight if whole else norm.weight[:head_dim])
+        return q, k, *rest, HeadNorm(*weights, 0.0)
+
+    return make
+
+
 def page(
     keys: list[Tensor], values: list[Tensor], block_size: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -331,6 +381,8 @@ CACHE = [
     Case("rope_append", "partial", rope_append_args(33, 2, 1, 80, 20), 2, _ROPE),
     Case("rope_append", "odd-half", rope_append_args(1, 1, 1, 14, 7), 2, _ROPE),
     Case("rope_append", "no-rows", rope_append_args(0, 2, 1, 16, 8), 2, _ROPE),
+    Case("rope_append", "head-norm", head_norm_args(4, 2, 64, 32, whole=False), 2, _ROPE),
+    Case("rope_append", "whole-norm", head_norm_args(4, 2, 64, 20, whole=True), 2, _ROPE),
     _attention("one-token", Attention((1,), (1,))),
     _attention("decode", Attention((1, 7, 33, 200), (1, 1, 1, 1))),
     _attention("prefill", Attention((33, 70), (33, 70))),
@@ -355,28 +407,65 @@ def _signs(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def gated_linear_args(rows: int, features: int, dim: int, activation: str, bias: bool = False) -> Make:
+def _input(
+    seed: int, rows: int, features: int, dtype: torch.dtype, normed: bool
+) -> tuple[Tensor, Norm | None]:
+    return (
+        _plain_rows(seed, rows, features, dtype)
+        if normed
+        else (_signs(seed, rows, features, dtype=dtype), None)
+    )
+
+
+def gated_linear_args(
+    rows: int, features: int, dim: int, activation: str, bias: bool = False, normed: bool = False
+) -> Make:
     def make(seed: int, dtype: torch.dtype) -> Args:
-        x = _signs(seed, rows, features, dtype=dtype)
+        x, norm = _input(seed, rows, features, dtype, normed)
         weight = _signs(seed + 1, 2 * dim, features, dtype=dtype)
-        return x, weight, activation, _signs(seed + 2, 2 * dim, dtype=dtype) if bias else None
+        return x, weight, activation, _signs(seed + 2, 2 * dim, dtype=dtype) if bias else None, norm
 
     return make
 
 
 def linear_rope_args(
-    rows: int, features: int, heads: int, kv_heads: int, head_dim: int, half: int, bias: bool = False
+    rows: int,
+    features: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    half: int,
+    bias: bool = False,
+    normed: bool = False,
 ) -> Make:
     def make(seed: int, dtype: torch.dtype) -> Args:
         cols = (heads + 2 * kv_heads) * head_dim
-        x, weight = _signs(seed, rows, features, dtype=dtype), _signs(seed + 1, cols, features, dtype=dtype)
+        x, norm = _input(seed, rows, features, dtype, normed)
+        weight = _signs(seed + 1, cols, features, dtype=dtype)
         rest = rope_append_args(rows, heads, kv_heads, head_dim, half)(seed, dtype)[3:]
-        return x, weight, _signs(seed + 2, cols, dtype=dtype) if bias else None, *rest
+        return x, weight, _signs(seed + 2, cols, dtype=dtype) if bias else None, *rest, norm
 
     return make
 
 
+def linear_add_args(rows: int, features: int, cols: int, bias: bool = False) -> Make:
+    """A residual stream of eighths: the op rounds its sum only, as the reference in fp64 does at the end."""
+
+    def make(seed: int, dtype: torch.dtype) -> Args:
+        x, weight = (_signs(seed + i, n, features, dtype=dtype) for i, n in enumerate((rows, cols)))
+        residual = add_norm_args(rows, cols)(seed, dtype)[0]
+        return x, weight, residual, _signs(seed + 2, cols, dtype=dtype) if bias else None
+
+    return make
+
+
+_SUM = "exact products, one rounding of their sum"
 FUSED = [
+    Case("linear_add", "bias", linear_add_args(5, 65, 33, bias=True), 1, _SUM),
+    Case("linear_add", "wide", linear_add_args(20, 100, 7), 1, _SUM),
+    Case("linear_add", "no-rows", linear_add_args(0, 64, 16), 1, _SUM),
+    Case("gated_linear", "norm", gated_linear_args(5, 65, 33, "silu", normed=True), 6, _ACT),
+    Case("linear_rope_append", "norm", linear_rope_args(3, 33, 2, 1, 40, 20, normed=True), 2, _ROPE),
     Case("gated_linear", "silu", gated_linear_args(5, 65, 33, "silu"), 6, _ACT),
     Case("gated_linear", "gelu", gated_linear_args(1, 100, 7, "gelu", bias=True), 6, _ACT),
     Case("gated_linear", "gelu_tanh", gated_linear_args(20, 64, 16, "gelu_tanh"), 6, _ACT),

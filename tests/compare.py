@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from nudging.kernels.linear_add import Stream
+from nudging.kernels.rms_norm import Norm
 from tests.cases import (
     FLOATS,
     Args,
@@ -19,6 +21,7 @@ from tests.cases import (
     exact,
     gated_act_args,
     gated_linear_args,
+    linear_add_args,
     linear_args,
     load,
     noise,
@@ -42,6 +45,8 @@ def outputs(op: str, run: Run, args: Args) -> list[Tensor]:
     written = WRITTEN.get(op, ())
     args = tuple(arg.clone() if i in written else arg for i, arg in enumerate(args))
     result = run(*args)
+    if isinstance(result, Stream):
+        result = result.x  # the sums of squares are each device's own
     returned = [result] if isinstance(result, Tensor) else list(result or ())
     return [*returned, *(args[i] for i in written)]
 
@@ -95,7 +100,10 @@ ROWWISE: list[tuple[str, Make, tuple[int, ...]]] = [
     ("linear", linear_args(40, 513, 33, bias=True), (0,)),
     ("linear", linear_args(40, 64, 7, out=torch.float32), (0,)),
     ("linear", linear_args(40, 4100, 9), (0,)),
+    ("linear", linear_args(40, 513, 33, bias=True, int8=True), (0,)),
+    ("linear_add", linear_add_args(40, 65, 20, bias=True), (0, 2)),
     ("gated_linear", gated_linear_args(40, 65, 20, "gelu", bias=True), (0,)),
+    ("gated_linear", gated_linear_args(40, 65, 20, "silu", normed=True), (0,)),
     ("rms_norm", norm_args(40, 77), (0,)),
     ("rms_norm", norm_args(40, 3, 64, unit_offset=True), (0,)),
     ("add_rms_norm", add_norm_args(40, 77), (0, 1)),
@@ -130,3 +138,28 @@ def assert_fused_products_have_the_bits_of_what_they_fuse(
         outputs("linear_rope_append", run("linear_rope_append"), (x, weight, None, *rest)),
         outputs("rope_append", run("rope_append"), (*heads, *rest)),
     )
+
+
+def assert_norms_within_products_have_the_bits_of_rms_norm(
+    run: Callable[[str], Run], rows: int, dim: int, dtype: torch.dtype, device: str = "cpu"
+) -> None:
+    """The residual stream of `dim` channels, written by one product and read by others."""
+    randn = noise(rows + dim)
+    x, down = randn(rows, 20, dtype=dtype).to(device), randn(dim, 20, dtype=dtype).to(device)
+    residual, weight = randn(rows, dim, dtype=dtype).to(device), randn(dim, dtype=dtype).to(device)
+    stream = run("linear_add")(x, down, residual)
+    assert_same_bits([stream.x], [residual + run("linear")(x, down)])
+    reads = randn(40, dim, dtype=dtype).to(device)
+    rest = tuple(arg.to(device) for arg in rope_append_args(rows, 3, 1, 8, 4)(7, dtype)[3:])
+    for unit_offset in (False, True):
+        norm = Norm(weight, 1e-5, unit_offset, stream.squares)
+        entered = run("rms_norm")(stream.x, weight, 1e-5, unit_offset)
+        assert_same_bits([run("linear")(stream.x, reads, norm=norm)], [run("linear")(entered, reads)])
+        assert_same_bits(
+            [run("gated_linear")(stream.x, reads, "silu", None, norm)],
+            [run("gated_linear")(entered, reads, "silu")],
+        )
+        assert_same_bits(
+            outputs("linear_rope_append", run("linear_rope_append"), (stream.x, reads, None, *rest, norm)),
+            outputs("linear_rope_append", run("linear_rope_append"), (entered, reads, None, *rest)),
+        )

@@ -34,6 +34,7 @@ class FakeDecoder:
     dtype = torch.float32
     device = torch.device("cpu")
     weight_bytes = 1000
+    head_share = 0.5
     precision = "float32"
 
     def __init__(self, logits: Callable[[list[int]], Tensor], vocab: int = 32) -> None:
@@ -69,15 +70,16 @@ class TableTokenizer(Tokenizer):
 
 @dataclass(frozen=True)
 class FixedCosts:
-    """A pass costs `step` plus `row` for each row."""
+    """A pass costs `step` plus `row` for each row and `answer` for each answer."""
 
     step: float
     row: float = 0.0
+    answer: float = 0.0
 
-    def of(self, rows: int) -> float:
-        return self.step + self.row * rows
+    def of(self, rows: float, answers: float) -> float:
+        return self.step + self.row * rows + self.answer * answers
 
-    def record(self, rows: int, seconds: float) -> None:
+    def record(self, rows: int, answers: int, seconds: float) -> None:
         """Timings change nothing."""
 
 

@@ -30,17 +30,19 @@ MODULES = (
     "adaptive", "blocks", "cosched", "costs", "detokenize", "draft", "drafters", "engine", "engine_thread",
     "generation", "handle", "output", "prefix_cache", "request", "scheduler", "sequence", "totals", "view",
 )  # fmt: skip
-CLIENTS = ("detokenize", "engine_thread", "generation", "handle", "output", "totals")
-TESTS = ("simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive")
-CLIENTS_TESTS = ("generation", "lifecycle", "observe", "api", "detokenize")
+TESTS = (
+    "simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive", "ledger",
+    "drafting", "engine", "view", "request", "output", "handle", "open_text", "generation", "lifecycle",
+    "detokenize", "sharing",
+)  # fmt: skip
 LIVES = 30
-# Tests that repeat what lives do, at length.
+# Tests that repeat what lives do, at length, and those that write checkpoints first.
 LONG = ("test_twenty_thousand_turns", "test_a_planted_fault", "test_drafts_", "any_two_of_three")
-# Slower checks are left out.
-MOST_SECONDS = 1.0
-# CPU seconds of a mutant in a check, beyond five times what the check takes; and the wall's, if it waits.
+SLOW_FIXTURE = "tiny_pair"
+# CPU seconds of a mutant in a check, beyond five times what the check takes.
 SLACK_SECONDS = 2.0
-WALL_SECONDS = 120
+# One that takes less of the CPU in so many seconds of the wall waits for ever.
+STILL_SECONDS, STILL_CPU_SECONDS = 40, 0.02
 BROKEN = 3
 
 COMPARES = {
@@ -162,7 +164,8 @@ def install(name: str, tree: ast.Module) -> None:
 def _take_code(old: Any, new: Any) -> None:
     for key, value in vars(new).items():
         have = vars(old).get(key)
-        for a, b in ((have, value), (getattr(have, "fget", None), getattr(value, "fget", None))):
+        for inner in ("", "fget", "__func__"):
+            a, b = (getattr(one, inner, None) if inner else one for one in (have, value))
             if isinstance(a, types.FunctionType) and isinstance(b, types.FunctionType):
                 a.__code__, a.__defaults__ = b.__code__, b.__defaults__
         if isinstance(have, type) and isinstance(value, type) and have.__module__ == value.__module__:
@@ -179,15 +182,18 @@ class Check(NamedTuple):
     lines: dict[str, frozenset[int]]
 
 
-def timed(name: str, holds: Callable[[], bool]) -> Check:
+def timed(name: str, holds: Callable[[], bool], most: float) -> Callable[[], Check | None]:
     """A check with what it takes and reaches, tried in a process of its own: this one stays without threads,
-    which do not come along into forked ones.
+    which do not come along into forked ones.  It is begun now and waited for by who calls what is returned:
+    None for a check that takes more than `most` CPU seconds.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            recorder = coverage.Coverage(data_file=None, include=[path_of(name) for name in MODULES])
+            signal.setitimer(signal.ITIMER_PROF, most)
+            paths = [path_of(name) for name in MODULES]
+            recorder = coverage.Coverage(data_file=None, config_file=False, include=paths)
             recorder.start()
             began = time.process_time()
             assert holds()
@@ -199,12 +205,27 @@ def timed(name: str, holds: Callable[[], bool]) -> Check:
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    assert answer, f"{name} fails without a mutant"
-    seconds, lines = json.loads(answer)
-    return Check(name, holds, seconds, {module: frozenset(found) for module, found in lines.items()})
+
+    def answer() -> Check | None:
+        with os.fdopen(reader, "rb") as pipe:
+            told = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) == -signal.SIGPROF:
+            return None
+        assert told, f"{name} fails without a mutant"
+        seconds, lines = json.loads(told)
+        return Check(name, holds, seconds, {module: frozenset(found) for module, found in lines.items()})
+
+    return answer
+
+
+def all_timed(named: list[tuple[str, Callable[[], bool]]], options: argparse.Namespace) -> list[Check]:
+    """The quick checks among those named, the quickest first; `jobs` of them are timed at once."""
+    checks: list[Check] = []
+    for first in range(0, len(named), options.jobs):
+        begun = [timed(*one, options.seconds) for one in named[first : first + options.jobs]]
+        checks += [check for answer in begun if (check := answer()) is not None]
+    return sorted(checks, key=lambda check: check.seconds)
 
 
 def lives(seed: int) -> Callable[[], bool]:
@@ -227,12 +248,10 @@ class Hunt:
         self.options = options
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        checks = [timed(f"life {seed}", lives(seed)) for seed in range(LIVES)]
         items = [item for item in session.items if not any(name in item.nodeid for name in LONG)]
-        if set(self.options.modules).isdisjoint(CLIENTS):
-            items = [item for item in items if "tiny_pair" not in item.fixturenames]  # type: ignore[attr-defined]
-        checks += [timed(item.nodeid, runs(item)) for item in items]
-        checks = sorted((c for c in checks if c.seconds < MOST_SECONDS), key=lambda check: check.seconds)
+        items = [item for item in items if SLOW_FIXTURE not in item.fixturenames]  # type: ignore[attr-defined]
+        named = [(f"life {seed}", lives(seed)) for seed in range(LIVES)]
+        checks = all_timed(named + [(item.nodeid, runs(item)) for item in items], self.options)
         print(f"\n# {len(checks)} checks of {sum(check.seconds for check in checks):.0f} s", flush=True)
         gc.freeze()
         total = killed = 0
@@ -278,8 +297,8 @@ def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
     child = os.fork()
     if child:
         return child
-    # One that never ends is noticed, too: either alarm ends the process.
-    signal.alarm(WALL_SECONDS)
+    # One that never ends is noticed, too: by its CPU seconds, or because it waits.
+    watch()
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)
@@ -297,16 +316,31 @@ def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
     os._exit(0)
 
 
+def watch() -> None:
+    """End the process once it stands still; a busy machine alone does not end it."""
+    used = time.process_time()
+
+    def look(*_: object) -> None:
+        nonlocal used
+        if time.process_time() - used < STILL_CPU_SECONDS:
+            os._exit(1)
+        used = time.process_time()
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, STILL_SECONDS, STILL_SECONDS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="try only every n-th mutant")
     parser.add_argument("--first", type=int, default=0, help="begin with this one: another sample")
     parser.add_argument("--only", default="", help="try only mutants with this in their description")
     parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
+    parser.add_argument("--seconds", type=float, default=1.0, help="checks take no more of the CPU")
+    parser.add_argument("--tests", default=",".join(TESTS), help="whose quick tests are asked beside lives")
     parser.add_argument("modules", nargs="*", default=MODULES)
     options = parser.parse_args()
-    tests = TESTS if set(options.modules).isdisjoint(CLIENTS) else TESTS + CLIENTS_TESTS
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in tests]
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in options.tests.split(",")]
     sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-s", *files], plugins=[Hunt(options)]))
 
 

@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 
+from nudging.kernels.cuda import ARRIVALS
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.rope_append import HeadNorm
+from nudging.kernels.weight import Int8Weight, Weight
 from tests.cases import load
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,6 +53,17 @@ def rope_args(heads: int, kv_heads: int, head_dim: int) -> Callable[[torch.dtype
     return make
 
 
+def arrivals() -> torch.Tensor:
+    return torch.empty(ARRIVALS, dtype=torch.int32)
+
+
+def with_more(
+    make: Callable[[torch.dtype], Args], more: Callable[[torch.dtype], Args]
+) -> Callable[[torch.dtype], Args]:
+    """The arguments of both."""
+    return lambda dtype: (*make(dtype), *more(dtype))
+
+
 def pick(make: Callable[[torch.dtype], Args], *which: int) -> Callable[[torch.dtype], Args]:
     return lambda dtype: tuple(make(dtype)[i] for i in which)
 
@@ -61,12 +76,28 @@ for model, dim in HIDDEN.items():
 ship("rms_norm", "llama-8b", norm_args(16, 4096))
 ship("add_rms_norm", "llama-8b", add_norm_args(16, 4096))
 ship("add_rms_norm", "widest", add_norm_args(16, 1 << 14), BF16)
+ship(
+    "add_rms_norm",
+    "gemma-27b",
+    with_more(add_norm_args(16, 4608), lambda dtype: (True, torch.empty(4608, dtype=dtype))),
+)
 for head_dim in (64, 128):
     ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim), BF16)
 ship("layer_norm", "olmo-7b", pick(norm_args(16, 4096), 0, 2))
 for model, heads in HEADS.items():
     ship("rope_append", model, rope_args(*heads), BF16)
 ship("rope_append", "llama-8b", rope_args(32, 8, 128))
+
+
+def head_norm(q: int, k: int, unit_offset: bool) -> Callable[[torch.dtype], Args]:
+    return lambda dtype: (
+        HeadNorm(torch.empty(q, dtype=dtype), torch.empty(k, dtype=dtype), 1e-6, unit_offset),
+    )
+
+
+ship("rope_append", "qwen3-8b", with_more(rope_args(32, 8, 128), head_norm(128, 128, False)))
+ship("rope_append", "gemma3-4b", with_more(rope_args(8, 4, 256), head_norm(256, 256, True)), BF16)
+ship("rope_append", "olmo2-7b", with_more(rope_args(32, 32, 128), head_norm(4096, 4096, False)), BF16)
 ship("rope", "llama-8b", pick(rope_args(32, 8, 128), 0, 3, 4, 5))
 ship("kv_append", "llama-8b", pick(rope_args(32, 8, 128), 1, 2, 6, 7, 8))
 for activation in ("silu", "gelu", "gelu_tanh"):
@@ -74,53 +105,115 @@ for activation in ("silu", "gelu", "gelu_tanh"):
 ship("soft_cap", "gemma-27b", lambda dtype: (torch.empty(16, 256000, dtype=dtype), 30.0))
 
 
-def linear_args(rows: int, cols: int, features: int, out: Any = None) -> Callable[[torch.dtype], Args]:
+def weight_of(cols: int, features: int, dtype: torch.dtype, int8: bool) -> Weight:
+    if not int8:
+        return torch.empty(cols, features, dtype=dtype)
+    return Int8Weight(torch.empty(cols, features, dtype=torch.int8), torch.empty(cols))
+
+
+def norm_of(rows: int, features: int, dtype: torch.dtype) -> Norm:
+    """A norm whose squares are there, of at most 16 rows; else one that is a launch of its own."""
+    squares = torch.empty(rows, -(-features // 16)) if rows <= 16 else None
+    return Norm(torch.empty(features, dtype=dtype), 1e-5, False, squares)
+
+
+Product = Callable[[int, int, int, bool], Callable[[torch.dtype], Args]]
+
+
+def linear_args(
+    rows: int, cols: int, features: int, int8: bool = False, out: Any = None, normed: bool = False
+) -> Callable[[torch.dtype], Args]:
     def make(dtype: torch.dtype) -> Args:
-        return torch.empty(rows, features, dtype=dtype), torch.empty(cols, features, dtype=dtype), None, out
+        norm = norm_of(rows, features, dtype) if normed else None
+        return (
+            torch.empty(rows, features, dtype=dtype),
+            weight_of(cols, features, dtype, int8),
+            None,
+            out,
+            norm,
+        )
 
     return make
 
 
-def gated_args(rows: int, cols: int, features: int) -> Callable[[torch.dtype], Args]:
-    return lambda dtype: (*linear_args(rows, cols, features)(dtype)[:2], "silu")
+def add_args(rows: int, cols: int, features: int, int8: bool = False) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        x, weight = linear_args(rows, cols, features, int8)(dtype)[:2]
+        return x, weight, torch.empty(rows, cols, dtype=dtype), None, arrivals()
+
+    return make
 
 
-def linear_rope_args(rows: int, cols: int, features: int) -> Callable[[torch.dtype], Args]:
+def gated_args(rows: int, cols: int, features: int, int8: bool = False) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        x, weight = linear_args(rows, cols, features, int8)(dtype)[:2]
+        return x, weight, "silu", None, norm_of(rows, features, dtype)
+
+    return make
+
+
+def linear_rope_args(
+    rows: int, cols: int, features: int, int8: bool = False
+) -> Callable[[torch.dtype], Args]:
     """As many heads of 128 as the columns make, one of them for keys, one for values."""
 
     def make(dtype: torch.dtype) -> Args:
         positions, table = torch.empty(rows, dtype=torch.int64), torch.empty(8192, 64)
         caches = torch.empty(2, 1024, 16, 1, 128, dtype=dtype)
-        return *linear_args(rows, cols, features)(dtype)[:3], positions, table, table, *caches, positions
+        product = linear_args(rows, cols, features, int8)(dtype)[:3]
+        return *product, positions, table, table, *caches, positions, norm_of(rows, features, dtype)
 
     return make
 
 
 # Calls that have every tile, with and without partitions: the weight's columns and inputs, numbers of rows.
 SKINNY_AND_WIDE, SKINNY = (16, 64, 512), (16,)
-for op, make, model, cols, features, some_rows, dtypes in [
-    ("linear", linear_args, "qwen-0.5b-down", 896, 4864, SKINNY_AND_WIDE, DTYPES),
-    ("linear", linear_args, "llama-1b-down", 2048, 8192, (16, 64), BF16),
-    ("linear", linear_args, "llama-8b-down", 4096, 14336, SKINNY_AND_WIDE, DTYPES),
-    ("linear_rope_append", linear_rope_args, "qwen-0.5b", 1152, 896, SKINNY, BF16),
-    ("linear_rope_append", linear_rope_args, "llama-8b", 6144, 4096, SKINNY_AND_WIDE, DTYPES),
-    ("gated_linear", gated_args, "qwen-0.5b", 9728, 896, SKINNY, BF16),
-    ("gated_linear", gated_args, "llama-8b", 28672, 4096, SKINNY_AND_WIDE, DTYPES),
-]:
+PRODUCTS: list[tuple[str, Product, str, int, int, tuple[int, ...], Iterable[str], bool]] = [
+    ("linear_add", add_args, "qwen-0.5b-down", 896, 4864, SKINNY_AND_WIDE, DTYPES, False),
+    ("linear_add", add_args, "llama-1b-down", 2048, 8192, (16, 64), BF16, False),
+    ("linear_add", add_args, "llama-8b-down", 4096, 14336, SKINNY_AND_WIDE, DTYPES, False),
+    ("linear_add", add_args, "int8-qwen-0.5b-down", 896, 4864, (16, 64), BF16, True),
+    ("linear_add", add_args, "int8-llama-8b-down", 4096, 14336, (16, 64), DTYPES, True),
+    ("linear", linear_args, "gemma-2b-down", 2304, 9216, (16, 64), BF16, False),
+    ("linear", linear_args, "short-and-deep", 896, 4864, SKINNY, DTYPES, False),
+    ("linear", linear_args, "int8-gemma-2b-down", 2304, 9216, SKINNY, BF16, True),
+    ("linear_rope_append", linear_rope_args, "qwen-0.5b", 1152, 896, SKINNY, BF16, False),
+    ("linear_rope_append", linear_rope_args, "llama-8b", 6144, 4096, SKINNY_AND_WIDE, DTYPES, False),
+    ("linear_rope_append", linear_rope_args, "llama-70b", 10240, 8192, SKINNY, BF16, False),
+    ("linear_rope_append", linear_rope_args, "int8-llama-8b", 6144, 4096, (16, 64), BF16, True),
+    ("gated_linear", gated_args, "qwen-0.5b", 9728, 896, SKINNY, BF16, False),
+    ("gated_linear", gated_args, "llama-8b", 28672, 4096, SKINNY_AND_WIDE, DTYPES, False),
+    ("gated_linear", gated_args, "llama-70b", 57344, 8192, SKINNY, BF16, False),
+    ("gated_linear", gated_args, "int8-llama-8b", 28672, 4096, (16, 64), BF16, True),
+]
+for op, make, model, cols, features, some_rows, dtypes, int8 in PRODUCTS:
     for rows in some_rows:
-        ship(op, f"{model}-{rows}", make(rows, cols, features), dtypes)
+        ship(op, f"{model}-{rows}", make(rows, cols, features, int8), dtypes)
 for rows in SKINNY_AND_WIDE:
-    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, torch.float32), BF16)
+    ship("linear", f"llama-8b-head-{rows}", linear_args(rows, 128256, 4096, out=torch.float32), BF16)
+ship("linear", "qwen3-8b-qkv", linear_args(16, 6144, 4096, normed=True), DTYPES)
+ship("linear", "normed-short-and-deep", linear_args(16, 896, 4864, normed=True), BF16)
+# Families with other norms: no norm in the product.
+ship("linear_rope_append", "gemma-2b", pick(linear_rope_args(16, 3072, 2304), *range(9)), BF16)
+ship("gated_linear", "gemma-2b", pick(gated_args(16, 18432, 2304), 0, 1, 2), BF16)
 
 
 def attention_args(
-    queries: int, length: int, heads: int, kv_heads: int, head_dim: int, window: int = 0, cap: float = 0.0
+    queries: int,
+    length: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int = 0,
+    cap: float = 0.0,
+    counted: bool = True,
 ) -> Callable[[torch.dtype], Args]:
     def make(dtype: torch.dtype) -> Args:
         caches = (torch.empty(1024, 16, kv_heads, head_dim, dtype=dtype) for _ in range(2))
         tables, cu, lengths = (torch.empty(s, dtype=torch.int32) for s in ((2, length // 16), (3,), (2,)))
         q = torch.empty(queries, heads, head_dim, dtype=dtype)
-        return q, *caches, tables, cu, lengths, head_dim**-0.5, window, cap
+        how = (head_dim**-0.5, window, cap, arrivals() if counted else None)
+        return q, *caches, tables, cu, lengths, *how
 
     return make
 
@@ -134,6 +227,7 @@ for model, dtypes, *shape in [
 ]:
     ship("paged_attention", f"{model} decode", attention_args(10, 8192, *shape), dtypes)
     ship("paged_attention", f"{model} prefill", attention_args(8192, 8192, *shape), dtypes)
+ship("paged_attention", "llama-8b uncounted", attention_args(10, 8192, 32, 8, 128, counted=False), BF16)
 for model, vocab in [("llama-2", 32000), ("qwen", 151936)]:
     ship("softmax_stats", model, lambda dtype, vocab=vocab: (torch.empty(16, vocab, dtype=dtype),), ("fp32",))
 
@@ -146,9 +240,11 @@ def pick_args(dtype: torch.dtype) -> Args:
 ship("pick_rows", "llama-3", pick_args, ("fp32",))
 
 
-def head_args(rows: int, vocab: int, features: int, cap: float) -> Callable[[torch.dtype], Args]:
+def head_args(
+    rows: int, vocab: int, features: int, cap: float, int8: bool = False
+) -> Callable[[torch.dtype], Args]:
     def make(dtype: torch.dtype) -> Args:
-        x, weight = (torch.empty(n, features, dtype=dtype) for n in (rows, vocab))
+        x, weight = torch.empty(rows, features, dtype=dtype), weight_of(vocab, features, dtype, int8)
         ids = torch.empty(rows, dtype=torch.int64)
         return x, weight, vocab, cap, torch.empty(rows), ids, ids
 
@@ -157,6 +253,7 @@ def head_args(rows: int, vocab: int, features: int, cap: float) -> Callable[[tor
 
 for rows in (16, 64):
     ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0), ("fp32", "bf16"))
+ship("lm_head", "int8-llama-8b-16", head_args(16, 128256, 4096, 0.0, True), ("fp32", "bf16"))
 ship("lm_head", "gemma-2b-16", head_args(16, 256000, 2304, 30.0), ("bf16",))
 
 

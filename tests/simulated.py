@@ -84,6 +84,7 @@ class FakeModel:
     vocab: int
     agreement: int = 11
     weight_bytes: int = 1000
+    head_share: float = 0.5
     precision: str = "of integers"
 
     def row(self, state: int, want: Wanted) -> Row:

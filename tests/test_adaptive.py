@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nudging import Nudging, SamplingParams
-from nudging.adaptive import ALLOWANCE, LOAN, Account, Ledger, draft_length, expected_tokens
+from nudging.adaptive import ALLOWANCE, LOAN, Account, Drafting, Ledger, draft_length, expected_tokens
 from nudging.costs import PassCosts
 from nudging.drafters import MAX_NGRAM, MIN_NGRAM, look_up
 from nudging.prompts import RolePrompt
@@ -75,7 +75,7 @@ def serve(
     granularity: str = "token",
 ) -> Served:
     """The texts from one engine, `at_once` at a time, with the promise checked after every step."""
-    engine, fakes = fake_engine(scripted(texts), costs, num_blocks=2000, carries=False)
+    engine, fakes = fake_engine(scripted(texts), costs, num_blocks=2000)
     roles = {name: replace(role, tokenizer=TOKENIZER) for name, role in fakes.items()}
     policy, params = Nudging(0.4, granularity), SamplingParams(max_tokens=length)
     requests = []
@@ -92,7 +92,7 @@ def serve(
         for account in engine._accounts.values():
             assert account.paid + account.owed <= (1 + ALLOWANCE) * account.lazy + 1e-9
         for ledger in ledgers.values():
-            loan = LOAN * costs["base"].of(1)
+            loan = LOAN * costs["base"].of(1, 1)
             assert draft_len is not None or ledger.paid <= (1 + ALLOWANCE) * ledger.lazy + loan + 1e-9
     assert [request.error for request in requests] == [None] * len(requests)
     written = [(request.output, [piece.author for piece in request.pieces]) for request in requests]
@@ -237,12 +237,16 @@ def test_together_they_are_never_dearer_than_lazy_and_none_by_more_than_its_loan
         serve(MANY[name], costs, draft_len, 40, at_once, granularity=granularity) for draft_len in (0, None)
     )
     assert auto.written == lazy.written
-    without = [ledger.paid for ledger in lazy.ledgers]
+    for ledger in lazy.ledgers:
+        assert ledger.paid == pytest.approx(ledger.lazy), "lazy pays what the ledger says lazy pays"
+    without = [ledger.lazy for ledger in auto.ledgers]
     paid = [ledger.paid for ledger in auto.ledgers]
-    assert [ledger.lazy for ledger in auto.ledgers] == pytest.approx(without)
+    if at_once == 1:
+        # Where passes are shared, what lazy pays depends on who else ran, which drafts change.
+        assert without == pytest.approx([ledger.paid for ledger in lazy.ledgers])
     assert sum(paid) <= (1 + ALLOWANCE) * sum(without) + 1e-9
     for mine, alone in zip(paid, without, strict=True):
-        assert mine <= (1 + ALLOWANCE) * alone + LOAN * costs["base"].of(1) + 1e-9
+        assert mine <= (1 + ALLOWANCE) * alone + LOAN * costs["base"].of(1, 1) + 1e-9
     assert (auto.account.lazy, auto.account.paid) == pytest.approx((sum(without), sum(paid)))
     assert auto.account.owed == pytest.approx(0, abs=1e-6)
 
@@ -305,8 +309,8 @@ def test_the_length_with_the_most_tokens_per_second_is_chosen(
 ) -> None:
     costs = {"base": FixedCosts(1.0), "guide": FixedCosts(guide)}
     ledger = Ledger(costs, Account(lazy=1e6), lazy=1e6, agreement=agreement)
-    assert abs(draft_length(ledger, "base", 1, lambda costs, n: n * guide, 100) - best) <= 1
-    assert draft_length(ledger, "base", 1, lambda costs, n: n * guide, 1) <= 1, "never beyond the limit"
+    assert abs(draft_length(ledger, "base", 1, Drafting("guide", 0), 100) - best) <= 1
+    assert draft_length(ledger, "base", 1, Drafting("guide", 0), 1) <= 1, "never beyond the limit"
 
 
 def test_expected_tokens_is_the_geometric_sum() -> None:
@@ -314,38 +318,60 @@ def test_expected_tokens_is_the_geometric_sum() -> None:
 
 
 def test_costs_start_from_the_weights_and_follow_the_clock() -> None:
-    costs = PassCosts(10**10)
-    assert costs.of(1) == 1.0
-    costs.record(1, 0.5)
-    assert costs.of(1) == 0.5
-    assert costs.of(16) == 0.5, "until timed, more rows cost what fewer do"
-    costs.record(16, 0.8)
-    assert costs.of(16) == 0.8
+    costs = PassCosts(10**10, 0.25)
+    assert costs.of(1, 1) == 1.0
+    costs.record(1, 1, 0.5)
+    assert costs.of(1, 1) == 0.5
+    assert costs.of(16, 16) == 0.5, "until timed, more rows cost what fewer do"
+    costs.record(16, 16, 0.8)
+    assert costs.of(16, 16) == 0.8
     for _ in range(200):
-        costs.record(1, 0.6)
-    assert costs.of(1) == pytest.approx(0.6, rel=1e-3)
-    costs.record(1, 0.2)
-    assert costs.of(1) == 0.2, "a cold first timing does not stay"
+        costs.record(1, 1, 0.6)
+    assert costs.of(1, 1) == pytest.approx(0.6, rel=1e-3)
+    costs.record(1, 1, 0.2)
+    assert costs.of(1, 1) == 0.2, "a cold first timing does not stay"
 
 
 def test_costs_rise_in_straight_lines_between_what_was_timed() -> None:
-    costs = PassCosts(10**10)
-    costs.record(16, 0.8)
-    costs.record(64, 2.0)
-    assert costs.of(16) == 0.8
-    assert costs.of(40) == pytest.approx(1.4), "half way"
-    assert costs.of(64) == 2.0
-    assert costs.of(128) == pytest.approx(2.0 + 64 * 1.2 / 48), "and on as steeply"
-    assert costs.of(1) == 0.8, "fewer rows than were ever timed"
-    costs.record(30, 0.1)
-    assert [costs.of(n) for n in (16, 30, 40)] == sorted(costs.of(n) for n in (16, 30, 40))
-    assert costs.of(30) >= 0.8, "never less than for fewer rows"
+    costs = PassCosts(10**10, 0.25)
+    costs.record(16, 16, 0.8)
+    costs.record(64, 64, 2.0)
+    assert costs.of(16, 16) == 0.8
+    assert costs.of(40, 40) == pytest.approx(1.4), "half way"
+    assert costs.of(64, 64) == 2.0
+    assert costs.of(128, 128) == pytest.approx(2.0 + 64 * 1.2 / 48), "and on as steeply"
+    assert costs.of(1, 1) == 0.8, "fewer rows than were ever timed"
+    costs.record(30, 30, 0.1)
+    assert [costs.of(n, n) for n in (16, 30, 40)] == sorted(costs.of(n, n) for n in (16, 30, 40))
+
+
+def test_a_disturbed_pass_does_not_make_larger_ones_dear() -> None:
+    """Its size may hardly ever come again."""
+    costs = PassCosts(10**10, 0.25)
+    for _ in range(10):
+        costs.record(2, 2, 1.0)
+        costs.record(8, 8, 1.2)
+    costs.record(4, 4, 3.0)
+    assert costs.of(8, 8) <= 1.4
+    before = costs.of(8, 8)
+    costs.record(8, 8, 50.0)
+    assert costs.of(8, 8) <= 1.1 * before, "nor does a pause of the machine"
+
+
+def test_rows_that_are_not_answered_do_without_the_head() -> None:
+    costs = PassCosts(10**10, 0.25)
+    costs.record(16, 16, 1.0)
+    costs.record(64, 64, 4.0)
+    assert costs.of(64, 0) == costs.of(48, 48) < costs.of(64, 1) < costs.of(64, 64)
+    costs.record(80, 0, 3.9)
+    assert costs.of(60, 60) == pytest.approx((4.0 + 3.9) / 2, rel=0.05), "the same size as 60 answered ones"
 
 
 def test_a_bucket_that_is_timed_at_unlike_sizes_speaks_of_their_mean() -> None:
-    costs = PassCosts(10**10)
-    costs.record(8, 1.0)
+    costs = PassCosts(10**10, 0.25)
+    costs.record(8, 8, 1.0)
     for _ in range(400):
-        costs.record(40, 5.0)
-        costs.record(60, 7.0)
-    assert costs.of(50) == pytest.approx(6.0, rel=0.03)
+        costs.record(40, 40, 5.0)
+        costs.record(60, 60, 7.0)
+    assert costs.of(50, 50) == pytest.approx(6.0, rel=0.03)
+    assert costs.of(29, 29) == pytest.approx(3.5, rel=0.05), "half way to the other bucket"

@@ -17,8 +17,11 @@ TARGETS = (80, 90, 100)
 TABLE = ROOT / "benchmarks" / "results" / "triton-registers.json"
 
 
+Found = dict[str, list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     processes = [
@@ -33,7 +36,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
-    return [one for output in outputs for one in json.loads(output)["kernels"]]
+    lists = [json.loads(output) for output in outputs]
+    return {name: [one for each in lists for one in each[name]] for name in ("kernels", "waiting")}
+
+
+@pytest.fixture(scope="module")
+def compiled(found: Found) -> list[dict[str, Any]]:
+    return found["kernels"]
 
 
 def kernels_of(file: Path) -> set[str]:
@@ -49,16 +58,36 @@ def test_every_kernel_is_compiled_for_every_target(compiled: list[dict[str, Any]
         assert {one["kernel"] for one in compiled if one["sm"] == sm} == every
 
 
+def test_kernels_that_start_while_the_one_before_ends_wait_for_it_first(found: Found) -> None:
+    """Read from the machine code: a compiler may move loads, and one did (Triton's issue 11905)."""
+    text = "".join(file.read_text() for file in (ROOT / "kernels" / "gpu").glob("*.py"))
+    kernels = [part.split("(")[0] for part in text.split("\ndef ")[1:] if "begin(PDL)" in part]
+    for sm in (90, 100):
+        assert {one["kernel"] for one in found["waiting"] if one["sm"] == sm} == set(kernels)
+    assert all(one["waits_first"] for one in found["waiting"])
+
+
 def test_no_kernel_spills(compiled: list[dict[str, Any]]) -> None:
     assert not [one for one in compiled if one["stack"] or one["local"]]
 
 
 def test_products_of_16_bit_types_have_one_instruction(compiled: list[dict[str, Any]]) -> None:
     """Tiles of any size have the same bits only if the instruction is the same, and so is its rounding."""
-    products = [one for one in compiled if one["kernel"].startswith(("_linear", "_attend", "_lm_head"))]
+    products = [
+        one
+        for one in compiled
+        if one["kernel"].startswith(("_linear", "_gated_linear", "_attend", "_lm_head"))
+    ]
     used = {(one["call"].split()[-1], *one["matrix_instructions"]) for one in products}
     instruction = "mma.sync.m16n8k16"
     assert used == {("fp32",), ("bf16", instruction), ("fp16", instruction)}
+
+
+def test_products_give_the_same_inputs_to_an_instruction(compiled: list[dict[str, Any]]) -> None:
+    """Whatever the tile, the norm and the GPU, by the types of the operands alone."""
+    products = [one for one in compiled if one["kernel"].startswith(("_linear", "_gated", "_lm_head"))]
+    used = {("int8" in one["call"], *one["input_widths"]) for one in products if one["matrix_instructions"]}
+    assert used == {(False, 2), (True, 4)}
 
 
 def test_no_kernel_asks_for_more_shared_memory_than_any_gpu_has(compiled: list[dict[str, Any]]) -> None:

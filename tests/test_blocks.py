@@ -34,7 +34,9 @@ def test_a_fork_shares_blocks_until_it_writes() -> None:
     table.grow(6)
     fork = table.fork(6)
     assert pool.num_free == 2
+    assert (fork.missing(5, 6), fork.missing(3, 9)) == (1, 3)
     copies = fork.make_writable(5, 6)
+    assert (fork.missing(5, 6), fork.slot(5)) == (0, 4 * fork.ids[1] + 1)
     assert copies == [(table.ids[1], fork.ids[1])]
     assert fork.ids[0] == table.ids[0]
     assert table.make_writable(5, 6) == [], "the last holder owns the block alone"

@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from nudging.policies.protocol import Policy
 from nudging.prompts import RolePrompt
 from nudging.request import Request
 from nudging.roles import Role
-from tests.fake import FixedCosts, fake_engine
+from tests.fake import FixedCosts, TableTokenizer, fake_engine
 
 VOCAB = 32
 LENGTH = 60
+TOKENIZER = TableTokenizer([b" x" if token % 3 else b"y" for token in range(VOCAB)])
 COSTS = {"base": FixedCosts(1.0, 0.002), "guide": FixedCosts(0.1, 0.0002)}
 
 
@@ -26,6 +28,25 @@ def row(token: int, prob: float) -> Tensor:
     logits = torch.zeros(VOCAB)
     logits[token % VOCAB] = math.log(prob / (1 - prob) * (VOCAB - 1))
     return logits
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A pass costs what reading the weights does, or what its products do: those of a row, of an answer."""
+
+    read: float
+    row: float
+    answer: float
+
+    def of(self, rows: float, answers: float) -> float:
+        return max(self.read, self.row * rows + self.answer * answers)
+
+    def record(self, rows: int, answers: int, seconds: float) -> None:
+        """Timings change nothing."""
+
+
+# Milliseconds of models of 100 and 10 million parameters on two cores without AMX (benchmarks/LOG.md).
+PROCESSOR = {"base": Processor(6.4, 0.55, 0.15), "guide": Processor(0.5, 0.04, 0.064)}
 
 
 def models(agreement: float = 0.85, unsure: float = 0.1) -> dict[str, Callable[[list[int]], Tensor]]:
@@ -44,10 +65,16 @@ def models(agreement: float = 0.85, unsure: float = 0.1) -> dict[str, Callable[[
 
 
 def cost_per_token(
-    count: int, policy: Policy, draft_len: int | None, costs: dict[str, FixedCosts] = COSTS
+    count: int,
+    policy: Policy,
+    draft_len: int | None,
+    costs: Mapping[str, FixedCosts | Processor] = COSTS,
+    agreement: float = 0.85,
+    length: int = LENGTH,
 ) -> float:
     """What `count` requests at once cost, passes counted and not timed, by the tokens they write."""
-    engine, roles = fake_engine(models(), costs, num_blocks=4000)
+    engine, fakes = fake_engine(models(agreement), costs, num_blocks=4000)
+    roles = {name: replace(role, tokenizer=TOKENIZER) for name, role in fakes.items()}
     spent = 0.0
 
     def counted(name: str) -> None:
@@ -55,8 +82,9 @@ def cost_per_token(
 
         def run(works, wanted, lanes=None):  # type: ignore[no-untyped-def]
             nonlocal spent
-            carried = 0 if lanes is None else lanes.num_tokens
-            spent += costs[name].of(carried + sum(work.end - work.start for work in works))
+            rows = engine.lanes.num_tokens + sum(work.end - work.start for work in works)
+            answers = engine.lanes.num_answers + sum(work.answers for work in works)
+            spent += costs[name].of(rows, answers)
             return execute(works, wanted, lanes)
 
         engine.runners[name].execute = run  # type: ignore[method-assign]
@@ -67,7 +95,7 @@ def cost_per_token(
     for i in range(count):
         prompts = {name: RolePrompt([i % VOCAB, 2, 3]) for name in roles}
         # Unlike lengths: the requests do not stay in step by themselves.
-        params = SamplingParams(max_tokens=LENGTH + i % 7)
+        params = SamplingParams(max_tokens=length + i % 7)
         requests.append(Request(f"r{i}", policy, params, 0, prompts, roles, draft_len))
         engine.add(requests[-1])
     while engine.has_work:
@@ -95,6 +123,23 @@ def test_drafts_that_pay_alone_are_not_made_where_rows_are_dear(count: int, row_
     assert adaptive <= 1.02 * lazy
     # The first drafts wait for savings to pay for them: a fixed length is ahead by that.
     assert adaptive <= 1.4 * min(lazy, four)
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.6, 0.97])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16, 32, 64])
+def test_drafts_cost_nothing_where_many_share_a_processor(count: int, agreement: float) -> None:
+    """However many requests, and whether the models agree or not: never beyond lazy's cost; and where they
+    agree and a pass has rows to spare, no more than the base alone.
+    """
+    policy, length = Nudging(0.4, "word"), 120 if count <= 8 else 60
+    base, lazy, adaptive = (
+        cost_per_token(count, policy, k, PROCESSOR, agreement, length)
+        for policy, k in ((Base(), 0), (policy, 0), (policy, None))
+    )
+    print(f"{count} at {agreement}: base {base:.3f}, lazy {lazy / base:.3f}, adaptive {adaptive / base:.3f}")
+    assert adaptive <= 1.02 * lazy
+    if agreement > 0.9 and count <= 4:
+        assert adaptive <= base / 0.97
 
 
 def test_a_path_is_one_unit_of_work() -> None:

@@ -69,31 +69,31 @@ def test_an_engine_learns_what_passes_cost_from_those_it_makes() -> None:
     engine = llm._engine
     llm.submit([2] * 60, SamplingParams(max_tokens=5, ignore_eos=True), Base(), "off")
     llm._thread.turn()
-    assert engine.costs["base"].of(60) == pytest.approx(1.6)
-    prior = engine.costs["guide"].of(1)
+    assert engine.costs["base"].of(60, 1) == pytest.approx(1.6)
+    prior = engine.costs["guide"].of(1, 1)
     llm.submit([3] * 9, SamplingParams(max_tokens=5, ignore_eos=True), Base(), "off")
     llm._thread.turn()
-    assert engine.costs["base"].of(10) == pytest.approx(1.1), "both rows and requests of one pass"
-    assert engine.costs["guide"].of(1) == prior, "nothing is learned where no pass was made"
+    assert engine.costs["base"].of(10, 2) == pytest.approx(1.1), "both rows and requests of one pass"
+    assert engine.costs["guide"].of(1, 1) == prior, "nothing is learned where no pass was made"
 
 
 def test_rows_that_took_no_pass_are_not_timed() -> None:
     llm = SimLLM(Setup())
     llm.runners[0].passes_made = 0
-    prior = llm._engine.costs["base"].of(1)
+    prior = llm._engine.costs["base"].of(1, 1)
     llm.submit([2], SamplingParams(max_tokens=5, ignore_eos=True), Base(), "off")
     llm._thread.turn()
-    assert llm._engine.costs["base"].of(1) == prior
+    assert llm._engine.costs["base"].of(1, 1) == prior
 
 
 def test_passes_are_shared_by_those_that_run() -> None:
     engine, roles = small_engine(200)
     first = started(engine, request(roles, "a", 5, 9))
-    assert engine._ledgers[first.id].sharers == 1
+    assert engine._ledgers[first.id].sharers("base") == 1
     for name in "bc":
         engine.add(request(roles, name, 5, 9))
     engine.step()
-    assert engine._ledgers[first.id].sharers == 3
+    assert engine._ledgers[first.id].sharers("base") == 3
 
 
 def test_what_others_computed_costs_lazy_nothing() -> None:
@@ -107,9 +107,10 @@ def test_what_others_computed_costs_lazy_nothing() -> None:
     assert second.sequences["base"].num_computed == 4
     engine.step()
     assert second.counters.cached == 52
-    # In one pass the rows of its prompt that were left to it, and now the one behind its first token.
+    # In one pass the rows of its prompt that were left to it, and now the one behind its first token:
+    # at half the price of passes of two.
     ledger = engine._ledgers[second.id]
-    assert ledger.lazy == ledger.account.lazy == pytest.approx(cost.of(8) + cost.of(1))
+    assert ledger.lazy == ledger.account.lazy == pytest.approx((cost.of(16, 2) + cost.of(2, 2)) / 2)
 
 
 def test_the_last_draft_of_a_text_is_counted_and_its_text_is_found_again() -> None:

@@ -1,16 +1,21 @@
 """What only a GPU can show."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from nudging import LLM, Nudging, SamplingParams
+from nudging.kernels.cuda import ARRIVALS
+from nudging.kernels.rms_norm import Norm
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
-from tests.cases import Attention, linear_rope_args, load
+from tests.cases import Attention, linear_rope_args, load, noise
 from tests.compare import assert_same_bits
 from tests.pairs import written
 from tests.test_graphs import JOBS
@@ -122,3 +127,71 @@ def test_a_captured_graph_replays_attention_and_what_is_picked() -> None:
     x.copy_(inputs[1])
     graph.replay()
     assert_same_bits(got, want)
+
+
+def layers(rows: int, device: torch.device) -> Callable[[Tensor | None], list[Tensor]]:
+    """Six layers as a decoder runs them, of the sizes of a small model, after 900 tokens of context."""
+    hidden, heads, kv_heads, head_dim, inner = 896, 14, 2, 64, 4864
+    randn, dtype = noise(3), torch.bfloat16
+
+    def weight(cols: int, features: int) -> Tensor:
+        return (randn(cols, features) / features**0.5).to(device, dtype)
+
+    weights = [
+        (
+            weight((heads + 2 * kv_heads) * head_dim, hidden),
+            weight(hidden, heads * head_dim),
+            weight(2 * inner, hidden),
+            weight(hidden, inner),
+        )
+        for _ in range(6)
+    ]
+    first, norm = randn(rows, hidden).to(device, dtype), randn(hidden).to(device, dtype)
+    caches = randn(6, 2, 64, 16, kv_heads, head_dim).to(device, dtype)
+    angles = torch.arange(1024)[:, None] * torch.logspace(0, -3, head_dim // 2)[None]
+    tables = angles.cos().to(device), angles.sin().to(device)
+    at = torch.arange(900 - rows, 900, device=device)
+    blocks = torch.arange(64, dtype=torch.int32, device=device)[None]
+    cu, lengths = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0, rows], [900]))
+
+    def run(arrivals: Tensor | None) -> list[Tensor]:
+        x, squares = first, None
+        for (qkv, o, gate_up, down), (k, v) in zip(weights, caches, strict=True):
+            entered = Norm(norm, 1e-5, False, squares)
+            q = load("linear_rope_append")(x, qkv, None, at, *tables, k, v, at, entered)
+            out = load("paged_attention")(q, k, v, blocks, cu, lengths, 0.125, 0, 0.0, arrivals)
+            x, squares = load("linear_add")(out.flatten(1), o, x, None, arrivals)
+            y = load("gated_linear")(x, gate_up, "silu", None, Norm(norm, 1e-5, False, squares))
+            x, squares = load("linear_add")(y, down, x, None, arrivals)
+        return [x, caches.clone()]
+
+    return run
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16])
+@pytest.mark.parametrize("pdl", [False, True])
+def test_layers_have_the_same_bits_every_time_fused_or_not_and_starting_early_or_not(
+    rows: int, pdl: bool
+) -> None:
+    """A race would show in some of 300 replays: programs that arrive together, kernels that overlap."""
+    from nudging.kernels.gpu import configs
+
+    device = torch.device("cuda")
+    capability = torch.cuda.get_device_capability(device)
+    if pdl and capability < (9, 0):
+        pytest.skip("kernels cannot start early before compute capability 9.0")
+    run, arrivals = layers(rows, device), torch.zeros(ARRIVALS, dtype=torch.int32, device=device)
+    plain = replace(configs.config_of(device), pdl=False)
+    with mock.patch.dict(configs.TABLE, {capability: replace(plain, fused_norms=False)}):
+        want = run(None)
+    with mock.patch.dict(configs.TABLE, {capability: replace(plain, pdl=pdl)}):
+        assert_same_bits(run(arrivals), want)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = run(arrivals)
+    for _ in range(300):
+        for one in got:
+            one.zero_()
+        graph.replay()
+        assert_same_bits(got, want)
+    assert not arrivals.any()

@@ -136,20 +136,23 @@ JOBS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "quantization"), [("float32", None), ("bfloat16", None), ("bfloat16", "int8")]
+)
 def test_recorded_passes_write_the_same_text(
-    tiny_pair: dict[str, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+    tiny_pair: dict[str, Path], dtype: str, quantization: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone and in a batch, at prompts of several lengths, with drafts and without."""
     prompts = [[60 + i + j for j in range(3 + 7 * i)] for i in range(len(JOBS))]
     params = [SamplingParams(max_tokens=30, ignore_eos=i % 2 == 0, **JOBS[i][2]) for i in range(len(JOBS))]
-    with LLM(**tiny_pair, kv_cache_memory="4MiB", dtype=dtype) as plain:
+    options = {**tiny_pair, "dtype": dtype, "quantization": quantization}
+    with LLM(**options, kv_cache_memory="4MiB") as plain:  # type: ignore[arg-type]
         expected = [
             written(plain.generate(prompt, p, policy, speculate)[0].outputs[0])
             for prompt, p, (policy, speculate, _) in zip(prompts, params, JOBS, strict=True)
         ]
     recording = Recording()
-    with recording_llm(monkeypatch, recording, **tiny_pair, dtype=dtype) as llm:
+    with recording_llm(monkeypatch, recording, **options) as llm:
         for _ in range(2):
             handles = [
                 llm.submit(prompt, p, policy, speculate)

@@ -1,4 +1,4 @@
-"""int8 weights: the op against its reference, and engines that write what their oracle does."""
+"""int8 weights: how they are made, and engines that write what their oracle does; the op is in cases.py."""
 
 from __future__ import annotations
 
@@ -7,65 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from nudging import _C, LLM, Base, Nudging, SamplingParams
+from nudging import LLM, Base, Nudging, SamplingParams
 from nudging.errors import BadRequest
-from nudging.kernels.linear_int8 import linear_int8, quantize_int8
+from nudging.kernels.linear import linear
 from nudging.kernels.op import FORCED
+from nudging.kernels.weight import Int8Weight, quantize_int8
 from nudging.models.load import load_model
-from tests.cases import Args, Case, exact, noise
-from tests.compare import assert_same_bits, assert_within, per_dtype
+from tests.cases import linear_args, noise
 from tests.pairs import Twin, assert_pools_are_whole, written
-
-ISAS = _C.available_isas()
-per_isa = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-
-
-def int8_args(rows: int, features: int, cols: int, dtype: torch.dtype, bias: bool = False) -> Args:
-    randn = noise(rows + features + cols)
-    x, weight = randn(rows, features, dtype=dtype), quantize_int8(randn(cols, features))
-    return x, weight.values, weight.scales, randn(cols, dtype=dtype) if bias else None
-
-
-def on_isa(isa: _C.Isa, *args: object) -> Tensor:
-    run = next(found.run for found in linear_int8.implementations if found.name == "cpu")
-    result: Tensor = run(*args, isa=isa)
-    return result
-
-
-def sum_of_sizes(args: Args, want: Tensor) -> Tensor:
-    x, values, scales, bias = args[:4]
-    sizes: Tensor = (x.double().abs() @ values.double().abs().T) * scales
-    return sizes if bias is None else sizes + bias.double().abs()
-
-
-@per_isa
-@per_dtype
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (1, 64, 7), (7, 33, 5), (3, 1025, 33), (16, 48, 129), (0, 64, 3)]
-)
-@pytest.mark.parametrize("out_dtype", [None, torch.float32])
-def test_cpp_agrees_with_the_reference_in_fp64(
-    shape: tuple[int, int, int], dtype: torch.dtype, isa: _C.Isa, out_dtype: torch.dtype | None
-) -> None:
-    reason = "as linear; the scale adds a rounding"
-    case = Case("linear_int8", str(shape), lambda seed, dtype: (), 5, reason, sum_of_sizes)
-    args = (*int8_args(*shape, dtype, bias=True), out_dtype)
-    got = on_isa(isa, *args)
-    assert got.dtype == (out_dtype or dtype)
-    assert_within(case, args, got, exact(linear_int8, *args))
-
-
-@per_isa
-@per_dtype
-def test_bits_of_a_row_do_not_depend_on_how_many_rows_and_where(dtype: torch.dtype, isa: _C.Isa) -> None:
-    x, *weight = int8_args(40, 513, 33, dtype, bias=True)
-    whole = on_isa(isa, x, *weight)
-    for count in (*range(1, 17), 33):
-        for first in (0, 40 - count):
-            rows = slice(first, first + count)
-            assert_same_bits([on_isa(isa, x[rows], *weight)], [whole], rows)
 
 
 def test_quantised_weights_are_the_nearest_of_each_channel() -> None:
@@ -80,15 +30,15 @@ def test_quantised_weights_are_the_nearest_of_each_channel() -> None:
 
 
 def test_refusals_name_the_op_and_the_value() -> None:
-    x, values, scales, bias = int8_args(2, 8, 3, torch.float32, bias=True)
-    if linear_int8.chosen(x, values, scales) != "cpu":
+    x, weight, bias, _ = linear_args(2, 8, 3, bias=True, int8=True)(0, torch.float32)
+    if linear.chosen(x, weight) != "cpu":
         pytest.skip("C++ is switched off")
-    with pytest.raises(ValueError, match=r"linear_int8: weight is \(3, 8\) torch.float32"):
-        linear_int8(x, values.float(), scales)
-    with pytest.raises(ValueError, match=r"linear_int8: scales is \(2,\)"):
-        linear_int8(x, values, scales[:2])
-    with pytest.raises(ValueError, match="linear_int8: out_dtype is torch.float16"):
-        linear_int8(x, values, scales, bias, torch.float16)
+    with pytest.raises(ValueError, match=r"linear: weight is \(3, 8\) torch.float32"):
+        linear(x, Int8Weight(weight.values.float(), weight.scales))
+    with pytest.raises(ValueError, match=r"linear: scales is \(2,\)"):
+        linear(x, Int8Weight(weight.values, weight.scales[:2]))
+    with pytest.raises(ValueError, match="linear: out_dtype is torch.float16"):
+        linear(x, weight, bias, torch.float16)
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ from tests.compare import (
     ROWWISE,
     Run,
     assert_fused_products_have_the_bits_of_what_they_fuse,
+    assert_norms_within_products_have_the_bits_of_rms_norm,
     assert_same_bits,
     assert_within,
     outputs,
@@ -231,6 +232,7 @@ def test_fused_ops_have_the_bits_of_the_ops_that_they_fuse(dtype: torch.dtype, i
 def test_fused_products_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
     run = functools.partial(cpu, isa=ISAS[0])
     assert_fused_products_have_the_bits_of_what_they_fuse(run, 5, 77, dtype)
+    assert_norms_within_products_have_the_bits_of_rms_norm(run, 5, 77, dtype)
 
 
 @per_isa

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_a_forked_child_is_told_instead_of_waiting_for_ever(tiny_pair: dict[str,
     with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm, llm.open(PROMPT) as generation:
         handle = llm.submit(PROMPT, LONG)
         ours, theirs = context.Pipe()
-        child = context.Process(target=in_forked_child, args=(llm, handle, generation, theirs))
+        child = context.Process(target=in_forked_child, args=(llm, handle, generation, theirs), daemon=True)
         child.start()
         assert ours.poll(20), "the child hangs"
         raised = ours.recv()
@@ -100,6 +101,27 @@ def test_a_forked_child_is_told_instead_of_waiting_for_ever(tiny_pair: dict[str,
             assert "spawn" in message
         assert handle.result(timeout=60).outputs[0].finish_reason == "length", "the parent goes on"
         assert one(llm, max_tokens=3).error is None
+
+
+def close_in_forked_child(llm: LLM, pipe: Any) -> None:
+    llm.close()
+    pipe.send("closed")
+    os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_closes_an_engine_whose_threads_slept(
+    tiny_pair: dict[str, Path], threads: Callable[[int], None]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    threads(3)
+    with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
+        assert one(llm, max_tokens=3).error is None
+        time.sleep(1.0)
+        ours, theirs = context.Pipe()
+        context.Process(target=close_in_forked_child, args=(llm, theirs), daemon=True).start()
+        assert ours.poll(20), "the child hangs"
+        assert one(llm, max_tokens=3).error is None, "the parent goes on"
 
 
 def test_a_reader_who_never_comes_costs_its_text_and_holds_nobody_up(tiny_pair: dict[str, Path]) -> None:

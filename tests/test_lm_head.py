@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nudging.kernels.lm_head import lm_head
 from nudging.kernels.sample import pick
+from nudging.kernels.weight import quantize_int8
 from tests.cases import Args, noise
 from tests.compare import assert_same_bits, take
 from tests.interpreter import DEVICE
@@ -47,11 +48,13 @@ def one_by_one(args: Args) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("int8", [False, True], ids=["", "int8"])
 @pytest.mark.parametrize(("rows", "cap", "real"), [(3, 0.0, False), (20, 20.0, False), *REAL])
 def test_the_fused_head_has_the_bits_of_its_parts(
-    rows: int, cap: float, real: bool, dtype: torch.dtype
+    rows: int, cap: float, real: bool, int8: bool, dtype: torch.dtype
 ) -> None:
-    args = head_args(rows, dtype, cap, *((2048, 151936, 151665) if real else ()))
+    x, weight, *rest = head_args(rows, dtype, cap, *((2048, 151936, 151665) if real else ()))
+    args = (x, quantize_int8(weight) if int8 else weight, *rest)
     fused = [one.cpu() for one in triton("lm_head")(*on_device(args))]
     assert_same_bits(fused, one_by_one(args))
     for part in (slice(0, 1), slice(2, rows)):

@@ -69,6 +69,24 @@ def test_a_prefix_computed_anew_does_not_get_the_children_of_the_old_one() -> No
     assert (child.block, stale) == (3, 1)
 
 
+def test_a_block_that_lost_its_key_stays_with_who_holds_it() -> None:
+    """Another block has its tokens now, behind a beginning that was computed anew."""
+    pool = BlockPool(4, 2)
+    blocks = [pool.allocate() for _ in range(4)]
+    for held in (True, False):
+        parent = pool.register(pool.prefixes.empty(None), [1, 2], blocks[0])
+        pool.register(parent, [3, 4], blocks[1])
+        pool.forget(blocks[0])
+        if not held:
+            pool.release(blocks[1])
+        again = pool.register(pool.prefixes.empty(None), [1, 2], blocks[2])
+        assert pool.register(again, [3, 4], blocks[3]).block == blocks[3]
+        pool.check()
+        assert (pool.num_free, pool.num_cached) == (0, 0) if held else (1, 0)
+        for block in blocks[2:]:
+            pool.forget(block)
+
+
 def test_the_longest_unused_block_goes_first_and_a_texts_end_before_its_beginning() -> None:
     pool = BlockPool(6, 2)
     texts = {name: Memo(pool, ids) for name, ids in (("old", [1] * 6), ("new", [2] * 6))}

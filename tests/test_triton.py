@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from nudging.kernels.cuda import ARRIVALS
+from nudging.kernels.rope_append import HeadNorm
 from tests.cases import CASES, Args, Case, Make, linear_args, load, noise, rope_append_args
 from tests.compare import (
     ROWWISE,
     Run,
     assert_fused_products_have_the_bits_of_what_they_fuse,
+    assert_norms_within_products_have_the_bits_of_rms_norm,
     assert_same_bits,
     assert_within,
     outputs,
@@ -112,6 +115,30 @@ def test_fused_products_have_the_bits_of_what_they_fuse(rows: int, features: int
 
 
 @per_dtype
+@pytest.mark.parametrize(("rows", "dim"), [(1, 16), (3, 77), (16, 130), (17, 77), (2, 1030), (2, 4100)])
+def test_norms_within_products_have_the_bits_of_rms_norm(rows: int, dim: int, dtype: torch.dtype) -> None:
+    assert_norms_within_products_have_the_bits_of_rms_norm(triton, rows, dim, dtype, DEVICE)
+
+
+@per_dtype
+@pytest.mark.parametrize("int8", [False, True], ids=["", "int8"])
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_partitions_that_the_last_program_adds_have_the_bits_of_linear(
+    rows: int, int8: bool, dtype: torch.dtype
+) -> None:
+    x, weight, bias, _ = on_device(linear_args(rows, 4100, 33, bias=True, int8=int8)(4, dtype))
+    residual, arrivals = noise(5)(rows, 33, dtype=dtype).to(DEVICE), counters()
+    want = residual + triton("linear")(x, weight, bias)
+    for counted in (None, arrivals, arrivals):
+        assert_same_bits([triton("linear_add")(x, weight, residual, bias, counted).x], [want])
+    assert not arrivals.any()
+
+
+def counters() -> Tensor:
+    return torch.zeros(ARRIVALS, dtype=torch.int32, device=DEVICE)
+
+
+@per_dtype
 def test_fused_sums_and_appends_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
     randn = noise(5)
     x, y, weight = (randn(*shape, dtype=dtype).to(DEVICE) for shape in ((9, 77), (9, 77), (77,)))
@@ -123,3 +150,25 @@ def test_fused_sums_and_appends_have_the_bits_of_what_they_fuse(dtype: torch.dty
     q, k = (triton("rope")(one, positions, cos, sin) for one in (q, k))
     caches = outputs("kv_append", triton("kv_append"), (k, v, k_cache, v_cache, slots))
     assert_same_bits(outputs("rope_append", triton("rope_append"), args), [q, *caches])
+
+
+@per_dtype
+def test_norms_within_sums_and_appends_have_the_bits_of_rms_norm(dtype: torch.dtype) -> None:
+    randn = noise(8)
+    x, y, weight, after = (
+        randn(*shape, dtype=dtype).to(DEVICE) for shape in ((9, 77), (9, 77), (77,), (77,))
+    )
+    total, entered = triton("add_rms_norm")(x, y, weight, 1e-6, True, after)
+    assert_same_bits([total], [x + triton("rms_norm")(y, after, 1e-6, True)])
+    assert_same_bits([entered], [triton("rms_norm")(total, weight, 1e-6, True)])
+    alone = triton("add_rms_norm")(x, y, None, 1e-6, True, after)
+    assert_same_bits(list(alone), [total, total])
+
+    q, k, *rest = on_device(rope_append_args(9, 4, 2, 24, 10)(5, dtype))
+    for sizes in ((24, 24), (96, 48)):
+        norm = HeadNorm(*(randn(size, dtype=dtype).to(DEVICE) for size in sizes), 1e-6, sizes[0] == 24)
+        apart = (*norm.apply(triton("rms_norm"), q, k), *rest)
+        assert_same_bits(
+            outputs("rope_append", triton("rope_append"), (q, k, *rest, norm)),
+            outputs("rope_append", triton("rope_append"), apart),
+        )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nudging.kernels.cuda import ARRIVALS
 from nudging.kernels.paged_attention import paged_attention
 from tests.cases import Args, Attention, noise, page
 from tests.compare import assert_same_bits
@@ -17,8 +18,10 @@ from tests.test_triton import on_device, pytestmark, triton
 __all__ = ["pytestmark"]
 
 per_16_and_32_bits = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-# A program takes one split, or all of them.
+# A program takes one split, or all of them; the last of those with one merges, or a launch of its own.
 RUNS = [functools.partial(triton("paged_attention"), enough_programs=n) for n in (10**9, 0)]
+ARRIVED = torch.zeros(ARRIVALS, dtype=torch.int32, device=DEVICE)
+COUNTED = functools.partial(RUNS[0], arrivals=ARRIVED)
 
 
 def attended(run: functools.partial[Tensor], args: Args) -> Tensor:
@@ -53,10 +56,11 @@ def test_bits_depend_on_neither_chunks_nor_blocks_nor_splits_nor_other_sequences
     one_by_one, all_in_one = RUNS
     chunks = [(200, 203, [5], 16), (203, 204, [], 7), (250, 266, [1, 70], 64), (270, 279, [], 1)]
     whole = attend(all_in_one, 200, 290, [], 16)
-    for run in (one_by_one, all_in_one):
+    for run in (one_by_one, all_in_one, COUNTED):
         for start, end, others, size in [*chunks, (289, 290, [300], 16)]:
             got = attend(run, start, end, others, size)
             assert_same_bits([got], [whole], slice(start - 200, end - 200))
+    assert not ARRIVED.any()
 
 
 @per_16_and_32_bits

@@ -15,8 +15,10 @@ from benchmarks.gpu.timing import Spread, time_on_device, time_recorded
 from benchmarks.inflate import Layout
 from nudging.kernels.gated_linear import gated_linear
 from nudging.kernels.linear import linear
+from nudging.kernels.linear_add import linear_add
 from nudging.kernels.lm_head import lm_head
 from nudging.kernels.paged_attention import paged_attention
+from nudging.kernels.rms_norm import Norm
 
 BLOCK_SIZE = 16
 
@@ -88,15 +90,34 @@ def products(device: torch.device, scale: Scale, layout: Layout, bandwidth: floa
             bound = weights[0].nbytes / bandwidth
             found.figures.append(micro(f"linear {name} [{cols}, {features}], {rows} rows", spread, bound))
         if name == "gate_up":
-            x = torch.randn((1, features), device=device).to(torch.bfloat16)
-
-            def fused(x: torch.Tensor = x, weights: tuple[torch.Tensor, ...] = weights) -> None:
-                for weight in weights:
-                    gated_linear(x, weight, "silu")
-
-            spread = time_recorded(fused, device, scale.repeats, count)
-            found.figures.append(micro("gated_linear, 1 row", spread, weights[0].nbytes / bandwidth))
+            found.figures += gated(device, scale, weights, bandwidth)
     return found
+
+
+def gated(
+    device: torch.device, scale: Scale, weights: tuple[torch.Tensor, ...], bandwidth: float
+) -> list[Figure]:
+    """Gate, up and activation: alone, with the norm before it, and with that norm a launch of its own."""
+    made = []
+    features = weights[0].shape[1]
+    for rows in (scale.rows[0], scale.rows[-1]):
+        x, down = (torch.randn((n, features), device=device).to(torch.bfloat16) for n in (rows, features))
+        stream, weight = linear_add(x, down, x), torch.ones_like(x[0])
+        norms = {
+            "": None,
+            ", norm within": Norm(weight, 1e-5, squares=stream.squares),
+            ", norm before": Norm(weight, 1e-5),
+        }
+        for name, norm in norms.items():
+
+            def run(x: torch.Tensor = stream.x, norm: Norm | None = norm) -> None:
+                for weight in weights:
+                    gated_linear(x, weight, "silu", None, norm)
+
+            spread = time_recorded(run, device, scale.repeats, len(weights))
+            what = f"gated_linear{name}, {rows} row{'s' * (rows > 1)}"
+            made.append(micro(what, spread, weights[0].nbytes / bandwidth))
+    return made
 
 
 def heads(device: torch.device, scale: Scale, layout: Layout, bandwidth: float) -> Found:

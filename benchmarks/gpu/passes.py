@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -16,6 +18,11 @@ from nudging.batch import BatchBuffer, BatchShape, KVCache
 from nudging.graphs import PickBuffer, RecordedPass, RecordedPath
 from nudging.models.decoder import Decoder
 
+# What a clock has to decide: see kernels/gpu/configs.py.
+CONFIGS: dict[str, dict[str, bool]] = {
+    "norms of their own": {"fused_norms": False},
+    "starting early": {"pdl": True},
+}
 PATH = 4
 SHOWN_KERNELS = 15
 
@@ -122,7 +129,31 @@ def passes(decoder: Decoder, scale: Scale, bandwidth: float) -> Found:
             found.figures.append(micro(f"path of {PATH} recorded: {what}", spread, PATH * bound))
         spread = time_on_device(model.recorded().replay, device, scale.repeats)
         found.figures.append(micro(f"pass recorded: {what}", spread, bound))
+        if load.seqs == 1:
+            for name, changes in configs_for(device).items():
+                with configured(device, **changes):
+                    spread = time_on_device(model.recorded().replay, device, scale.repeats)
+                found.figures.append(micro(f"pass recorded, {name}: {what}", spread, bound))
     return found
+
+
+def configs_for(device: torch.device) -> dict[str, dict[str, bool]]:
+    """Those of CONFIGS that the device can run."""
+    early = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    return {name: changes for name, changes in CONFIGS.items() if early or "pdl" not in changes}
+
+
+@contextmanager
+def configured(device: torch.device, **changes: Any) -> Iterator[None]:
+    """Inside, kernels work by a table of the device that differs in these entries."""
+    if device.type != "cuda":
+        yield
+        return
+    from nudging.kernels.gpu.configs import TABLE, config_of
+
+    changed = replace(config_of(device), **changes)
+    with mock.patch.dict(TABLE, {torch.cuda.get_device_capability(device): changed}):
+        yield
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 CASES = (
     "agrees and bfloat16 and (linear-7x33x5 or linear-partitions or rms_norm-7x33 or layer_norm-7x33 or "
     "rope-llama or gated_act-silu-7x33 or kv_append-few or paged_attention-mixed or gated_linear-silu or "
-    "linear_rope_append-llama)"
+    "linear_add-bias or linear_rope_append-llama)"
 )
 TESTS = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_triton.py", "-k", CASES)
 SUMMARY = re.compile(

@@ -68,7 +68,7 @@ std::int64_t Worker::take(std::int64_t end) {
   return ticket;
 }
 
-Team::Team(int threads) : process_(::getpid()) {
+Team::Team(int threads) : process_(::getpid()), bed_(std::make_unique<Bed>()) {
   if (threads < 1 || threads > 1024)
     cpu::refuse("threads is ", threads, ", it must be from 1 to 1024");
   // Signals are for the threads that know of them.
@@ -80,18 +80,19 @@ Team::Team(int threads) : process_(::getpid()) {
 }
 
 Team::~Team() {
+  if (process_ != ::getpid()) {
+    // A fork's bed still counts those who slept in it, or is locked by them: its end would wait for
+    // them.
+    static_cast<void>(bed_.release());
+    for (std::thread& helper : helpers_) helper.detach();
+    return;
+  }
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(bed_->mutex);
     ended_ = true;
   }
-  wake_.notify_all();
-  for (std::thread& helper : helpers_) {
-    if (process_ == ::getpid()) {
-      helper.join();
-    } else {
-      helper.detach();
-    }
-  }
+  bed_->wake.notify_all();
+  for (std::thread& helper : helpers_) helper.join();
 }
 
 bool Team::pays(const Span& largest) const {
@@ -108,9 +109,9 @@ void Team::run(Call call, const void* program) {
   round_.fetch_add(1);
   if (sleepers_.load() > 0) {
     {
-      const std::lock_guard<std::mutex> asleep(mutex_);
+      const std::lock_guard<std::mutex> asleep(bed_->mutex);
     }
-    wake_.notify_all();
+    bed_->wake.notify_all();
   }
   Worker worker(tickets_, threads());
   call(program, worker);
@@ -127,9 +128,9 @@ bool Team::await_round(std::uint64_t seen) {
     if (round_.load() != seen) return true;
     wait_a_turn(turn);
   }
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(bed_->mutex);
   sleepers_.fetch_add(1);
-  wake_.wait(lock, [&] { return ended_.load() || round_.load() != seen; });
+  bed_->wake.wait(lock, [&] { return ended_.load() || round_.load() != seen; });
   sleepers_.fetch_sub(1);
   return !ended_.load();
 }

@@ -18,7 +18,7 @@ struct Step {
 
 class Run {
  public:
-  Run(Lane& lane, const TokenBytes& token_bytes) : lane_(lane), token_bytes_(token_bytes) {}
+  Run(Lane& lane, World& world) : lane_(lane), world_(world), books_(lane.books) {}
 
   // Steps until a row is missing; then the need is known.
   void to_next_need() {
@@ -59,7 +59,7 @@ class Run {
     const Position end = context(GUIDE);
     if (!follow(GUIDE, end, lane_.rule.lookahead, step.tokens)) return false;
     if (lane_.tracks[GUIDE].is_end(step.tokens.back())) throw NotOrdinary{};
-    auto begins_word = [&](Token token) { return token_bytes_(lane_.id, token)[0] == ' '; };
+    auto begins_word = [&](Token token) { return world_.token_bytes(lane_.id, token)[0] == ' '; };
     step.tokens.erase(std::find_if(step.tokens.begin() + 1, step.tokens.end(), begins_word),
                       step.tokens.end());
     step.author = GUIDE;
@@ -70,8 +70,8 @@ class Run {
   Position context(int role) {
     Track& track = lane_.tracks[role];
     const Position known = track.context_len - track.prompt_len;
-    track.set_context(track.context_len, lane_.output.data() + (known - lane_.output_begin),
-                      lane_.written() - known);
+    const Token* text = lane_.output.data() + (known - lane_.output_begin);
+    books_.rewind(role, track.set_context(track.context_len, text, lane_.written() - known));
     track.context_len = track.prompt_len + lane_.written();
     return track.context_len;
   }
@@ -81,6 +81,7 @@ class Run {
   // The row at a position; where it is missing, so are the `ahead` ones behind it.
   const Row* row(int role, Position position, Position ahead, bool has_ends) {
     Track& track = lane_.tracks[role];
+    if (!is_drafting_) books_.ask(world_.prices, role, position);
     const Row* found = track.find_row(position);
     if (found == nullptr) {
       track.uncompute(position - 1);
@@ -96,7 +97,7 @@ class Run {
     const Position last = std::min(position + length, track.max_len + 1);
     path.clear();
     for (Position at = position; at < last; ++at) {
-      if (!path.empty()) track.set_context(at - 1, &path.back(), 1);
+      if (!path.empty()) books_.rewind(role, track.set_context(at - 1, &path.back(), 1));
       const Row* found = row(role, at, last - 1 - at, true);
       if (found == nullptr) return false;
       path.push_back(found->token);
@@ -124,7 +125,7 @@ class Run {
   // text.
   void look_for_stops(const Step& step) {
     std::string seen = lane_.tail;
-    for (Token token : step.tokens) seen += token_bytes_(lane_.id, token);
+    for (Token token : step.tokens) seen += world_.token_bytes(lane_.id, token);
     std::size_t longest = 0;
     for (const std::string& stop : lane_.stops) {
       if (seen.find(stop) != std::string::npos) throw NotOrdinary{};
@@ -136,11 +137,18 @@ class Run {
   // The need itself, or with a draft behind it, or the row that a draft waits for.
   Need draft_ahead(Need need) {
     for (Track& track : lane_.tracks) track.forget_rows_before(track.prompt_len + lane_.written());
-    if (!is_draftable(need)) return need;
+    if (!is_draftable(need)) {
+      books_.share(world_.prices, world_.sharers);
+      books_.plan(
+          books_.price(world_.prices, need.role, to_compute(need), need.last - need.first + 1));
+      return need;
+    }
     Draft& draft = lane_.draft;
     if (!draft.exists || draft.start != lane_.written()) {
       settle_draft();
-      draft = {true, lane_.written(), draft_length(), {}};
+      books_.share(world_.prices, world_.sharers);
+      draft = {true, lane_.written(), 0, {}};
+      draft.length = draft_length(need);
     }
     if (draft.length > 0 && draft.tokens.empty() && !propose(need)) return missing_;
     const Position last = need.first + static_cast<Position>(draft.tokens.size());
@@ -152,15 +160,44 @@ class Run {
     return need.first == lane_.tracks[BASE].prompt_len + lane_.written();
   }
 
-  Position draft_length() const {
-    return std::min(lane_.draft_len, lane_.max_tokens - lane_.written() - 1);
+  Position to_compute(const Need& need) const {
+    return need.last - lane_.tracks[need.role].num_computed;
+  }
+
+  // What the caller fixed, or what pays; then its cost is planned.
+  Position draft_length(const Need& need) {
+    const Position limit = lane_.max_tokens - lane_.written() - 1;
+    if (lane_.draft_len >= 0) return std::min(lane_.draft_len, limit);
+    const Position rows = to_compute(need);
+    const Drafting drafting = known_path();
+    Prices& prices = world_.prices;
+    const Position length = books_.draft_length(prices, need.role, rows, drafting, limit);
+    const double read = books_.price(prices, need.role, rows + length, 1 + length);
+    books_.plan(books_.drafting_cost(prices, drafting, length) + read);
+    return length;
+  }
+
+  // How much of the guide's own path behind the text is known, and what it has to read for one
+  // token more.
+  Drafting known_path() {
+    const Position position = context(GUIDE);
+    const Track& track = lane_.tracks[GUIDE];
+    Position at = position;
+    while (const Row* row = track.find_row(at)) {
+      ++at;
+      if (at > track.length() || track.token_at(at - 1) != row->token) break;
+    }
+    return {GUIDE, at - position, std::max<Position>(at - track.num_computed, 1)};
   }
 
   // The guide's own continuation as the draft; false where a row of it is missing.
   bool propose(const Need& need) {
     Draft& draft = lane_.draft;
     std::vector<Token> path;
-    if (!follow(GUIDE, context(GUIDE), draft.length, path)) return false;
+    is_drafting_ = true;
+    const bool is_known = follow(GUIDE, context(GUIDE), draft.length, path);
+    is_drafting_ = false;
+    if (!is_known) return false;
     const Track& guide = lane_.tracks[GUIDE];
     auto is_end = [&](Token token) { return guide.is_end(token); };
     path.erase(std::remove_if(path.begin(), path.end(), is_end), path.end());
@@ -182,15 +219,18 @@ class Run {
     const std::int64_t accepted = differs.first - text;
     lane_.accepted += accepted;
     ++lane_.cycles[accepted];
+    books_.learn(known, accepted);
   }
 
   Lane& lane_;
-  const TokenBytes& token_bytes_;
+  World& world_;
+  Books& books_;
+  bool is_drafting_ = false;
   Need missing_{};
 };
 
 }  // namespace
 
-void advance(Lane& lane, const TokenBytes& token_bytes) { Run(lane, token_bytes).to_next_need(); }
+void advance(Lane& lane, World& world) { Run(lane, world).to_next_need(); }
 
 }  // namespace nudging

@@ -7,10 +7,11 @@
 
 namespace nudging {
 
-Lanes::Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes)
+Lanes::Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes,
+             PassCost cost, FindCurve find)
     : pools_(std::move(pools)),
       register_(std::move(register_block)),
-      token_bytes_(std::move(token_bytes)) {}
+      world_{std::move(token_bytes), Prices(std::move(cost), std::move(find), pools_.size()), {}} {}
 
 Lane& Lanes::enter(std::unique_ptr<Lane> lane) {
   const std::int64_t id = lane->id;
@@ -110,6 +111,7 @@ std::vector<std::pair<std::int64_t, Position>> Lanes::take(const std::vector<Row
   for (const Item& item : items_) {
     Lane& lane = *item.lane;
     Track& track = lane.tracks[item.role];
+    lane.books.pay(world_.prices, item.role, item.end - item.start, item.end - item.first_row + 1);
     lane.recomputed += track.computed(item.end);
     ++track.passes;
     bool has_failed = false;
@@ -148,7 +150,7 @@ bool Lanes::onward() {
     const bool ends = row != nullptr && item.lane->need.has_ends && track.is_end(row->token);
     if (row == nullptr || ends) continue;
     const Token token = row->token;
-    track.set_context(item.end, &token, 1);
+    item.lane->books.rewind(item.role, track.set_context(item.end, &token, 1));
     // Without a block, the rest becomes a need of its own.
     const bool has_block =
         track.pool->blocks_for(item.end + 1) <= static_cast<Position>(track.blocks.size());
@@ -159,12 +161,14 @@ bool Lanes::onward() {
   return !items_.empty();
 }
 
-std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> Lanes::advance_all() {
+std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> Lanes::advance_all(
+    std::vector<double> sharers) {
+  world_.sharers = std::move(sharers);
   std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> result;
   for (std::int64_t id : planned_) {
     Lane& lane = at(id);
     try {
-      advance(lane, token_bytes_);
+      advance(lane, world_);
       result.first.push_back(id);
     } catch (const NotOrdinary&) {
       result.second.push_back(id);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,29 +11,32 @@ from torch import Tensor
 from ..batch import Batch, KVCache
 from ..errors import BadRequest
 from ..kernels.add_rms_norm import add_rms_norm
-from ..kernels.gated_act import gated_act
 from ..kernels.gated_linear import gated_linear
 from ..kernels.layer_norm import layer_norm
 from ..kernels.linear import linear
-from ..kernels.linear_int8 import Int8Weight, linear_int8
+from ..kernels.linear_add import linear_add
 from ..kernels.linear_rope_append import linear_rope_append, split_heads
 from ..kernels.paged_attention import paged_attention
-from ..kernels.rms_norm import rms_norm
-from ..kernels.rope_append import rope_append
+from ..kernels.rms_norm import Norm, rms_norm
+from ..kernels.rope_append import HeadNorm, rope_append
 from ..kernels.soft_cap import soft_cap
+from ..kernels.weight import Int8Weight, Weight, values_of
 from .rope import rope_tables
 from .spec import ModelConfig
-from .weights import Layer, Weight, Weights, values_of
+from .weights import Layer, Weights
 from .whole_pass import WholePass, serves
 
 
-def project(
-    x: Tensor, weight: Weight, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
-) -> Tensor:
-    """x @ weight.T + bias, as the weight's precision has it."""
-    if isinstance(weight, Int8Weight):
-        return linear_int8(x, weight.values, weight.scales, bias, out_dtype)
-    return linear(x, weight, bias, out_dtype)
+class Between(NamedTuple):
+    """What one block of a layer leaves to the next one.
+
+    x: the residual stream [rows, hidden]; squares: see `Norm`; entered: what the next block reads, where it
+    is known already.
+    """
+
+    x: Tensor
+    squares: Tensor | None = None
+    entered: Tensor | None = None
 
 
 class Decoder:
@@ -69,6 +73,14 @@ class Decoder:
         parts = [part for w in self.weights.distinct() for part in (w if isinstance(w, Int8Weight) else (w,))]
         return sum(part.numel() * part.element_size() for part in parts)
 
+    @property
+    def head_share(self) -> float:
+        """Of the products that an answered row takes: those of the LM head, which others do without."""
+        weights = self.weights
+        head = values_of(weights.head).numel()
+        body = sum(values_of(w).numel() for layer in weights.layers for w in layer if w is not None)
+        return head / (head + body)
+
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """The logits [len(batch.logit_rows), vocab] fp32 of the wanted rows, final soft-cap applied.
 
@@ -85,7 +97,7 @@ class Decoder:
 
     def op_by_op(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """`forward` from the embeddings x: [rows, hidden] on; the definition of the whole pass in C++."""
-        logits = project(self._layers(x, batch, kv), self.weights.head, out_dtype=torch.float32)
+        logits = linear(self._layers(x, batch, kv), self.weights.head, out_dtype=torch.float32)
         return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
 
     def _embedded(self, batch: Batch) -> Tensor:
@@ -95,29 +107,43 @@ class Decoder:
 
     def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """All layers and the last norm: of x [rows, hidden] the wanted rows."""
+        now, layers = Between(x), self.weights.layers
+        for index, (layer, following) in enumerate(zip(layers, (*layers[1:], None), strict=True)):
+            next_norm = None if following is None else following.attn_norm
+            out = self._attention(index, layer, now, batch, kv)
+            now = self._leave(now, out, layer.o, layer.o_bias, (layer.attn_post_norm, layer.mlp_norm), kv)
+            out = self._gated(layer, now)
+            now = self._leave(now, out, layer.down, layer.down_bias, (layer.mlp_post_norm, next_norm), kv)
+        return self._norm(now.x[batch.logit_rows], self.weights.norm)
+
+    def _enter(self, now: Between, weight: Tensor | None) -> tuple[Tensor, Norm | None]:
+        """What a block's first product reads, and the norm by `weight` that it has to pass first, if any."""
         config = self.config
-        y: Tensor | None = None  # what the block before gives to the residual stream
-        for index, layer in enumerate(self.weights.layers):
-            x, y = self._enter_block(x, y, layer.attn_norm)
-            y = self._attention(index, layer, y, batch, kv)
-            y = self._norm(y, layer.attn_post_norm) if config.post_norm else y
-            x, y = self._enter_block(x, y, layer.mlp_norm)
-            y = self._gated(y, layer)
-            y = project(y, layer.down, layer.down_bias)
-            y = self._norm(y, layer.mlp_post_norm) if config.post_norm else y
-        x = x if y is None else x + y
-        return self._norm(x[batch.logit_rows], self.weights.norm)
+        if now.entered is not None or not config.pre_norm:
+            return now.x if now.entered is None else now.entered, None
+        if weight is None:
+            return layer_norm(now.x, config.norm_eps), None
+        return now.x, Norm(weight, config.norm_eps, config.unit_offset, now.squares)
 
-    def _enter_block(self, x: Tensor, y: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The residual stream x + y, and what the next block reads of it: its norm, if there is a pre-norm.
+    def _leave(
+        self,
+        now: Between,
+        out: Tensor,
+        weight: Weight,
+        bias: Tensor | None,
+        norms: tuple[Tensor | None, Tensor | None],
+        kv: KVCache,
+    ) -> Between:
+        """A block's last product of `out` into the residual stream.
 
-        x, y: [rows, hidden], y None for nothing to add.
+        norms: that of the product, and that of the next block, which is computed with it.
         """
         config = self.config
-        if y is not None and weight is not None and config.pre_norm:
-            return add_rms_norm(x, y, weight, config.norm_eps, config.unit_offset)
-        x = x if y is None else x + y
-        return x, self._norm(x, weight) if config.pre_norm else x
+        if not config.post_norm:
+            return Between(*linear_add(out, weight, now.x, bias, kv.arrivals))
+        y, (after, before) = linear(out, weight, bias), norms
+        x, entered = add_rms_norm(now.x, y, before, config.norm_eps, config.unit_offset, after)
+        return Between(x, None, None if before is None else entered)
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """x: [..., dim], normalised over dim."""
@@ -126,52 +152,46 @@ class Decoder:
             return layer_norm(x, config.norm_eps)
         return rms_norm(x, weight, config.norm_eps, config.unit_offset)
 
-    def _attention(self, index: int, layer: Layer, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
-        """What attention gives back to the residual stream, [rows, hidden].  x: [rows, hidden]."""
+    def _attention(self, index: int, layer: Layer, now: Between, batch: Batch, kv: KVCache) -> Tensor:
+        """What all heads read, [rows, heads * head_dim]."""
         config = self.config
         k_cache, v_cache = kv.layer(index)
-        q = self._append(index, layer, x, batch, k_cache, v_cache)
+        q = self._append(index, layer, now, batch, k_cache, v_cache)
         how = (config.attention_scale, config.windows[index], config.attention_soft_cap)
         if batch.attention is not None:
             out = batch.attention(q, k_cache, v_cache, *how)
         else:
             rows = (batch.block_tables, batch.cu_seqlens_q, batch.seq_lens)
-            out = paged_attention(q, k_cache, v_cache, *rows, *how)
-        return project(out.flatten(1), layer.o, layer.o_bias)
+            out = paged_attention(q, k_cache, v_cache, *rows, *how, kv.arrivals)
+        return out.flatten(1)
 
-    def _gated(self, x: Tensor, layer: Layer) -> Tensor:
-        """The MLP's inner activations [rows, intermediate] of x [rows, hidden]."""
-        activation = self.config.activation
-        if isinstance(layer.gate_up, Int8Weight):
-            return gated_act(project(x, layer.gate_up, layer.gate_up_bias), activation)
-        return gated_linear(x, layer.gate_up, activation, layer.gate_up_bias)
+    def _gated(self, layer: Layer, now: Between) -> Tensor:
+        """The MLP's inner activations [rows, intermediate]."""
+        x, norm = self._enter(now, layer.mlp_norm)
+        return gated_linear(x, layer.gate_up, self.config.activation, layer.gate_up_bias, norm)
 
     def _append(
-        self, index: int, layer: Layer, x: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor
+        self, index: int, layer: Layer, now: Between, batch: Batch, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
-        """The rotated queries [rows, heads, head_dim] of x [rows, hidden]; its keys and values are cached."""
+        """The rotated queries [rows, heads, head_dim]; keys and values are cached."""
         config = self.config
         cos, sin = self._rope_tables[index]
         rest = (batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
-        is_plain = not config.clip_qkv and config.qk_norm == "none"
-        if is_plain and not isinstance(layer.qkv, Int8Weight):
-            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest)
-        qkv = project(x, layer.qkv, layer.qkv_bias)
+        x, norm = self._enter(now, layer.attn_norm)
+        if not config.clip_qkv and config.qk_norm == "none":
+            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest, norm)
+        qkv = linear(x, layer.qkv, layer.qkv_bias, norm=norm)
         if config.clip_qkv:
             qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        q, k, v = split_heads(qkv, k_cache)
-        if config.qk_norm != "none":
-            q, k = self._qk_norm(layer, q, k)
-        return rope_append(q, k, v, *rest)
+        return rope_append(*split_heads(qkv, k_cache), *rest, self._head_norm(layer))
 
-    def _qk_norm(self, layer: Layer, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [rows, heads, head_dim], normalised."""
-        if self.config.qk_norm == "head":
-            return self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        return (
-            self._norm(q.flatten(1), layer.q_norm).view_as(q),
-            self._norm(k.flatten(1), layer.k_norm).view_as(k),
-        )
+    def _head_norm(self, layer: Layer) -> HeadNorm | None:
+        """The norm of queries and keys, if the family has one."""
+        if self.config.qk_norm == "none":
+            return None
+        assert layer.q_norm is not None
+        assert layer.k_norm is not None
+        return HeadNorm(layer.q_norm, layer.k_norm, self.config.norm_eps, self.config.unit_offset)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Logits [n, vocab] fp32 after each of `token_ids`, in one pass over a throwaway cache.

@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import BadRequest, CheckpointError
-from ..kernels.linear_int8 import Int8Weight, quantize_int8
+from ..kernels.weight import Int8Weight, Weight, quantize_int8
 from .checkpoint import DTYPES, TensorInfo, describe, list_tensors
 from .config import FAMILIES, read_config
 from .decoder import Decoder
 from .raw import REMEDY, printable
 from .spec import ModelConfig
 from .standard import Family
-from .weights import Arena, Layer, Weight, Weights, arena_size
+from .weights import Arena, Layer, Weights, arena_size
 
 DTYPE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHOWN_NAMES = 5

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..kernels.linear_int8 import Int8Weight
+from ..kernels.weight import Weight, values_of
 
-Weight = Tensor | Int8Weight
 ALIGNMENT = 64
 
 
@@ -55,11 +54,6 @@ class Weights(NamedTuple):
         top = (self.embed, self.norm, self.head)
         every = [w for w in (*top, *(w for layer in self.layers for w in layer)) if w is not None]
         return list({values_of(w).data_ptr(): w for w in every}.values())
-
-
-def values_of(weight: Weight) -> Tensor:
-    """The tensor with an entry for each parameter."""
-    return weight.values if isinstance(weight, Int8Weight) else weight
 
 
 class Arena:

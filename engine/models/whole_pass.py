@@ -10,9 +10,9 @@ from ..batch import Batch, KVCache
 from ..kernels.cpu import BEST, DTYPES, require, team
 from ..kernels.gated_act import ACTIVATIONS
 from ..kernels.linear import linear
-from ..kernels.linear_int8 import Int8Weight
+from ..kernels.weight import Int8Weight, Weight
 from .spec import ModelConfig
-from .weights import Layer, Weight, Weights
+from .weights import Layer, Weights
 
 Tables = list[tuple[Tensor, Tensor]]
 

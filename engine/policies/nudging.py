@@ -91,7 +91,7 @@ class Nudging:
 
     def _word(self, view: View) -> Step:
         """The guide's next word, or its whole ending when its look-ahead holds an end of sequence."""
-        tokens = tuple(row.token for row in view.rollout("guide", self.lookahead))
+        tokens = tuple([row.token for row in view.rollout("guide", self.lookahead)])
         if view.is_eos("guide", tokens[-1]):
             return Step(tokens[:-1], "guide", finish="stop")
         later = range(1, len(tokens))

@@ -4,49 +4,60 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rms_norm import Norm
+from ..weight import Weight
+from .configs import config_of
 from .gated_act import check_activation, gated_act
-from .linear import check_linear, linear
+from .linear import linear
 from .math import activate
-from .tile import all_partitions, partition, split_pairs, tile_for
+from .pdl import begin
+from .source import Source
+from .tile import all_partitions, finished, partition, split_pairs
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _gated_linear(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, rows, dim, features, x_stride, partition,
-    ACTIVATION: tl.constexpr, PARTITIONS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x_ptr, weight_ptr, scales_ptr, bias_ptr, norm_ptr, squares_ptr, eps, out_ptr,
+    rows, dim, features, x_stride, partition,
+    HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, NORM: tl.constexpr, LEVELS: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARTITIONS: tl.constexpr, PDL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     HALF: tl.constexpr = COLS // 2
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
     first = tl.program_id(0) * HALF
     c = c // HALF * dim + tl.minimum(first + c % HALF, dim - 1)
     sums = all_partitions(
-        x_ptr, weight_ptr, r, c, rows, features, x_stride, partition, PARTITIONS, ROWS, COLS, DEPTH
-    )
-    if HAS_BIAS:
-        sums += tl.load(bias_ptr + c).to(tl.float32)[None, None, :]
+        x_ptr, weight_ptr, norm_ptr, squares_ptr, r, c, rows, features, x_stride, partition, eps,
+        PARTITIONS, NORM, LEVELS, ROWS, COLS, DEPTH,
+    )  # fmt: skip
+    y = finished(sums, scales_ptr, bias_ptr, c, HAS_SCALES, HAS_BIAS)
     # Rounded as between two ops.
-    gate, up = split_pairs(sums.to(x_ptr.dtype.element_ty).to(tl.float32), ROWS, COLS)
+    gate, up = split_pairs(y.to(x_ptr.dtype.element_ty).to(tl.float32), ROWS, COLS)
     y = activate(gate, ACTIVATION) * up
     r, c = r[:, None], (first + tl.arange(0, HALF))[None, :]
     at = r.to(tl.int64) * dim + c
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=(r < rows) & (c < dim))
 
 
-def gated_linear(x: Tensor, weight: Tensor, activation: str, bias: Tensor | None = None) -> Tensor:
+def gated_linear(
+    x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None, norm: Norm | None = None
+) -> Tensor:
     op = "gated_linear"
-    x, weight, bias_or_any = check_linear(op, x, weight, bias)
-    (rows, features), both = x.shape, weight.shape[0]
+    check_activation(op, activation)
+    source = Source.of(op, x, weight, bias, norm)
+    (rows, features), both = x.shape, source.weight.shape[0]
     if both % 2 != 0:
         raise ValueError(f"{op}: {both} columns do not halve into gate and up")
-    check_activation(op, activation)
-    inputs, tile, dim = partition(features, both), tile_for(x.dtype, rows, both), both // 2
+    config, inputs, dim = config_of(x.device), partition(features, both), both // 2
+    tile = config.tile(x.dtype, rows, both)
     if features > inputs and rows <= tile.rows:
-        return gated_act(linear(x, weight, bias), activation)
+        return gated_act(linear(source.x, weight, bias, norm=norm if source.kind else None), activation)
     out = x.new_empty(rows, dim)
     _gated_linear[(triton.cdiv(dim, tile.cols // 2), triton.cdiv(rows, tile.rows))](
-        x, weight, bias_or_any, out, rows, dim, features, x.stride(0), inputs,
-        activation, triton.cdiv(features, inputs) if inputs else 0, bias is not None, *tile[:3],
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+        *source[:7], out, rows, dim, features, source.x.stride(0), inputs, *source[7:],
+        activation, triton.cdiv(features, inputs) if inputs else 0,
+        config.pdl, *tile[:3], **config.options(tile.warps, tile.stages),
     )  # fmt: skip
     return out

@@ -6,12 +6,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..check import sizes
+from .configs import config_of
 from .math import total
+from .pdl import begin
 from .row import Row
 
 
 @triton.jit
-def _layer_norm(x_ptr, out_ptr, dim, eps, BLOCK: tl.constexpr):
+def _layer_norm(x_ptr, out_ptr, dim, eps, PDL: tl.constexpr, BLOCK: tl.constexpr):
+    begin(PDL)
     at = tl.arange(0, BLOCK)
     here = tl.program_id(0).to(tl.int64) * dim + at
     x = tl.load(x_ptr + here, mask=at < dim, other=0.0).to(tl.float32)
@@ -24,6 +27,6 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     rows, dim = sizes("layer_norm", "x", x, 2)
     x = x.contiguous()
     out = torch.empty_like(x)
-    row = Row.of("layer_norm", dim)
-    _layer_norm[(rows,)](x, out, dim, eps, row.block, num_warps=row.warps, enable_fp_fusion=False)
+    row, config = Row.of("layer_norm", dim), config_of(x.device)
+    _layer_norm[(rows,)](x, out, dim, eps, config.pdl, row.block, **config.options(row.warps))
     return out

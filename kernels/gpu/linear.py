@@ -5,42 +5,53 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from .tile import all_partitions, dot_tile, partition, tile_for
+from ..rms_norm import Norm
+from ..weight import Weight
+from .configs import config_of
+from .pdl import begin
+from .source import Source
+from .squares import inverse_rms
+from .tile import all_partitions, dot_tile, finished, partition
 
 BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _linear(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, rows, cols, features, x_stride, partition,
-    PARTITIONS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x_ptr, weight_ptr, scales_ptr, bias_ptr, norm_ptr, squares_ptr, eps, out_ptr,
+    rows, cols, features, x_stride, partition,
+    HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, NORM: tl.constexpr, LEVELS: tl.constexpr,
+    PARTITIONS: tl.constexpr, PDL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
+    known = tl.minimum(c, cols - 1)
     sums = all_partitions(
-        x_ptr, weight_ptr, r, tl.minimum(c, cols - 1), rows, features, x_stride, partition,
-        PARTITIONS, ROWS, COLS, DEPTH,
+        x_ptr, weight_ptr, norm_ptr, squares_ptr, r, known, rows, features, x_stride, partition, eps,
+        PARTITIONS, NORM, LEVELS, ROWS, COLS, DEPTH,
     )  # fmt: skip
+    y = finished(sums, scales_ptr, bias_ptr, known, HAS_SCALES, HAS_BIAS)
     r, c = r[None, :, None], c[None, None, :]
-    if HAS_BIAS:
-        sums += tl.load(bias_ptr + c, mask=c < cols, other=0.0).to(tl.float32)
     at = r.to(tl.int64) * cols + c
-    tl.store(out_ptr + at, sums.to(out_ptr.dtype.element_ty), mask=(r < rows) & (c < cols))
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=(r < rows) & (c < cols))
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _linear_partition(
-    x_ptr, weight_ptr, sums_ptr, rows, cols, features, x_stride, partition,
-    ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
+    x_ptr, weight_ptr, norm_ptr, squares_ptr, eps, sums_ptr, rows, cols, features, x_stride, partition,
+    NORM: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """One partition's sums, into sums [partitions, rows, cols]."""
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     p = tl.program_id(2)
     end = tl.minimum((p + 1) * partition, features)
+    inverse = 1.0
+    if NORM > 0:
+        inverse = inverse_rms(squares_ptr, r, rows, features, eps, LEVELS)
     sums = dot_tile(
-        x_ptr, weight_ptr, r, tl.minimum(c, cols - 1), p * partition, end, rows, features, x_stride,
-        ROWS, COLS, DEPTH,
+        x_ptr, weight_ptr, norm_ptr, inverse, r, tl.minimum(c, cols - 1), p * partition, end,
+        rows, features, x_stride, NORM, ROWS, COLS, DEPTH,
     )  # fmt: skip
     r, c = r[None, :, None], c[None, None, :]
     at = (p * rows + r).to(tl.int64) * cols + c
@@ -49,53 +60,56 @@ def _linear_partition(
 
 @triton.jit(do_not_specialize=["rows"])
 def _add_partitions(
-    sums_ptr, bias_ptr, out_ptr, rows, cols, PARTITIONS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    sums_ptr, scales_ptr, bias_ptr, out_ptr, rows, cols, PARTITIONS: tl.constexpr,
+    HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for p in range(PARTITIONS):
         total += tl.load(sums_ptr + (p * rows + row) * cols + c, mask=c < cols, other=0.0)
+    if HAS_SCALES:
+        total *= tl.load(scales_ptr + c, mask=c < cols, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias_ptr + c, mask=c < cols, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * cols + c, total.to(out_ptr.dtype.element_ty), mask=c < cols)
 
 
-def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """x with dense rows, the weight and its bias (without one, the weight: a pointer that is not read)."""
-    features = sizes(op, "x", x, 2)[1]
-    cols = sizes(op, "weight", weight, 2)[0]
-    weight = require(op, "weight", weight, (cols, features), x.dtype, x.device)
-    if bias is not None:
-        bias = require(op, "bias", bias, (cols,), x.dtype, x.device)
-    return x if x.stride(1) == 1 else x.contiguous(), weight, weight if bias is None else bias
-
-
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
-    x, weight, bias_or_any = check_linear("linear", x, weight, bias)
+    source = Source.of("linear", x, weight, bias, norm)
+    x, values, scales, bias_or_any, norm_weight, squares, eps, has_scales, has_bias, *how = source
     dtype = out_dtype or x.dtype
     if dtype not in (x.dtype, torch.float32):
         raise ValueError(
             f"linear: out_dtype is {out_dtype}; only x's {x.dtype} and torch.float32 can be asked for"
         )
-    (rows, features), cols = x.shape, weight.shape[0]
+    (rows, features), cols = x.shape, values.shape[0]
     out = x.new_empty((rows, cols), dtype=dtype)
-    tile = tile_for(x.dtype, rows, cols)
+    config = config_of(x.device)
+    tile = config.tile(x.dtype, rows, cols)
     inputs = partition(features, cols)
     partitions = triton.cdiv(features, inputs) if inputs else 0
     grid = (triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows))
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
     shape = (rows, cols, features, x.stride(0), inputs)
     if partitions <= 1 or grid[1] > 1:
-        _linear[grid](x, weight, bias_or_any, out, *shape, partitions, bias is not None, *tile[:3], **options)
+        _linear[grid](
+            *source[:7], out, *shape, *source[7:], partitions, config.pdl, *tile[:3],
+            **config.options(tile.warps, tile.stages),
+        )  # fmt: skip
         return out
     sums = x.new_empty((partitions, rows, cols), dtype=torch.float32)
-    _linear_partition[(*grid, partitions)](x, weight, sums, *shape, *tile[:3], **options)
+    _linear_partition[(*grid, partitions)](
+        x, values, norm_weight, squares, eps, sums, *shape, *how, *tile[:3],
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+    )  # fmt: skip
     _add_partitions[(rows, triton.cdiv(cols, BLOCK))](
-        sums, bias_or_any, out, rows, cols, partitions, bias is not None, BLOCK,
+        sums, scales, bias_or_any, out, rows, cols, partitions, has_scales, has_bias, BLOCK,
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out

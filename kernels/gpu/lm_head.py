@@ -9,33 +9,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
+from ..check import require
 from ..lm_head import LmHead
+from ..weight import Weight
+from .configs import config_of
 from .gumbel import scores
 from .math import cap_logits
+from .source import Source
 from .stats import LEVELS, PART, first_largest, merge_parts, merge_picks, part_stats
-from .tile import Tile, all_partitions, partition
-
-
-def tile_for(dtype: torch.dtype) -> Tile:
-    """A program's tile: the columns are a part of the vocabulary; more rows would not fit into a warp."""
-    return Tile(16, PART, 16, 8, 2) if dtype == torch.float32 else Tile(16, PART, 128, 4, 3)
+from .tile import all_partitions, finished, partition
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _lm_head(
-    x_ptr, weight_ptr, temperature_ptr, seed_ptr, position_ptr, stats_ptr, args_ptr, bests_ptr, picks_ptr,
+    x_ptr, weight_ptr, scales_ptr, temperature_ptr, seed_ptr, position_ptr,
+    stats_ptr, args_ptr, bests_ptr, picks_ptr,
     rows, features, held, vocab, stride, inputs, parts, cap,
-    CAPPED: tl.constexpr, LEVELS: tl.constexpr,
+    HAS_SCALES: tl.constexpr, CAPPED: tl.constexpr, LEVELS: tl.constexpr,
     PARTITIONS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
     ids = (part << LEVELS) + tl.arange(0, 1 << LEVELS)
+    known = tl.minimum(ids, held - 1)
     logits = all_partitions(
-        x_ptr, weight_ptr, row, tl.minimum(ids, held - 1), rows, features, stride, inputs,
-        PARTITIONS, ROWS, 1 << LEVELS, DEPTH,
+        x_ptr, weight_ptr, weight_ptr, weight_ptr, row, known, rows, features, stride, inputs, 0.0,
+        PARTITIONS, 0, 0, ROWS, 1 << LEVELS, DEPTH,
     )  # fmt: skip
+    logits = finished(logits, scales_ptr, scales_ptr, known, HAS_SCALES, False)
     logits = tl.reshape(logits, (ROWS, 1 << LEVELS))
     if CAPPED:
         logits = cap_logits(logits, cap)
@@ -58,30 +59,29 @@ def _lm_head(
 
 
 def lm_head(
-    x: Tensor, weight: Tensor, vocab: int, cap: float, temperature: Tensor, seed: Tensor, position: Tensor
+    x: Tensor, weight: Weight, vocab: int, cap: float, temperature: Tensor, seed: Tensor, position: Tensor
 ) -> LmHead:
     op = "lm_head"
-    rows, features = sizes(op, "x", x, 2)
-    held = sizes(op, "weight", weight, 2)[0]
+    source = Source.of(op, x, weight, None, None)
+    x, values, scales = source[:3]
+    (rows, features), held = x.shape, values.shape[0]
     if not 0 < vocab <= held:
         raise ValueError(f"{op}: vocab is {vocab}; the weight has rows for 1 to {held} tokens")
-    weight = require(op, "weight", weight, (held, features), x.dtype, x.device)
     temperature = require(op, "temperature", temperature, (rows,), torch.float32, x.device)
     seed = require(op, "seed", seed, (rows,), torch.int64, x.device)
     position = require(op, "position", position, (rows,), torch.int64, x.device)
-    if x.stride(1) != 1:
-        x = x.contiguous()
     parts = triton.cdiv(vocab, PART)
     stats = torch.empty((rows, 3, parts), dtype=torch.float32, device=x.device)
     bests = torch.empty((rows, parts), dtype=torch.float32, device=x.device)
     args, picks = (torch.empty((rows, parts), dtype=torch.int32, device=x.device) for _ in range(2))
-    tile = tile_for(x.dtype)
+    tile = config_of(x.device).head[x.dtype.itemsize]
     inputs = partition(features, held)
     if rows > 0:
         _lm_head[(triton.cdiv(rows, tile.rows), parts)](
-            x, weight, temperature, seed, position, stats, args, bests, picks,
+            x, values, scales, temperature, seed, position, stats, args, bests, picks,
             rows, features, held, vocab, x.stride(0), inputs, parts, cap,
-            cap > 0, LEVELS, triton.cdiv(features, inputs) if inputs else 0, tile.rows, tile.depth,
+            source.has_scales, cap > 0, LEVELS,
+            triton.cdiv(features, inputs) if inputs else 0, tile.rows, tile.depth,
             num_warps=tile.warps, num_stages=tile.stages, maxnreg=255, enable_fp_fusion=False,
         )  # fmt: skip
     return LmHead(*merge_parts(stats, args), merge_picks(bests, picks))

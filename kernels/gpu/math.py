@@ -37,10 +37,16 @@ def total(x, SIZE: tl.constexpr):
 
 
 @triton.jit
+def inverse_root(y, dim, eps, BLOCK: tl.constexpr):
+    """1 / sqrt(mean(y^2) + eps) of one row; y: BLOCK elements of fp32, zero past `dim`."""
+    return tl.rsqrt(total(y * y, BLOCK) / dim + eps)
+
+
+@triton.jit
 def rms_normed(y, weight, dim, eps, UNIT_OFFSET: tl.constexpr, BLOCK: tl.constexpr):
     """One row's y / sqrt(mean(y^2) + eps) * w; y, weight: BLOCK elements of fp32, y zero past `dim`."""
     scale = weight + 1.0 if UNIT_OFFSET else weight
-    return y * tl.rsqrt(total(y * y, BLOCK) / dim + eps) * scale
+    return y * inverse_root(y, dim, eps, BLOCK) * scale
 
 
 @triton.jit

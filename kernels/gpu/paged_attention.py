@@ -5,10 +5,9 @@ share of a split is an online softmax over its tiles in order; its result is the
 sums over keys are matrix products of 16 rows, so no sum depends on how a block is laid out over threads, and
 a tile or split that a row does not see leaves its bits as they are.  Hence a row's bits depend on its own
 query and keys alone, and splits may run in programs of their own (few rows: `_attend_split`, `_merge_splits`)
-or in one (many rows: `_attend_whole`), whichever fills the device.
+or in one (many rows: `_attend_whole`), whichever fills the device.  The last of a row's programs merges its
+shares, where they can be counted (`arrivals`), else a launch of its own does.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -16,31 +15,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..check import require, sizes
+from ..cuda import ARRIVALS
+from .arrive import arrives_last, check_arrivals
+from .configs import config_of
 from .math import cap_logits
+from .pdl import begin
 
 SPLIT = 256  # Keys per split, a multiple of every tile.
 ROWS = 16  # Query rows, times heads of a group, of a program: the rows of one matrix instruction.
 ENOUGH_PROGRAMS = 512  # From here on a program takes all splits of its rows, and
 MOST_SHARES = 16384  # where there would be more shares than this to keep: 136 MB for heads of 128.
-
-
-class Config(NamedTuple):
-    """How a program works, a function of the dtype and the head's size alone.
-
-    `dim`: head_dim, rounded up to a power of two; `keys`: those of a tile.
-    """
-
-    dim: int
-    keys: int
-    warps: int
-    stages: int
-
-    @classmethod
-    def of(cls, dtype: torch.dtype, head_dim: int) -> "Config":
-        dim = max(triton.next_power_of_2(head_dim), 16)
-        if dtype == torch.float32:
-            return cls(dim, 16, 8, 2)
-        return cls(dim, 64 if dim <= 128 else 32, 4, 3 if dim <= 128 else 2)
 
 
 @triton.jit
@@ -156,9 +140,10 @@ def _attend_whole(
     q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, cu_ptr, lens_ptr,
     seqs, heads, table_width, scale, window, soft_cap, q_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, CAPPED: tl.constexpr,
-    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
+    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program per tile of rows and key-value head: all splits in order."""
+    begin(PDL)
     seq, row, group, at, low, high = rows_of(cu_ptr, lens_ptr, seqs, window, GROUP, ROWS)
     if low < high:
         kv_head = tl.program_id(1)
@@ -180,12 +165,17 @@ def _attend_whole(
 
 @triton.jit
 def _attend_split(
-    q_ptr, k_ptr, v_ptr, parts_ptr, tables_ptr, cu_ptr, lens_ptr,
+    q_ptr, k_ptr, v_ptr, parts_ptr, out_ptr, arrivals_ptr, tables_ptr, cu_ptr, lens_ptr,
     seqs, heads, table_width, scale, window, soft_cap, q_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, CAPPED: tl.constexpr,
-    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
+    SPLIT: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
+    MERGES: tl.constexpr,
 ):  # fmt: skip
-    """A program per tile of rows, key-value head and split: its share, [ROWS, 2 + DIM], into `parts`."""
+    """A program per tile of rows, key-value head and split: its share, [ROWS, 2 + DIM], into `parts`.
+
+    MERGES: the last of a tile and head merges the shares.
+    """
+    begin(PDL)
     seq, row, group, at, low, high = rows_of(cu_ptr, lens_ptr, seqs, window, GROUP, ROWS)
     kv_head, split = tl.program_id(1), tl.program_id(2)
     if tl.maximum(low, split * SPLIT) < tl.minimum(high, split * SPLIT + SPLIT):
@@ -197,12 +187,35 @@ def _attend_split(
             tables_ptr + seq.to(tl.int64) * table_width, scale, window, soft_cap, stride,
             HEAD_DIM, BLOCK, CAPPED, SPLIT, DIM, KEYS,
         )  # fmt: skip
-        part = (tl.program_id(0) * tl.num_programs(1) + kv_head).to(tl.int64) * tl.num_programs(2) + split
-        parts_ptr += part * ROWS * (DIM + 2)
+        tile = tl.program_id(0) * tl.num_programs(1) + kv_head
+        parts_ptr += tile.to(tl.int64) * tl.num_programs(2) * ROWS * (DIM + 2)
+        part_ptr = parts_ptr + split * ROWS * (DIM + 2)
         i, d = tl.arange(0, ROWS), tl.arange(0, DIM)
-        tl.store(parts_ptr + i, m)
-        tl.store(parts_ptr + ROWS + i, total)
-        tl.store(parts_ptr + 2 * ROWS + i[:, None] * DIM + d[None, :], acc)
+        tl.store(part_ptr + i, m)
+        tl.store(part_ptr + ROWS + i, total)
+        tl.store(part_ptr + 2 * ROWS + i[:, None] * DIM + d[None, :], acc)
+        if MERGES:  # noqa: SIM102
+            if arrives_last(arrivals_ptr + tile, tl.cdiv(high, SPLIT) - low // SPLIT):
+                total, acc = all_shares(parts_ptr, low, high, SPLIT, DIM, ROWS)
+                finish(out_ptr, row, head, at, total, acc, heads * HEAD_DIM, HEAD_DIM, DIM)
+
+
+@triton.jit
+def all_shares(
+    parts_ptr, low, high, SPLIT: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The shares of a tile of rows and key-value head, merged in order: sums and weighted sums."""
+    i, d = tl.arange(0, ROWS), tl.arange(0, DIM)
+    m = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    for split in range(low // SPLIT, tl.cdiv(high, SPLIT)):
+        one = parts_ptr + split * ROWS * (DIM + 2)
+        m2 = tl.load(one + i, cache_modifier=".cg")
+        total2 = tl.load(one + ROWS + i, cache_modifier=".cg")
+        acc2 = tl.load(one + 2 * ROWS + i[:, None] * DIM + d[None, :], cache_modifier=".cg")
+        m, total, acc = merged(m, total, acc, m2, total2, acc2)
+    return total, acc
 
 
 @triton.jit
@@ -216,15 +229,7 @@ def _merge_splits(
     if low < high:
         kv_head = tl.program_id(1)
         part = (tl.program_id(0) * tl.num_programs(1) + kv_head).to(tl.int64) * splits
-        i, d = tl.arange(0, ROWS), tl.arange(0, DIM)
-        m = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, DIM], tl.float32)
-        for split in range(low // SPLIT, tl.cdiv(high, SPLIT)):
-            one = parts_ptr + (part + split) * ROWS * (DIM + 2)
-            m2, total2 = tl.load(one + i), tl.load(one + ROWS + i)
-            acc2 = tl.load(one + 2 * ROWS + i[:, None] * DIM + d[None, :])
-            m, total, acc = merged(m, total, acc, m2, total2, acc2)
+        total, acc = all_shares(parts_ptr + part * ROWS * (DIM + 2), low, high, SPLIT, DIM, ROWS)
         head = kv_head * GROUP + group
         finish(out_ptr, row, head, at, total, acc, heads * HEAD_DIM, HEAD_DIM, DIM)
 
@@ -239,6 +244,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    arrivals: Tensor | None = None,
     enough_programs: int = ENOUGH_PROGRAMS,
 ) -> Tensor:
     op = "paged_attention"
@@ -260,11 +266,12 @@ def paged_attention(
     group = heads // kv_heads
     tiles = rows * group // ROWS + seqs
     splits = triton.cdiv(max_blocks * block_size, SPLIT)
-    dim, keys, warps, stages = Config.of(q.dtype, head_dim)
+    config = config_of(q.device)
+    dim, keys, warps, stages = config.keys(q.dtype, head_dim)
     # Left alone, the assembler aims at fewer registers than there are and spills some.
-    runs = {"num_warps": warps, "num_stages": stages, "maxnreg": 255, "enable_fp_fusion": False}
+    runs = config.options(warps, stages) | {"maxnreg": 255}
     cache = (block_tables, cu_seqlens_q, seq_lens, seqs, heads, max_blocks)
-    shape = (group, head_dim, block_size, soft_cap > 0, SPLIT, dim, keys, ROWS)
+    shape = (group, head_dim, block_size, soft_cap > 0, SPLIT, dim, keys, ROWS, config.pdl)
     if rows == 0:
         return out
     programs = tiles * kv_heads
@@ -273,10 +280,15 @@ def paged_attention(
             q, k_cache, v_cache, out, *cache, scale, window, soft_cap, q.stride(0), *shape, **runs
         )
         return out
+    if arrivals is not None:
+        arrivals = check_arrivals(op, arrivals, q) if programs <= ARRIVALS else None
     parts = torch.empty((tiles, kv_heads, splits, ROWS * (dim + 2)), dtype=torch.float32, device=q.device)
     _attend_split[(tiles, kv_heads, splits)](
-        q, k_cache, v_cache, parts, *cache, scale, window, soft_cap, q.stride(0), *shape, **runs
-    )
+        q, k_cache, v_cache, parts, out, out if arrivals is None else arrivals, *cache,
+        scale, window, soft_cap, q.stride(0), *shape, arrivals is not None, **runs,
+    )  # fmt: skip
+    if arrivals is not None:
+        return out
     _merge_splits[(tiles, kv_heads)](
         parts, out, cu_seqlens_q, seq_lens, seqs, heads, window, splits, group, head_dim, SPLIT, dim, ROWS,
         num_warps=4, enable_fp_fusion=False,

@@ -6,15 +6,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ..check import require
+from .configs import config_of
 from .math import rms_normed
+from .pdl import begin
 from .row import Row
 
 
 @triton.jit
 def _rms_norm(
     x_ptr, weight_ptr, out_ptr, inner, outer_stride, inner_stride, dim, eps,
-    UNIT_OFFSET: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     x_ptr += row // inner * outer_stride + row % inner * inner_stride
@@ -31,9 +34,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool = False) -
     # Heads that are a slice of a projection are read where they lie.
     if x.dim() != 3 or x.stride(2) != 1:
         x = x.reshape(1, -1, dim).contiguous()
-    row = Row.of("rms_norm", dim)
+    row, config = Row.of("rms_norm", dim), config_of(x.device)
     _rms_norm[(x.shape[0] * x.shape[1],)](
         x, weight, out, x.shape[1], x.stride(0), x.stride(1), dim, eps,
-        unit_offset, row.block, num_warps=row.warps, enable_fp_fusion=False,
+        unit_offset, config.pdl, row.block, **config.options(row.warps),
     )  # fmt: skip
     return out

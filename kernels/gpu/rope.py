@@ -14,10 +14,23 @@ from ..check import require, sizes
 
 
 @triton.jit
-def copy_rest(from_ptr, to_ptr, begin, end, write, REST: tl.constexpr):
+def channels(from_ptr, norm_ptr, inverse, at, mask, NORM: tl.constexpr):
+    """Channels of a head; if NORM, times `inverse` and their weights (2: with a unit offset), rounded."""
+    x = tl.load(from_ptr + at, mask=mask, other=0.0)
+    if NORM > 0:
+        scale = tl.load(norm_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if NORM == 2:
+            scale = scale + 1.0
+        x = (x.to(tl.float32) * inverse * scale).to(x.dtype)
+    return x
+
+
+@triton.jit
+def copy_rest(from_ptr, to_ptr, norm_ptr, inverse, begin, end, write, NORM: tl.constexpr, REST: tl.constexpr):
     """Channels [begin, end), which are not turned; REST: as many or more, a power of two."""
     at = begin + tl.arange(0, REST)
-    tl.store(to_ptr + at, tl.load(from_ptr + at, mask=at < end), mask=(at < end) & write)
+    x = channels(from_ptr, norm_ptr, inverse, at, at < end, NORM)
+    tl.store(to_ptr + at, x, mask=(at < end) & write)
 
 
 @triton.jit
@@ -28,22 +41,22 @@ def rotated(a, b, c, s):
 
 @triton.jit
 def rotate_head(
-    from_ptr, to_ptr, position, cos_ptr, sin_ptr, max_position, head_dim, half, write,
-    HALF: tl.constexpr, REST: tl.constexpr,
+    from_ptr, to_ptr, norm_ptr, inverse, position, cos_ptr, sin_ptr, max_position, head_dim, half, write,
+    NORM: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """One head, turned by its position's angles, if `write`.  HALF, REST: see Parts."""
+    """One head, turned by its position's angles, if `write`.  HALF, REST: see Parts; NORM: see channels."""
     at = tl.arange(0, HALF)
     inside = at < half
     known = inside & (position >= 0) & (position < max_position)
     c = tl.load(cos_ptr + position * half + at, mask=known, other=float("nan"))
     s = tl.load(sin_ptr + position * half + at, mask=known, other=float("nan"))
-    a = tl.load(from_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(from_ptr + half + at, mask=inside, other=0.0).to(tl.float32)
+    a = channels(from_ptr, norm_ptr, inverse, at, inside, NORM).to(tl.float32)
+    b = channels(from_ptr, norm_ptr, inverse, half + at, half + at < 2 * half, NORM).to(tl.float32)
     a, b = rotated(a, b, c, s)
     tl.store(to_ptr + at, a.to(to_ptr.dtype.element_ty), mask=inside & write)
     tl.store(to_ptr + half + at, b.to(to_ptr.dtype.element_ty), mask=inside & write)
     if REST > 0:
-        copy_rest(from_ptr, to_ptr, 2 * half, head_dim, write, REST)
+        copy_rest(from_ptr, to_ptr, norm_ptr, inverse, 2 * half, head_dim, write, NORM, REST)
 
 
 @triton.jit
@@ -54,8 +67,8 @@ def _rope(
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     out_ptr += (row * tl.num_programs(1) + head) * head_dim
     rotate_head(
-        x_ptr + row * row_stride + head * head_stride, out_ptr, tl.load(position_ptr + row),
-        cos_ptr, sin_ptr, max_position, head_dim, half, row >= 0, HALF, REST,
+        x_ptr + row * row_stride + head * head_stride, out_ptr, x_ptr, 1.0, tl.load(position_ptr + row),
+        cos_ptr, sin_ptr, max_position, head_dim, half, row >= 0, 0, HALF, REST,
     )  # fmt: skip
 
 

@@ -4,41 +4,99 @@ A position outside the tables gives NaN and a slot outside the cache is not writ
 waiting for the device.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..check import require, sizes
+from ..rope_append import HeadNorm
+from .configs import config_of
 from .kv_append import check_cache, dense_rows
+from .math import inverse_root
+from .pdl import begin
 from .rope import Parts, copy_rest, rotate_head
+from .row import Row
+
+
+@triton.jit
+def inverse_of(from_ptr, row_ptr, head_dim, heads, eps, WHOLE: tl.constexpr, SPAN: tl.constexpr):
+    """What the norm multiplies a head by: that of its own channels, or of the WHOLE row's."""
+    at = tl.arange(0, SPAN)
+    span, begin_ptr = head_dim, from_ptr
+    if WHOLE:
+        span, begin_ptr = head_dim * heads, row_ptr
+    return inverse_root(tl.load(begin_ptr + at, mask=at < span, other=0.0).to(tl.float32), span, eps, SPAN)
 
 
 @triton.jit
 def _rope_append(
-    q_ptr, k_ptr, v_ptr, position_ptr, cos_ptr, sin_ptr, out_ptr, k_cache_ptr, v_cache_ptr, slot_ptr,
+    q_ptr, k_ptr, v_ptr, q_norm_ptr, k_norm_ptr, eps,
+    position_ptr, cos_ptr, sin_ptr, out_ptr, k_cache_ptr, v_cache_ptr, slot_ptr,
     q_stride, k_stride, v_stride, max_position, slots, heads, kv_heads, head_dim, half,
+    PDL: tl.constexpr, NORM: tl.constexpr, WHOLE: tl.constexpr, Q_SPAN: tl.constexpr, K_SPAN: tl.constexpr,
     HALF: tl.constexpr, REST: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
+    begin(PDL)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position, slot = tl.load(position_ptr + row), tl.load(slot_ptr + row)
     fits = (slot >= 0) & (slot < slots)
+    inverse = 1.0
     if head < heads:
-        from_ptr = q_ptr + row * q_stride + head * head_dim
+        row_ptr = q_ptr + row * q_stride
+        from_ptr = row_ptr + head * head_dim
         to_ptr = out_ptr + (row * heads + head) * head_dim
+        if NORM > 0:
+            inverse = inverse_of(from_ptr, row_ptr, head_dim, heads, eps, WHOLE, Q_SPAN)
+        norm_ptr = q_norm_ptr + head * head_dim if WHOLE else q_norm_ptr
         rotate_head(
-            from_ptr, to_ptr, position, cos_ptr, sin_ptr, max_position, head_dim, half, row >= 0, HALF, REST
-        )
+            from_ptr, to_ptr, norm_ptr, inverse, position, cos_ptr, sin_ptr, max_position, head_dim, half,
+            row >= 0, NORM, HALF, REST,
+        )  # fmt: skip
     elif head < heads + kv_heads:
-        from_ptr = k_ptr + row * k_stride + (head - heads) * head_dim
+        row_ptr = k_ptr + row * k_stride
+        from_ptr = row_ptr + (head - heads) * head_dim
         to_ptr = k_cache_ptr + (slot * kv_heads + head - heads) * head_dim
+        if NORM > 0:
+            inverse = inverse_of(from_ptr, row_ptr, head_dim, kv_heads, eps, WHOLE, K_SPAN)
+        norm_ptr = k_norm_ptr + (head - heads) * head_dim if WHOLE else k_norm_ptr
         rotate_head(
-            from_ptr, to_ptr, position, cos_ptr, sin_ptr, max_position, head_dim, half, fits, HALF, REST
-        )
+            from_ptr, to_ptr, norm_ptr, inverse, position, cos_ptr, sin_ptr, max_position, head_dim, half,
+            fits, NORM, HALF, REST,
+        )  # fmt: skip
     else:
         from_ptr = v_ptr + row * v_stride + (head - heads - kv_heads) * head_dim
         to_ptr = v_cache_ptr + (slot * kv_heads + head - heads - kv_heads) * head_dim
-        copy_rest(from_ptr, to_ptr, 0, head_dim, fits, HEAD)
+        copy_rest(from_ptr, to_ptr, v_ptr, 1.0, 0, head_dim, fits, 0, HEAD)
+
+
+class Norms(NamedTuple):
+    """The norm of queries and keys as the kernel takes it: kind 0 for none, 1, or 2 with a unit offset."""
+
+    q: Tensor
+    k: Tensor
+    eps: float
+    kind: int
+    whole: bool
+    q_span: int
+    k_span: int
+    warps: int
+
+    @classmethod
+    def of(cls, op: str, norm: HeadNorm | None, q: Tensor, k: Tensor) -> "Norms":
+        if norm is None:
+            return cls(q, k, 0.0, 0, False, 1, 1, 1)
+        head_dim, whole = q.shape[2], len(norm.q) != q.shape[2]
+        spans = [x.shape[1] * head_dim if whole else head_dim for x in (q, k)]
+        q_weight = require(op, "head_norm.q", norm.q, (spans[0],), q.dtype, q.device)
+        k_weight = require(op, "head_norm.k", norm.k, (spans[1],), q.dtype, q.device)
+        blocks = [Row.of(op, span) for span in spans]
+        return cls(
+            q_weight, k_weight, norm.eps, 2 if norm.unit_offset else 1, whole,
+            blocks[0].block, blocks[1].block, blocks[0].warps,
+        )  # fmt: skip
 
 
 def rope_append(
@@ -51,6 +109,7 @@ def rope_append(
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
+    head_norm: HeadNorm | None = None,
 ) -> Tensor:
     op = "rope_append"
     rows, heads, head_dim = sizes(op, "q", q, 3)
@@ -65,12 +124,13 @@ def rope_append(
     slot_mapping = require(op, "slot_mapping", slot_mapping, (rows,), torch.int64, q.device)
     cos = require(op, "cos", cos, (max_position, half), torch.float32, q.device)
     sin = require(op, "sin", sin, (max_position, half), torch.float32, q.device)
-    parts = Parts.of(op, head_dim, half)
-    out = q.new_empty(rows, heads, head_dim)
+    parts, norms = Parts.of(op, head_dim, half), Norms.of(op, head_norm, q, k)
+    blocks_of = (parts.half, parts.rest, triton.next_power_of_2(head_dim))
+    out, config = q.new_empty(rows, heads, head_dim), config_of(q.device)
     _rope_append[(rows, heads + 2 * kv_heads)](
-        q, k, v, positions, cos, sin, out, k_cache, v_cache, slot_mapping,
+        q, k, v, *norms[:3], positions, cos, sin, out, k_cache, v_cache, slot_mapping,
         q.stride(0), k.stride(0), v.stride(0), max_position, blocks * block_size,
-        heads, kv_heads, head_dim, half, parts.half, parts.rest, triton.next_power_of_2(head_dim),
-        num_warps=1, enable_fp_fusion=False,
+        heads, kv_heads, head_dim, half, config.pdl, *norms[3:7], *blocks_of,
+        **config.options(norms.warps),
     )  # fmt: skip
     return out

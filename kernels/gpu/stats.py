@@ -18,8 +18,7 @@ PART = 1 << LEVELS
 def tree_sum(x, LEVELS: tl.constexpr):
     """Sums over the last axis of [a, 1 << LEVELS], neighbours first: the same bits in every layout."""
     for _ in tl.static_range(LEVELS):
-        left, right = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
-        x = left + right
+        x = tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)), 2)
     return tl.reshape(x, (x.shape[0],))
 
 

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "nudging/ledger.h"
+
 namespace nudging {
 
 using Token = std::int32_t;
@@ -115,6 +117,7 @@ struct Lane {
   bool is_greedy = true;
   Need need{};
   Draft draft;
+  Books books;
   std::int64_t drafted = 0, accepted = 0, recomputed = 0;
   std::map<std::int64_t, std::int64_t> cycles;
 
@@ -124,9 +127,16 @@ struct Lane {
 // What a token adds to a lane's text.
 using TokenBytes = std::function<std::string(std::int64_t lane, Token)>;
 
+// What steps of all lanes have in common.
+struct World {
+  TokenBytes token_bytes;
+  Prices prices;
+  std::vector<double> sharers;  // how many requests share the passes of each model
+};
+
 // Run the lane's policy until it misses a row, which is the need then.  Throws NotOrdinary before a
 // step that is not.
-void advance(Lane& lane, const TokenBytes& token_bytes);
+void advance(Lane& lane, World& world);
 
 // tokens[start:end] of one sequence are to be computed, the rows from first_row to end to be
 // answered.
@@ -147,8 +157,8 @@ struct BatchSizes {
   Position rows, seqs, width, answers;
 };
 
-// How many tokens are planned, how many blocks they and the paths behind them lack, and the lanes whose step is not
-// ordinary.
+// How many tokens are planned, how many blocks they and the paths behind them lack, and the lanes
+// whose step is not ordinary.
 struct Plan {
   Position tokens = 0, missing = 0;
   std::vector<std::int64_t> not_ordinary;
@@ -160,7 +170,8 @@ using Register =
 
 class Lanes {
  public:
-  Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes);
+  Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes, PassCost cost,
+        FindCurve find);
 
   Pool* pool(int model) { return &pools_[model]; }
   Lane& enter(std::unique_ptr<Lane> lane);
@@ -196,14 +207,17 @@ class Lanes {
   bool onward();
   // Let the policies of what was planned run on.  Returns the lanes that moved and those whose step
   // is not ordinary.
-  std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> advance_all();
+  std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> advance_all(
+      std::vector<double> sharers);
+  // What passes of the model cost has been learned anew.
+  void forget_prices(int model) { world_.prices.forget(model); }
 
  private:
   void register_blocks(const Lane& lane, int role, Track& track);
 
   std::vector<Pool> pools_;
   Register register_;
-  TokenBytes token_bytes_;
+  World world_;
   std::map<std::int64_t, std::unique_ptr<Lane>> lanes_;
   std::vector<std::int64_t> planned_;
   std::vector<Item> items_;

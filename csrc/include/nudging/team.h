@@ -10,6 +10,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -89,6 +90,12 @@ class Team {
  private:
   using Call = void (*)(const void* program, Worker& worker);
 
+  // Where helpers sleep.
+  struct Bed {
+    std::mutex mutex;
+    std::condition_variable wake;
+  };
+
   bool pays(const Span& largest) const;
   void run(Call call, const void* program);
   void help();
@@ -104,8 +111,7 @@ class Team {
   std::atomic<std::uint64_t> round_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> ended_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  std::unique_ptr<Bed> bed_;
 };
 
 }  // namespace nudging

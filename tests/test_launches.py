@@ -1,0 +1,121 @@
+"""How many kernels a layer is on a GPU, for each family, and that together they are the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from nudging.batch import Batch, KVCache
+from nudging.cli_info import gpu_tiles
+from nudging.models.decoder import Decoder
+from nudging.models.load import load_model
+from tests.compare import assert_same_bits
+from tests.interpreter import DEVICE
+from tests.launches import Launches, triton_runs_all_ops
+from tests.tiny import write_tiny_checkpoint
+
+pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="counted where the kernels are interpreted")
+
+FIVE = {"_linear_rope_append": 1, "_attend_split": 1, "_linear_add": 2, "_gated_linear": 1}
+# Heads are normalised between product and rotation, and no program of the product has a whole head.
+HEAD_NORM = {"_linear": 1, "_rope_append": 1}
+# What a block gives back is normalised before it is added: only who has the whole row can do that.
+POST_NORM = {"_attend_split": 1, "_linear": 2, "_add_rms_norm": 2, "_gated_linear": 1}
+LAYER = {
+    "llama": FIVE,
+    "mistral": FIVE,
+    "qwen2": FIVE,
+    "phi3": FIVE,
+    "qwen3": {**FIVE, **HEAD_NORM, "_linear_rope_append": 0},
+    # A variance is of what is left of the mean, which is known when the row is complete.
+    "olmo": {**FIVE, "_layer_norm": 2},
+    "gemma2": {**POST_NORM, "_linear_rope_append": 1},
+    "gemma3_text": {**POST_NORM, "_linear": 3, "_rope_append": 1},
+    "olmo2": {**POST_NORM, "_linear": 3, "_rope_append": 1},
+}
+COUNTS = {"llama": 5, "mistral": 5, "qwen2": 5, "phi3": 5, "qwen3": 6, "olmo": 7}
+COUNTS |= {"gemma2": 7, "gemma3_text": 8, "olmo2": 8}
+
+
+# The interpreter takes milliseconds for every program.
+SMALL = {"hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def one_batch(rows: int) -> Batch:
+    """The first tokens of one text, with a block table that has room for two splits of keys."""
+    at = torch.arange(rows)
+    cu, tables = torch.tensor([0, rows]).int(), torch.arange(32).int()[None]
+    return Batch(at + 60, at, at, cu, torch.tensor([rows]).int(), tables, at)
+
+
+def hidden(decoder: Decoder, rows: int) -> Tensor:
+    config = decoder.config
+    sizes = (config.num_layers, 32, 16, config.num_kv_heads, config.head_dim)
+    return decoder.hidden(one_batch(rows), KVCache(*sizes, decoder.dtype, decoder.device))
+
+
+def shortened(decoder: Decoder, layers: int) -> Decoder:
+    weights = decoder.weights._replace(layers=decoder.weights.layers[:layers])
+    return Decoder(replace(decoder.config, num_layers=layers), weights)
+
+
+@pytest.mark.parametrize("family", LAYER)
+def test_a_layer_is_so_many_launches_and_they_compute_what_the_cpu_does(family: str, tmp_path: Path) -> None:
+    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL))
+    launched = []
+    with triton_runs_all_ops():
+        for layers in (1, 2):
+            found = Launches()
+            with found.listening():
+                got = hidden(shortened(decoder, layers), rows=2)
+            launched.append(Counter(found.names))
+    assert launched[1] - launched[0] == Counter(LAYER[family])
+    assert (launched[1] - launched[0]).total() == COUNTS[family]
+    torch.testing.assert_close(got, hidden(decoder, rows=2), rtol=1e-4, atol=1e-4)
+
+
+def test_norms_are_launches_of_their_own_where_the_table_says_so(tmp_path: Path) -> None:
+    from nudging.kernels.gpu import configs
+
+    decoder = load_model(write_tiny_checkpoint(tmp_path, "llama", **SMALL), torch.bfloat16)
+    apart, found = replace(configs.DEFAULT, fused_norms=False), Launches()
+    with triton_runs_all_ops():
+        decoder = shortened(decoder, 1)
+        fused = hidden(decoder, rows=2)
+        with mock.patch.object(configs, "DEFAULT", apart), found.listening():
+            assert_same_bits([hidden(decoder, rows=2)], [fused])
+    assert found.names.count("_rms_norm") == 3
+
+
+def test_a_gpu_without_a_table_works_by_the_default_one() -> None:
+    from nudging.kernels.gpu.configs import DEFAULT, TABLE, config_of
+
+    device, capability = torch.device("cuda"), "torch.cuda.get_device_capability"
+    with mock.patch.dict(TABLE, {(9, 0): replace(DEFAULT, pdl=True)}):
+        with mock.patch(capability, return_value=(9, 0)):
+            assert config_of(device).pdl
+            assert gpu_tiles(0) == "those of compute capability 9.0"
+        with mock.patch(capability, return_value=(12, 1)):
+            assert config_of(device) is DEFAULT
+            assert gpu_tiles(0) == "the default ones; the table has 8.0, 9.0, 10.0"
+
+
+@pytest.mark.parametrize(("family", "quantization"), [("llama", None), ("qwen3", "int8")])
+def test_a_row_has_the_same_bits_where_norms_are_within_products_and_where_they_are_not(
+    family: str, quantization: str | None, tmp_path: Path
+) -> None:
+    """From 17 rows on they are launches of their own."""
+    decoder = load_model(
+        write_tiny_checkpoint(tmp_path, family, **SMALL), torch.bfloat16, quantization=quantization
+    )  # type: ignore[arg-type]
+    with triton_runs_all_ops():
+        decoder = shortened(decoder, 2)  # made here: it runs op by op
+        many = hidden(decoder, rows=17)
+        for rows in (1, 16):
+            assert_same_bits([hidden(decoder, rows)], [many], slice(rows))

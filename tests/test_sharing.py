@@ -1,0 +1,80 @@
+"""One plan at a time: who gets how many tokens, what siblings share, and what a preempted text keeps."""
+
+import pytest
+
+from nudging import Base, Guide, Nudging, SamplingParams
+from nudging.request import Need
+from nudging.scheduler import DECODE_TOKENS
+from tests.fake import FixedCosts, fake_engine
+from tests.test_cosched import models
+from tests.test_prefix_cache import siblings
+from tests.test_scheduler import COSTS, finish, request, small_engine
+
+
+@pytest.mark.parametrize(("length", "computed"), [(DECODE_TOKENS, [12, 4]), (DECODE_TOKENS + 1, [16, 0])])
+def test_a_short_need_leaves_long_ones_their_share(length: int, computed: list[int]) -> None:
+    engine, roles = small_engine(200, max_batch_tokens=16)
+    jobs = [request(roles, "first", length, 1), request(roles, "long", 60, 1)]
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    assert [job.sequences["base"].num_computed for job in jobs] == computed
+
+
+def test_who_waits_for_its_prompt_lengthens_nobodys_path() -> None:
+    """The guide reads a prompt in parts: it is no path, and one token of the draft is worth waiting for."""
+    costs = {"base": FixedCosts(1.0), "guide": FixedCosts(0.5)}
+    engine, roles = fake_engine(models(agreement=1.0, unsure=0.0), costs, max_batch_tokens=16)
+    draft = request(roles, "d", 3, 30, Nudging(0.4, "token"), 8)
+    engine.add(draft)
+    engine.add(request(roles, "g", 60, 5, Guide()))
+    engine.step()
+    assert draft.counters.passes == {"guide": 1}
+
+
+def test_a_sibling_that_has_its_prompt_waits_for_nobody() -> None:
+    """Not even for one above it that lost its cache and reads the prompt again."""
+    engine, roles = small_engine(200)
+    jobs = siblings(roles, 2, 4)
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    assert engine.scheduler._find_computed(jobs[1])
+    assert jobs[1].sequences["base"].num_computed == 57
+    jobs[0].sequences["base"].release()
+    assert engine.scheduler._find_computed(jobs[1])
+
+
+def test_a_sibling_shares_no_more_than_what_comes_before_its_row() -> None:
+    engine, roles = small_engine(200)
+    jobs = siblings(roles, 2, 4)
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    jobs[1].need = Need("base", 20, 20)
+    engine.scheduler._take_prompt(jobs[1], "base", jobs[0])
+    assert jobs[1].sequences["base"].num_computed == 19
+
+
+def test_what_a_draft_wrote_is_found_after_a_preemption() -> None:
+    engine, roles = fake_engine(models(agreement=1.0, unsure=0.0), COSTS)
+    job = request(roles, "r", [1, 2, 3], 30, Nudging(0.4, "token"), 8)
+    job.params = SamplingParams(max_tokens=30)
+    engine.add(job)
+    engine.step()
+    assert [sequence.num_computed for sequence in job.sequences.values()] == [11, 10]
+    engine.scheduler._preempt(job)
+    finish(engine)
+    assert (len(job.output), job.error, job.counters.preemptions) == (30, None, 1)
+    assert job.counters.recomputed == 3 + 2, "two blocks of four tokens each are there still"
+
+
+def test_a_plan_is_of_one_model() -> None:
+    engine, roles = small_engine(200)
+    jobs = [request(roles, "b", 5, 3, Base()), request(roles, "g", 5, 3, Guide())]
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    for model, job in zip(("base", "guide"), jobs, strict=True):
+        job.bring_back()
+        assert [work.request for work in engine.scheduler.schedule(model).works] == [job]
