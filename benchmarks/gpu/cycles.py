@@ -83,7 +83,9 @@ def cycles(pair: Pair, bandwidth: float) -> Found:
             spread = time_on_host(cycle.behind_each_other, device, scale.repeats)
             lower, median, upper = (one / RUN for one in spread)
             found.figures.append(micro(f"cycle behind another one: {what}", (lower, median, upper), bound))
-            found.figures.append(Figure(f"pause between cycles: {what}", 1e6 * (median - alone[1]), "us"))
+            found.figures.append(
+                Figure(f"pause between cycles: {what}", 1e6 * (median - alone[1]), "us longer")
+            )
     found.figures += texts(pair)
     return found
 
