@@ -125,7 +125,7 @@ def count_passes(
 ) -> list[Counted]:
     """All arms at all sizes.  The adaptive one has written each batch once before: it knows the pair."""
     engine = llm._engine
-    engine.costs = prices  # type: ignore[assignment]
+    engine.costs = engine.lanes._costs = prices  # type: ignore[assignment]
     counts: dict[str, Count] = {}
 
     def watch(name: str, runner: ModelRunner) -> None:
@@ -170,9 +170,7 @@ def bound(lazy: Counted, prices: Mapping[str, Prices], tokens: int) -> float:
 @click.option("--size", "sizes", type=int, multiple=True, default=SIZES, help="A batch size; repeatable.")
 @click.option("--max-tokens", default=48)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="A folder for the JSON file.")
-def main(
-    base_shape: str, guide_shape: str, dtype: str, turns: int, sizes: Sequence[int], **flags: Any
-) -> None:
+def main(base_shape: str, guide_shape: str, dtype: str, turns: int, **flags: Any) -> None:
     """Price the passes of a pair and count those of all arms."""
     with ExitStack() as stack:
         paths = [

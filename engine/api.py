@@ -140,9 +140,11 @@ class LLM:
         twice.
         """
         self._thread.close()
-        self._tracer.close()
-        for runner in self._engine.runners.values():
-            runner.close()
+        if not self._thread.is_forked:
+            # A forked child would write the end of its parent's file.
+            self._tracer.close()
+            for runner in self._engine.runners.values():
+                runner.close()
         self._engine.runners.clear()
 
     def drain(self, timeout: float | None = None) -> None:

@@ -18,7 +18,7 @@ class Timing(NamedTuple):
 
     rows: float
     seconds: float
-    timings: int = 1
+    times: int = 1
 
     def moved(self, rows: float, seconds: float) -> Timing:
         """One more pass."""
@@ -29,11 +29,11 @@ class Timing(NamedTuple):
 
     def joined(self, other: Timing) -> Timing:
         """Both as one, of the mean rows and seconds."""
-        count = min(self.timings, MEMORY - 1) + other.timings
-        part = other.timings / count
+        times = min(self.times, MEMORY - 1) + other.times
+        part = other.times / times
         rows = self.rows + part * (other.rows - self.rows)
         seconds = self.seconds + part * (other.seconds - self.seconds)
-        return Timing(rows, seconds, min(count, MEMORY))
+        return Timing(rows, seconds, min(times, MEMORY))
 
 
 class PassCosts:

@@ -79,9 +79,14 @@ class EngineThread:
         if self._closing:
             raise self._closed_error()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a forked child of the process that opened the engine."""
+        return os.getpid() != self._process
+
     def check_process(self) -> None:
         """Raise EngineClosed in a forked child: threads do not come along, and locks may be held for ever."""
-        if os.getpid() != self._process:
+        if self.is_forked:
             raise EngineClosed(
                 f"this LLM was opened in process {self._process} and cannot be used in its forked child "
                 f"{os.getpid()}; open it after the fork, or start processes with the method 'spawn'"
@@ -109,7 +114,7 @@ class EngineThread:
 
         In a forked child there is nothing to end.
         """
-        if os.getpid() != self._process:
+        if self.is_forked:
             return
         with self._wake:
             self._closing = True

@@ -107,7 +107,8 @@ def test_a_closed_text_is_closed_once_and_refuses_everything() -> None:
         text.extend(SamplingParams(max_tokens=3, ignore_eos=True))
         text.close()
         text.close()
-        for use in (text.extend, text.fork, lambda: text.rewind(0), lambda: text.score([2])):
+        uses: list[Any] = [text.extend, lambda: text.extend(text=[4]), text.fork, lambda: text.rewind(0)]
+        for use in (*uses, lambda: text.score([2])):
             with pytest.raises(BadRequest, match=r"this generation was closed; open\(\) another"):
                 use()
         pools = [runner.pool for runner in llm.runners]

@@ -1,6 +1,7 @@
 """The end of an engine: draining, closing, forks of the process; and readers who never come."""
 
 import asyncio
+import json
 import multiprocessing
 import os
 import threading
@@ -111,17 +112,20 @@ def close_in_forked_child(llm: LLM, pipe: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_closes_an_engine_whose_threads_slept(
-    tiny_pair: dict[str, Path], threads: Callable[[int], None]
+    tiny_pair: dict[str, Path], threads: Callable[[int], None], tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("fork")
     threads(3)
-    with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
+    trace = tmp_path / "trace.json"
+    with LLM(**tiny_pair, kv_cache_memory="2MiB", trace=str(trace)) as llm:
         assert one(llm, max_tokens=3).error is None
         time.sleep(1.0)
         ours, theirs = context.Pipe()
         context.Process(target=close_in_forked_child, args=(llm, theirs), daemon=True).start()
         assert ours.poll(20), "the child hangs"
         assert one(llm, max_tokens=3).error is None, "the parent goes on"
+    events = json.loads(trace.read_text())
+    assert [event["id"] for event in events if event["ph"] == "b"] == ["request-0-0", "request-1-0"]
 
 
 def test_a_reader_who_never_comes_costs_its_text_and_holds_nobody_up(tiny_pair: dict[str, Path]) -> None:

@@ -6,8 +6,10 @@ from nudging import Base, Guide, Nudging, SamplingParams
 from nudging.request import Need
 from nudging.scheduler import DECODE_TOKENS
 from tests.fake import FixedCosts, fake_engine
+from tests.simulated import Setup
+from tests.simulation import World
 from tests.test_cosched import models
-from tests.test_prefix_cache import siblings
+from tests.test_prefix_cache import PROMPT_IDS, siblings
 from tests.test_scheduler import COSTS, finish, request, small_engine
 
 
@@ -78,3 +80,34 @@ def test_a_plan_is_of_one_model() -> None:
     for model, job in zip(("base", "guide"), jobs, strict=True):
         job.bring_back()
         assert [work.request for work in engine.scheduler.schedule(model).works] == [job]
+
+
+def test_siblings_of_one_that_runs_claim_nothing_of_their_prompt() -> None:
+    engine, roles = small_engine(50)
+    jobs = siblings(roles, 8, 8)
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    assert len(engine.scheduler.running) == 8, "before anything of it was read"
+
+
+def test_of_what_others_hold_a_request_claims_the_block_of_its_row() -> None:
+    engine, roles = small_engine(50)
+    engine.add(request(roles, "first", PROMPT_IDS, 20))
+    engine.step()
+    other = request(roles, "other", PROMPT_IDS, 20)
+    engine.scheduler.add(other)
+    # 60 tokens and a block to grow are 16; the last token of the prompt is read in any case.
+    assert engine.scheduler._claim(other) == {"base": 16 - 14, "guide": 0}
+
+
+def test_an_open_text_that_goes_on_takes_the_memory_of_a_later_idle_one() -> None:
+    world = World(Setup(block_size=1, blocks=(34, 34)))
+    texts = [world.open([2, token], Nudging(0.4, "token")) for token in (3, 4)]
+    params = SamplingParams(max_tokens=10, ignore_eos=True)
+    for text in (*texts, texts[0]):
+        job = world.extend(text, params)
+        for _ in range(60):
+            world.turn()
+        assert job.handle.is_finished
+    world.drain()

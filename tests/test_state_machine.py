@@ -146,4 +146,5 @@ def test_any_order_of_what_clients_do_leaves_every_invariant_true() -> None:
 
 @pytest.mark.slow
 def test_any_order_at_length() -> None:
+    """3,000 servers, each under at most 100 rules of at most 5 turns."""
     run(3000, 100)
