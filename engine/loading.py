@@ -251,9 +251,6 @@ def foresee(runners: Mapping[str, ModelRunner], roles: Mapping[str, Role]) -> No
     if not {"base", "guide"} <= roles.keys():
         return
     guide, base = (runners[roles[role].model] for role in ("guide", "base"))
-    heads = [runner.decoder.weights.head for runner in (guide, base)]
-    if not all(isinstance(head, Tensor) for head in heads):
-        return
     if isinstance(guide, GraphRunner) and isinstance(base, GraphRunner):
         guide.foresight = base.foresight = Foresight(guide, base, roles, guide.recorder)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -83,7 +85,9 @@ def cycles(pair: Pair, bandwidth: float) -> Found:
             spread = time_on_host(cycle.behind_each_other, device, scale.repeats)
             lower, median, upper = (one / RUN for one in spread)
             found.figures.append(micro(f"cycle behind another one: {what}", (lower, median, upper), bound))
-            found.figures.append(Figure(f"pause between cycles: {what}", 1e6 * (median - alone[1]), "us"))
+            found.figures.append(
+                Figure(f"pause between cycles: {what}", 1e6 * (median - alone[1]), "us longer")
+            )
     found.figures += texts(pair)
     return found
 
@@ -101,12 +105,16 @@ def texts(pair: Pair) -> list[Figure]:
                     without_cycles(llm)
                 params = SamplingParams(max_tokens=pair.scale.tokens, ignore_eos=True)
                 runs = [steps_of(llm, prompts, params, drafts) for _ in range(2 + pair.scale.rounds)][2:]
-            rates = [len(run) and sum(n for n, _, _ in run) / sum(s for _, s, _ in run) for run in runs]
+            rates = [run[-1].tokens / run[-1].seconds for run in runs]
             lower, median, upper = quartiles(rates)
             what = f"token-level text by {name}, {drafts} drafts"
             figures.append(Figure(what, median, "tok/s", None, lower, upper))
+            steps = [step for run in runs for step in pairwise(run)]
             seconds = {
-                changed: [s for run in runs for _, s, c in run if c is changed] for changed in (True, False)
+                changes: [
+                    b.seconds - a.seconds for a, b in steps if (len({a.last, *b.authors}) > 1) is changes
+                ]
+                for changes in (True, False)
             }
             if all(seconds.values()):
                 extra = quartiles(seconds[True])[1] - quartiles(seconds[False])[1]
@@ -121,14 +129,22 @@ def without_cycles(llm: LLM) -> None:
             runner.foresight = None
 
 
-def steps_of(
-    llm: LLM, prompts: dict[str, list[int]], params: SamplingParams, drafts: int
-) -> list[tuple[int, float, bool]]:
-    """For each step of a text behind the first: its tokens, its seconds, and whether the author changed."""
-    steps, last, before = [], None, 0.0
+class Written(NamedTuple):
+    """What a reader has of a text: when, how many tokens, who wrote the new ones, and who the last one."""
+
+    seconds: float
+    tokens: int
+    authors: tuple[str, ...]
+    last: str
+
+
+def steps_of(llm: LLM, prompts: dict[str, list[int]], params: SamplingParams, drafts: int) -> list[Written]:
+    """A text, step by step, by the clock."""
+    began, tokens = time.perf_counter(), 0
+    steps: list[Written] = []
     for delta in llm.submit(prompts, params, POLICY, drafts):
-        now = time.perf_counter()
-        if last is not None and delta.token_ids:
-            steps.append((len(delta.token_ids), now - before, len({last, *delta.authors}) > 1))
-        last, before = (delta.authors or (last,))[-1], now
+        if delta.token_ids:
+            tokens += len(delta.token_ids)
+            now = time.perf_counter() - began
+            steps.append(Written(now, tokens, delta.authors, delta.authors[-1]))
     return steps
