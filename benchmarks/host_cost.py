@@ -67,19 +67,26 @@ class Timed:
         return self._decoder.forward(batch, kv)
 
 
+def opinions(size: int, seed: int, sure: float, unsure: float) -> Tensor:
+    """Logits [size, size] after each last token: one token has `sure`, for one in ten `unsure`, all others 0.
+    Tables of unlike seeds differ in one token of ten.
+    """
+    draw = torch.Generator().manual_seed(0)
+    token = torch.randint(size, (size,), generator=draw)
+    draw.manual_seed(seed)
+    other = torch.randint(size, (size,), generator=draw)
+    token = torch.where(torch.rand(size, generator=draw) < 0.9, token, other)
+    rows = torch.zeros(size, size)
+    rows[torch.arange(size), token] = torch.where(torch.rand(size, generator=draw) < 0.9, sure, unsure)
+    return rows
+
+
 class Instant(Timed):
     """A model whose rows are a table by the last token: mostly sure, mostly of one opinion."""
 
     def __init__(self, decoder: Decoder, seed: int) -> None:
         super().__init__(decoder)
-        size = decoder.config.vocab_size
-        draw = torch.Generator().manual_seed(0)
-        token = torch.randint(size, (size,), generator=draw)
-        draw.manual_seed(seed)
-        other = torch.randint(size, (size,), generator=draw)
-        token = torch.where(torch.rand(size, generator=draw) < 0.9, token, other)
-        self._rows = torch.zeros(size, size)
-        self._rows[torch.arange(size), token] = torch.where(torch.rand(size, generator=draw) < 0.9, 12.0, 3.0)
+        self._rows = opinions(decoder.config.vocab_size, seed, 12.0, 3.0)
 
     def answer(self, batch: Batch, kv: KVCache) -> Tensor:
         return self._rows[batch.ids[batch.logit_rows]]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.host_cost import ARMS
+from benchmarks.host_cost import ARMS, opinions
 from nudging import SamplingParams
 from nudging.batch import Batch, KVCache
 from nudging.chat import plain_chat_template
@@ -36,13 +36,7 @@ class Table(FakeDecoder):
 
     def __init__(self, seed: int) -> None:
         super().__init__(lambda ids: torch.zeros(VOCAB), VOCAB)
-        draw = torch.Generator().manual_seed(0)
-        token = torch.randint(VOCAB, (VOCAB,), generator=draw)
-        draw.manual_seed(seed)
-        other = torch.randint(VOCAB, (VOCAB,), generator=draw)
-        token = torch.where(torch.rand(VOCAB, generator=draw) < 0.9, token, other)
-        self.rows = torch.zeros(VOCAB, VOCAB)
-        self.rows[torch.arange(VOCAB), token] = torch.where(torch.rand(VOCAB, generator=draw) < 0.9, 9.0, 1.0)
+        self.rows = opinions(VOCAB, seed, 9.0, 1.0)
 
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         return self.rows.index_select(0, batch.ids.index_select(0, batch.logit_rows))

@@ -161,7 +161,7 @@ class Request:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name not in CARRIED:
+            if name not in CARRIED or self._lanes is None:
                 raise AttributeError(f"Request has no attribute {name!r}")
             self.bring_back()
             return getattr(self, name)
