@@ -28,7 +28,8 @@ from tests.simulation import live
 
 MODULES = (
     "adaptive", "blocks", "cosched", "costs", "detokenize", "draft", "drafters", "engine", "engine_thread",
-    "generation", "handle", "output", "prefix_cache", "request", "scheduler", "sequence", "totals", "view",
+    "generation", "handle", "lanes", "output", "prefix_cache", "request", "scheduler", "sequence", "totals",
+    "view",
 )  # fmt: skip
 TESTS = (
     "simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive", "ledger",
