@@ -38,7 +38,7 @@ struct TrackState {
   std::vector<Token> ends;
   Position begin;
   std::vector<Token> tokens;
-  Position num_computed, context_len, lost;
+  Position num_computed, context_len;
   std::vector<RowTuple> rows;
   std::vector<int> blocks;
   Position registered, own_from;
@@ -57,7 +57,6 @@ Track make_track(const TrackState& from, Pool* pool) {
   track.tokens = from.tokens;
   track.num_computed = from.num_computed;
   track.context_len = from.context_len;
-  track.lost = from.lost;
   for (const auto& [position, token, top, prob] : from.rows) {
     track.rows.push_back({position, token, top, prob});
   }
@@ -73,7 +72,6 @@ TrackState state_of(Track&& track) {
   state.tokens = std::move(track.tokens);
   state.num_computed = track.num_computed;
   state.context_len = track.context_len;
-  state.lost = track.lost;
   state.blocks = std::move(track.blocks);
   for (const Row& row : track.rows) {
     state.rows.emplace_back(row.position, row.token, row.top_token, row.top_prob);
@@ -129,11 +127,11 @@ void enter(Lanes& lanes, std::int64_t id, const LaneState& from) {
   lanes.enter(std::move(lane));
 }
 
-// (passes by role, drafted, accepted, recomputed, cycles)
+// (passes by role, drafted, accepted, cycles)
 py::tuple counted(const Lane& lane) {
   std::vector<std::int64_t> passes;
   for (const Track& track : lane.tracks) passes.push_back(track.passes);
-  return py::make_tuple(passes, lane.drafted, lane.accepted, lane.recomputed, lane.cycles);
+  return py::make_tuple(passes, lane.drafted, lane.accepted, lane.cycles);
 }
 
 // (tracks, output from output_begin on, output_begin, need, draft)
@@ -254,19 +252,17 @@ void bind_states(py::module_& m) {
   py::class_<TrackState>(m, "TrackState")
       .def(py::init([](int model, Position prompt_len, Position max_len, Position max_sequence,
                        std::vector<Token> ends, Position begin, std::vector<Token> tokens,
-                       Position num_computed, Position context_len, Position lost,
-                       std::vector<RowTuple> rows, std::vector<int> blocks, Position registered,
-                       Position own_from) {
-        return TrackState{model,           prompt_len, max_len,           max_sequence,
-                          std::move(ends), begin,      std::move(tokens), num_computed,
-                          context_len,     lost,       std::move(rows),   std::move(blocks),
-                          registered,      own_from};
+                       Position num_computed, Position context_len, std::vector<RowTuple> rows,
+                       std::vector<int> blocks, Position registered, Position own_from) {
+        return TrackState{model,           prompt_len,      max_len,           max_sequence,
+                          std::move(ends), begin,           std::move(tokens), num_computed,
+                          context_len,     std::move(rows), std::move(blocks), registered,
+                          own_from};
       }))
       .def_readonly("begin", &TrackState::begin)
       .def_readonly("tokens", &TrackState::tokens)
       .def_readonly("num_computed", &TrackState::num_computed)
       .def_readonly("context_len", &TrackState::context_len)
-      .def_readonly("lost", &TrackState::lost)
       .def_readonly("rows", &TrackState::rows)
       .def_readonly("blocks", &TrackState::blocks);
   py::class_<LaneState>(m, "LaneState")

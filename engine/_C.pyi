@@ -271,7 +271,6 @@ class TrackState:
     tokens: list[int]
     num_computed: int
     context_len: int
-    lost: int
     rows: list[tuple[int, int, int, float]]
     blocks: list[int]
 
@@ -286,7 +285,6 @@ class TrackState:
         tokens: list[int],
         num_computed: int,
         context_len: int,
-        lost: int,
         rows: list[tuple[int, int, int, float]],
         blocks: list[int],
         registered: int,
@@ -339,7 +337,7 @@ class Lanes:
         tuple[int, int, int, int, bool],
         tuple[int, int, list[int]] | None,
     ]: ...
-    def counted(self, lane: int) -> tuple[list[int], int, int, int, dict[int, int]]: ...
+    def counted(self, lane: int) -> tuple[list[int], int, int, dict[int, int]]: ...
     def held(self, lane: int) -> tuple[int, list[int]]: ...
     def take_written(self, lane: int) -> tuple[list[int], list[int]]: ...
     def plan(self, model: int) -> tuple[int, int, list[int]]: ...

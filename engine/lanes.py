@@ -98,9 +98,9 @@ class Lanes:
     def hand_back(self, request: Request) -> None:
         """Give the request its attributes back, as they are now; see `Request.bring_back`."""
         number = self._ids.pop(request.id)
-        passes, drafted, accepted, recomputed, cycles = self._core.counted(number)
+        passes, drafted, accepted, cycles = self._core.counted(number)
         carried = self._carried.pop(number)
-        counters = _counted(carried, passes, drafted, accepted, recomputed, cycles)
+        counters = _counted(carried, passes, drafted, accepted, cycles)
         tracks, output, begin, need, draft = self._core.leave(number)
         for role, track in zip(carried.roles, tracks, strict=True):
             _restore(carried.sequences[role], track)
@@ -242,7 +242,7 @@ class Lanes:
         for sequence in request.sequences.values():
             if request.siblings and sequence.num_computed < sequence.prompt_len - 1:
                 return False
-            if sequence.num_owned_from is None:
+            if sequence.lost or sequence.num_owned_from is None:
                 return False
         return need.last - request.sequences[need.role].num_computed <= _C.DECODE_TOKENS
 
@@ -288,7 +288,6 @@ class Lanes:
             sequence.tokens[begin:],
             sequence.num_computed,
             sequence.context_len,
-            sequence.lost,
             [(at, row.token, row.top_token, row.top_prob) for at, row in sequence.rows.items()],
             sequence.block_table.ids,
             sequence.num_registered,
@@ -348,7 +347,6 @@ def _restore(sequence: TokenSequence, track: _C.TrackState) -> None:
     sequence.tokens[track.begin :] = track.tokens
     sequence.num_computed = track.num_computed
     sequence.context_len = track.context_len
-    sequence.lost = track.lost
     sequence.rows = {at: Row(token, top, prob) for at, token, top, prob in track.rows}
     sequence.block_table.ids = track.blocks
 
@@ -358,7 +356,6 @@ def _counted(
     passes: list[int],
     drafted: int,
     accepted: int,
-    recomputed: int,
     cycles: dict[int, int],
 ) -> Counters:
     """The counters at the entry and what came since."""
@@ -370,6 +367,5 @@ def _counted(
         passes={role: n for role, n in made.items() if n},
         drafted=before.drafted + drafted,
         accepted=before.accepted + accepted,
-        recomputed=before.recomputed + recomputed,
         cycles={n: before.cycles.get(n, 0) + cycles.get(n, 0) for n in sorted(lengths)},
     )

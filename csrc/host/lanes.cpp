@@ -112,7 +112,7 @@ std::vector<std::pair<std::int64_t, Position>> Lanes::take(const std::vector<Row
     Lane& lane = *item.lane;
     Track& track = lane.tracks[item.role];
     lane.books.pay(world_.prices, item.role, item.end - item.start, item.end - item.first_row + 1);
-    lane.recomputed += track.computed(item.end);
+    track.num_computed = item.end;
     ++track.passes;
     bool has_failed = false;
     for (Position position = item.first_row; position <= item.end; ++position, ++answer) {

@@ -45,7 +45,6 @@ void Track::truncate(Position length) {
   tokens.resize(length - begin);
   auto is_stale = [&](const Row& row) { return row.position > length; };
   rows.erase(std::remove_if(rows.begin(), rows.end(), is_stale), rows.end());
-  lost = std::min(lost, length);
   const auto keep = static_cast<std::size_t>(pool->blocks_for(num_computed));
   while (blocks.size() > keep) {
     pool->release(blocks.back());
@@ -73,13 +72,6 @@ bool Track::grow(Position end) {
     blocks.push_back(block);
   }
   return true;
-}
-
-std::int64_t Track::computed(Position end) {
-  const std::int64_t again = std::max<Position>(std::min(end, lost) - num_computed, 0);
-  num_computed = end;
-  if (end >= lost) lost = 0;
-  return again;
 }
 
 }  // namespace nudging

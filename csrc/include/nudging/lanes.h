@@ -53,7 +53,7 @@ struct Track {
   std::vector<Token> ends;  // sorted
   Position begin = 0;
   std::vector<Token> tokens;
-  Position num_computed = 0, context_len = 0, lost = 0;
+  Position num_computed = 0, context_len = 0;
   std::vector<Row> rows;
   std::vector<int> blocks;
   Position registered = 0;  // so many of its first blocks can be found by others
@@ -72,7 +72,6 @@ struct Track {
   void uncompute(Position length);
   // Own blocks for the first `end` tokens; false where one is not to be had.
   bool grow(Position end);
-  std::int64_t computed(Position end);
 };
 
 enum class Writer { solo, token, word };
@@ -118,7 +117,7 @@ struct Lane {
   Need need{};
   Draft draft;
   Books books;
-  std::int64_t drafted = 0, accepted = 0, recomputed = 0;
+  std::int64_t drafted = 0, accepted = 0;
   std::map<std::int64_t, std::int64_t> cycles;
 
   Position written() const { return output_begin + static_cast<Position>(output.size()); }
