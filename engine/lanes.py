@@ -191,7 +191,7 @@ class Lanes:
             carried = self._carried[number]
             request = carried.request
             begin = len(request.prompts[carried.roles[role]].ids)
-            found.append((answer, request, max(request.first_position + position - begin, 0)))
+            found.append((answer, request, request.first_position + position - begin))
         return found
 
     def take(self, rows: Sequence[Row | NumericalError]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from bisect import insort
 
+from nudging import _C
 from nudging.blocks import BlockPool
 from nudging.errors import OutOfBlocks
 from nudging.lanes import Lanes, Planned
@@ -14,7 +15,7 @@ from nudging.sequence import Sequence
 from nudging.work import Found, SchedulerOutput, Work
 
 # A request with at most this many tokens to compute is being written, not read: it goes before long prompts.
-DECODE_TOKENS = 32
+DECODE_TOKENS = _C.DECODE_TOKENS
 # Of each step's tokens so much is for long prompts, where there are any.
 PROMPT_SHARE = 0.25
 # Room to grow, in blocks, that admission leaves to each sequence: preemption is for what nobody foresaw.
