@@ -108,10 +108,12 @@ void linear_panels(const Linear& a, std::int64_t begin, std::int64_t end) {
       const bool has_next = looks_ahead && left >= 2 * kTileCols;
       const int lines = !has_next ? 0 : tiles == 1 ? 4 : tiles < 4 ? 2 : 1;
       const char* next = reinterpret_cast<const char*>(weight) + panel_bytes;
+      std::int64_t done = 0;
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
         const std::int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
-        const std::int64_t part = tile * lines * panel_bytes / kTileCols;
-        const Ahead<W> ahead{next + part, part < panel_bytes ? lines : 0};
+        const int now = tiles == 3 ? (tile == 0 ? 2 : 1) : lines;
+        const Ahead<W> ahead{next + done * panel_bytes / kTileCols, done < 4 && has_next ? now : 0};
+        done += now;
         linear_rows<V, V::kTileRows, T, W, Out>(a, panel, ahead, first + row, row_end - row);
       }
     }
