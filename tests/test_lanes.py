@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import threading
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,26 @@ def test_a_life_is_the_same_whether_its_ordinary_steps_are_done_in_cpp_or_in_pyt
             there.finished,
         )
         assert here.digest == there.digest, f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_adaptive_drafts_are_as_long_and_cost_as_much_as_in_python(seed: int) -> None:
+    """One after the other, so that what drafts save is spent in one order; others share their passes."""
+    ends = []
+    for carries in (True, False):
+        rng = random.Random(seed)
+        guide, agreement = rng.choice([0.02, 0.1, 0.5]), rng.choice([4, 11, 14, 16])
+        setup = replace(ROOMY, carries=carries, guide_seconds=guide, agreement=agreement)
+        world = World(setup, stride=1000)
+        for others in (0, 0, 1, 0, 4):
+            for speculate in ("auto", *rng.choices(["off", 1, 3], k=others)):
+                prompt = [rng.randrange(2, 30) for _ in range(rng.randint(1, 6))]
+                policy = Nudging(rng.choice([0.25, 0.4]), rng.choice(["token", "token", "word"]))
+                params = SamplingParams(max_tokens=rng.choice([7, 40]))
+                world.submit(prompt, params, policy, speculate)
+            world.drain()
+        ends.append((world.turns, world.digest))
+    assert ends[0] == ends[1]
 
 
 def carried_share(world: World) -> float:
