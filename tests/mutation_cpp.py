@@ -27,7 +27,7 @@ FILES = (
     "host/track.cpp", "host/advance.cpp", "host/lanes.cpp", "host/batch.cpp", "host/ledger.cpp",
     "include/nudging/lanes.h", "include/nudging/ledger.h",
 )  # fmt: skip
-TESTS = ("simulation", "lanes", "adaptive", "ledger", "scheduler", "cosched", "faults", "prefix_cache")
+TESTS = ("simulation", "lanes_core", "lanes", "scheduler", "cosched", "faults", "prefix_cache", "adaptive")
 # Of memory, more than without a mutant: one that never ends may eat before its time is over.
 SLACK_BYTES = 4 << 30
 
