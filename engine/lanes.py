@@ -134,6 +134,23 @@ class Lanes:
         written, blocks = self._core.held(number)
         return written, dict(zip(self._carried[number].roles, blocks, strict=True))
 
+    def look(self, request: Request) -> dict[str, _C.TrackState]:
+        """The sequences of a carried request by role, as they are now."""
+        number = self._ids[request.id]
+        return dict(zip(self._carried[number].roles, self._core.look(number)[0], strict=True))
+
+    def check(self, request: Request) -> None:
+        """What `Request.check` asserts, of one that is carried and stays so."""
+        number = self._ids[request.id]
+        carried = self._carried[number]
+        tracks, output, begin, *_ = self._core.look(number)
+        output = carried.output[:begin] + output
+        for role, track in zip(carried.roles, tracks, strict=True):
+            sequence = carried.sequences[role]
+            tokens = sequence.tokens[: track.begin] + track.tokens
+            sequence.check_as(tokens, track.num_computed, track.blocks)
+            request.check_text(role, tokens, track.context_len, output)
+
     def plan(self, model: str) -> Planned:
         """Find what the lanes need of a model now; who is not ordinary is handed back."""
         tokens, missing, back = self._core.plan(self._models.index(model))

@@ -346,9 +346,15 @@ class Request:
 
     def check(self) -> None:
         """Assert I1 for every role, and I3: sequences of shared ids begin with prompt and output."""
+        if self._lanes is not None:
+            self._lanes.check(self)
+            return
         for role, sequence in self.sequences.items():
             sequence.check()
-            written = sequence.context_len - sequence.prompt_len
-            expected = self.prompts[role].ids + self.output[:written]
-            same = sequence.tokens[: sequence.context_len] == expected
-            assert same or not self.policy.shares_ids, f"{self.id}: {role} does not hold the text"
+            self.check_text(role, sequence.tokens, sequence.context_len, self.output)
+
+    def check_text(self, role: str, tokens: list[int], context_len: int, output: list[int]) -> None:
+        """Assert I3 of one role's tokens."""
+        prompt = self.prompts[role].ids
+        same = tokens[:context_len] == prompt + output[: context_len - len(prompt)]
+        assert same or not self.policy.shares_ids, f"{self.id}: {role} does not hold the text"
