@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from nudging.adaptive import Account, Ledger
@@ -112,9 +111,10 @@ class Engine:
         late = self._retire_late()
         with self._tracer.span("engine", "admit"):
             moved = [request for request in self.scheduler.admit() if request.id not in self._views]
+            sharers = self._sharers
             for request in moved:
                 self._open(request)
-                self._advance(request)
+                self._advance(request, sharers)
             self._retire_finished()
         order = self._order_models()
         for model in order:
@@ -126,10 +126,11 @@ class Engine:
             self._follow(plan)
             self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
+                sharers = self._sharers
                 for work in plan.works:
-                    self._advance(work.request)
+                    self._advance(work.request, sharers)
                     moved.append(work.request)
-                moved += self._advance_carried()
+                moved += self._advance_carried(sharers)
             moved += self._retire_finished()
         self._tracer.level(
             "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
@@ -210,7 +211,7 @@ class Engine:
 
     def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
-        works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
+        works = [work._replace(ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
         self.lanes.cap_paths(steps)
         shared, passes = 0, 0
         while works or self.lanes.num_planned:
@@ -282,14 +283,16 @@ class Engine:
             for p in range(work.first_row, work.end + 1)
         ]
 
-    def _advance(self, request: Request) -> None:
-        """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
+    def _advance(self, request: Request, shared: Mapping[str, float]) -> None:
+        """Run the policy until it finishes or misses a row; an error in it ends this request alone.
+
+        `shared`: how many requests share a pass of each model.
+        """
         view, ledger = self._views[request.id], self._ledgers[request.id]
         try:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            shared = self._sharers
             sharers = {role: shared[self.models_of[role]] for role in request.policy.roles}
             request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
@@ -298,11 +301,11 @@ class Engine:
             # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
 
-    def _advance_carried(self) -> list[Request]:
+    def _advance_carried(self, shared: Mapping[str, float]) -> list[Request]:
         """Let the lanes run on, and do in Python what is not ordinary of them."""
-        moved, returned = self.lanes.advance(self._sharers)
+        moved, returned = self.lanes.advance(shared)
         for request in returned:
-            self._advance(request)
+            self._advance(request, shared)
         return moved + returned
 
     def _check_need(self, request: Request) -> None:

@@ -31,6 +31,8 @@ from nudging.shared_numbers import address
 NO_ENDS: frozenset[int] = frozenset()
 # As `enum class Writer` counts them.
 WRITERS = {"token": 1, "word": 2}
+# After so many steps at most, requests are carried again.
+MAX_REST = 8
 # Who writes, threshold, whether equal is unsure, look-ahead.
 Rule = tuple[int, float, bool, int]
 
@@ -78,13 +80,16 @@ class Lanes:
         self._ids: dict[str, int] = {}
         self._numbers = count()
         self._failed: list[tuple[Request, NumericalError]] = []
+        # Where something lacks in step after step, going back and forth costs more than it saves: nobody is
+        # carried for `_rest` steps, and for `_next_rest` when it happens again at once.
+        self._rest = self._next_rest = 0
 
     def __len__(self) -> int:
         return len(self._carried)
 
     def offer(self, request: Request, ledger: Ledger) -> None:
         """Carry the request from here on, if its next step may be ordinary."""
-        rule = rule_of(request) if self._carries else None
+        rule = rule_of(request) if self._carries and not self._rest else None
         if rule is None or not self._is_ordinary(request):
             return
         number = next(self._numbers)
@@ -160,12 +165,14 @@ class Lanes:
 
     def own(self) -> None:
         """Own the blocks of what is planned; who cannot fails."""
+        self._next_rest = 0
         for number in self._core.own():
             assert self._lack is not None
             self._carried[number].request.fail(self._lack)
 
     def hand_back_planned(self) -> None:
-        """Hand back everyone who is planned."""
+        """Hand back everyone who is planned: tokens or blocks do not suffice for all."""
+        self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest + 1, MAX_REST)
         for number in {number for number, *_ in self._core.spans()}:
             self._carried[number].request.bring_back()
 
@@ -233,6 +240,7 @@ class Lanes:
         """Let the policies run on: the requests that moved, and those whose step Python does.  `sharers`: how
         many requests share the passes of each model.
         """
+        self._rest = max(self._rest - 1, 0)
         for request, error in self._failed:
             request.fail(error)
         failed, self._failed = [request for request, _ in self._failed], []

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.detokenize import Detokenizer, StopChecker
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 CARRIED = ("sequences", "output", "need", "draft")
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's
     sequence, and behind them `ahead` more along the model's own path, where every next token is the one that
     the row before it picked; a token of `ends` ends the path.
@@ -55,8 +54,7 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one committed token added: itself, its author, the text that became final with it, its log-
     probability.
     """
@@ -147,8 +145,10 @@ class Request:
         self.clock = clock
         self._counters = Counters(submitted_at=clock())
         self.timeout = timeout
+        self._max_sequence = {role: self._longest(role) for role in policy.roles}
         # Who carries the request now; its pieces may be asked for by any thread.
         self._lanes: Lanes | None = None
+        self.is_carried = False
         self._reading = threading.Lock()
         self._begin_text()
 
@@ -166,13 +166,9 @@ class Request:
             self.bring_back()
             return getattr(self, name)
 
-    @property
-    def is_carried(self) -> bool:
-        return self._lanes is not None
-
     def carry(self, lanes: Lanes) -> None:
         """From now on `lanes` has what is CARRIED."""
-        self._lanes = lanes
+        self._lanes, self.is_carried = lanes, True
         for name in CARRIED:
             delattr(self, name)
 
@@ -192,7 +188,7 @@ class Request:
         counters: Counters,
     ) -> None:
         """`lanes` has it no more."""
-        self._lanes = None
+        self._lanes, self.is_carried = None, False
         self.sequences, self.output, self.need, self.draft = sequences, output, need, draft
         self._counters = counters
 
@@ -265,6 +261,9 @@ class Request:
         """The most tokens that `role`'s sequence may hold: what has to fit into the pool, and the engine
         enforces.
         """
+        return self._max_sequence[role]
+
+    def _longest(self, role: str) -> int:
         written = self.max_tokens + self.ahead
         if not self.policy.shares_ids:
             # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
@@ -276,11 +275,11 @@ class Request:
         if token in self.params.stop_token_ids:
             self.finish("stop")
             return
-        if self.counters.first_token_at is None:
-            self.counters.first_token_at = self.clock()
+        if self._counters.first_token_at is None:
+            self._counters.first_token_at = self.clock()
         self.output.append(token)
         text, stopped = self._push(token)
-        self.pieces.append(Piece(token, author, text, logprob))
+        self._pieces.append(Piece(token, author, text, logprob))
         if stopped:
             self.finish_reason = "stop"
         elif len(self.output) >= self.max_tokens:

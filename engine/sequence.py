@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from nudging.blocks import BlockPool, BlockTable
 from nudging.prefix_cache import Prefix
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """What a model says after a prefix: the token it would write, and how sure it is.
 
     `token` is the pick under the request's sampling parameters and the noise of its output position;

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nudging.request import Request
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
     first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
     token of such a path.

@@ -27,6 +27,7 @@ from nudging.errors import NumericalError, OutOfBlocks
 from nudging.handle import Handle
 from nudging.lanes import Lanes
 from nudging.policies.protocol import Policy
+from nudging.prefix_cache import Prefix
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
@@ -185,7 +186,32 @@ class SimPool(BlockPool):
         self.fails_at = -1
         self._fresh: list[int] = []
 
+        # Whether anything happened since it was checked.
+        self._is_changed = True
+
+    def check(self) -> None:
+        if self._is_changed:
+            super().check()
+            self._is_changed = False
+
+    def share(self, block: int) -> None:
+        self._is_changed = True
+        super().share(block)
+
+    def release(self, block: int) -> None:
+        self._is_changed = True
+        super().release(block)
+
+    def register(self, parent: Prefix, tokens: list[int], block: int) -> Prefix:
+        self._is_changed = True
+        return super().register(parent, tokens, block)
+
+    def forget(self, block: int) -> None:
+        self._is_changed = True
+        super().forget(block)
+
     def allocate(self) -> int:
+        self._is_changed = True
         self.allocations += 1
         if self.allocations == self.fails_at:
             raise OutOfBlocks(f"allocation {self.fails_at} is made to fail")

@@ -487,7 +487,7 @@ class Life:
 
 
 STEPS = 100
-STRIDES = (1, 5, 25, 125)
+STRIDES = (2, 10, 50, 250)
 
 
 def live(seed: int, steps: int = STEPS, carries: bool = True) -> Life:
