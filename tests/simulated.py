@@ -89,14 +89,11 @@ class FakeModel:
     precision: str = "of integers"
 
     def row(self, state: int, want: Wanted) -> Row:
-        top = self.token(state, want.vocab_size)
-        params = want.params
-        token = top
+        params, seed, position, size, keeps_logits = want
+        token = top = self.token(state, size)
         if params.temperature or params.logit_bias:
-            drawn = draw(state, params, params.logit_bias or {}, want.seed, want.position)
-            token = self.token(drawn, want.vocab_size)
-        logits = self.logits(state, want.vocab_size) if want.keep_logits else None
-        return Row(token, top, self.top_prob(state), logits)
+            token = self.token(draw(state, params, params.logit_bias or {}, seed, position), size)
+        return Row(token, top, self.top_prob(state), self.logits(state, size) if keeps_logits else None)
 
     def token(self, state: int, vocab: int) -> int:
         own = (state ^ self.salt) * 0x85EBCA6B & MASK
@@ -109,7 +106,7 @@ class FakeModel:
         return TOP_PROBS[(state ^ self.salt) * 0xC2B2AE35 >> 20 & 15]
 
     def logits(self, state: int, vocab: int) -> torch.Tensor:
-        return torch.tensor([float(crc32(BYTES[token], state) >> 24) / 16 for token in range(vocab)])
+        return torch.tensor([(crc32(byte, state) >> 24) / 16 for byte in BYTES[:vocab]])
 
 
 def draw(state: int, params: Any, bias: Mapping[int, float], seed: int, position: int) -> int:
@@ -123,8 +120,7 @@ def draw(state: int, params: Any, bias: Mapping[int, float], seed: int, position
     return state
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The oracle's row; its noise is keyed `offset` later, for texts that go on from earlier ones."""
 
     model: FakeModel
@@ -269,14 +265,15 @@ class SimRunner(ModelRunner):
     ) -> list[Row | NumericalError]:
         self.passes += 1
         self.pool.begin([pair for work in works for pair in work.copies])
-        spans = list(map(span_of, works))
         written: set[int] = set()
+        tokens = 0
         if lanes is not None:
+            tokens = lanes.num_tokens
             carried = [Span(*numbers[2:-1]) for numbers in lanes.core.spans()]
             lanes.take(self._rows(carried, wanted_by(lanes), written))
-            spans = carried + spans
-        rows = self._rows(spans[len(spans) - len(works) :], wanted, written)
-        self.clock.now += 1.0 + 0.01 * sum(span.end - span.start for span in spans)
+        tokens += sum([work.end - work.start for work in works])
+        rows = self._rows(list(map(span_of, works)), wanted, written) if works else []
+        self.clock.now += 1.0 + 0.01 * tokens
         return rows
 
     def _rows(self, spans: list[Span], wanted: list[Wanted], written: set[int]) -> list[Row | NumericalError]:
