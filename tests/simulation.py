@@ -356,14 +356,15 @@ class Broken:
         return Step(state=state)
 
 
-def random_setup(rng: random.Random) -> Setup:
-    """Small servers of every shape."""
+def random_setup(rng: random.Random, pace: int) -> Setup:
+    """Small servers of every shape; texts are `pace` times as long as the shortest."""
     block_size = rng.choice([1, 2, 3, 4, 8])
     # From where two ordinary requests get in each other's way to where none does.
-    tokens = rng.choice([60, 90, 140, 200, 400, 1000])
+    room = (pace + 1) // 2
+    tokens = room * rng.choice([60, 90, 140, 200, 400, 1000])
     return Setup(
         block_size=block_size,
-        blocks=(tokens // block_size, rng.choice([tokens, tokens, 90]) // block_size),
+        blocks=(tokens // block_size, rng.choice([tokens, tokens, 90 * room]) // block_size),
         max_batch_tokens=rng.choice([1, 3, 8, 16, 64, 2048]),
         max_len=rng.choice([48, 160, 4096]),
         one_model=rng.random() < 0.15,
@@ -380,7 +381,9 @@ class Life:
 
     def __init__(self, seed: int, carries: bool) -> None:
         self.rng = random.Random(seed)
-        self.setup = replace(random_setup(self.rng), carries=carries)
+        # In some lives texts are longer and clients come more seldom, by so much: there C++ carries them far.
+        self.pace = self.rng.choice(PACES)
+        self.setup = replace(random_setup(self.rng, self.pace), carries=carries)
         self.world = World(self.setup, STRIDES[seed % len(STRIDES)])
         self.crowd = self.rng.choice([1, 3, 5, 8])
         # Requests that use all the memory that is reserved for them: no look-ahead, no drafts, no early end.
@@ -397,11 +400,11 @@ class Life:
     def disturb(self) -> None:
         """What clients do between two turns."""
         rng, world = self.rng, self.world
-        if len(world.jobs) < self.crowd and rng.random() < 0.6:
+        if len(world.jobs) < self.crowd and rng.random() < 0.6 / self.pace:
             self._try(self._submit)
-        if world.jobs and rng.random() < 0.03:
+        if world.jobs and rng.random() < 0.03 / self.pace:
             world.cancel(rng.choice(world.jobs))
-        if rng.random() < 0.15:
+        if rng.random() < 0.15 / self.pace:
             self._try(self._use_a_generation)
 
     def _try(self, action: Any) -> None:
@@ -470,14 +473,14 @@ class Life:
 
     def _options(self) -> dict[str, Any]:
         rng = self.rng
-        timeout = rng.uniform(1.0, 40.0) if rng.random() < 0.1 else None
+        timeout = self.pace * rng.uniform(1.0, 40.0) if rng.random() < 0.1 else None
         salt = rng.choice([None, None, None, "salt"])
         return {"priority": rng.choice([0, 0, 0, -1, 1]), "timeout": timeout, "cache_salt": salt}
 
     def _params(self, n: int | None = None) -> SamplingParams:
         rng = self.rng
         return SamplingParams(
-            max_tokens=rng.choice([1, 2, 5, 12, 24]),
+            max_tokens=self.pace * rng.choice([1, 2, 5, 12, 24]),
             temperature=rng.choice([0.0, 0.0, 1.0]),
             top_k=rng.choice([0, 0, 20]),
             seed=rng.getrandbits(64),
@@ -491,6 +494,7 @@ class Life:
 
 
 STEPS = 100
+PACES = (1, 1, 8)
 STRIDES = (1, 3, 9, 40)
 
 
