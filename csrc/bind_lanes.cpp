@@ -347,6 +347,7 @@ void bind_computing(py::class_<Lanes>& lanes) {
       .def("take_statistics", &take_statistics)
       .def("take_rows", &take_rows)
       .def("forget_prices", &Lanes::forget_prices)
+      .def("pay", &Lanes::pay)
       .def("onward", &Lanes::onward)
       .def("advance_all", &Lanes::advance_all);
 }

@@ -257,6 +257,8 @@ class Engine:
             seconds = (self.clock() - began) / runner.passes_made
             self.costs[model].record(rows, asked, seconds)
             self.lanes.learned(model)
+        if lanes is not None:
+            lanes.pay()
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
@@ -284,10 +286,7 @@ class Engine:
         ]
 
     def _advance(self, request: Request, shared: Mapping[str, float]) -> None:
-        """Run the policy until it finishes or misses a row; an error in it ends this request alone.
-
-        `shared`: how many requests share a pass of each model.
-        """
+        """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
         view, ledger = self._views[request.id], self._ledgers[request.id]
         try:
             while not request.is_finished:

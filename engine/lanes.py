@@ -236,6 +236,10 @@ class Lanes:
         """What passes of the model cost has been learned anew."""
         self._core.forget_prices(self._models.index(model))
 
+    def pay(self) -> None:
+        """Enter what was computed in the ledgers, once what passes cost has been learned anew."""
+        self._core.pay()
+
     def advance(self, sharers: Mapping[str, float]) -> tuple[list[Request], list[Request]]:
         """Let the policies run on: the requests that moved, and those whose step Python does.  `sharers`: how
         many requests share the passes of each model.

@@ -111,7 +111,6 @@ std::vector<std::pair<std::int64_t, Position>> Lanes::take(const std::vector<Row
   for (const Item& item : items_) {
     Lane& lane = *item.lane;
     Track& track = lane.tracks[item.role];
-    lane.books.pay(world_.prices, item.role, item.end - item.start, item.end - item.first_row + 1);
     track.num_computed = item.end;
     ++track.passes;
     bool has_failed = false;
@@ -127,6 +126,13 @@ std::vector<std::pair<std::int64_t, Position>> Lanes::take(const std::vector<Row
     if (!has_failed) register_blocks(lane, item.role, track);
   }
   return failed;
+}
+
+void Lanes::pay() {
+  for (const Item& item : items_) {
+    const Position rows = item.end - item.start, answers = item.end - item.first_row + 1;
+    item.lane->books.pay(world_.prices, item.role, rows, answers);
+  }
 }
 
 void Lanes::register_blocks(const Lane& lane, int role, Track& track) {

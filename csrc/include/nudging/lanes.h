@@ -202,6 +202,8 @@ class Lanes {
   // needed and is not.
   std::vector<std::pair<std::int64_t, Position>> take(const std::vector<Row>& said,
                                                       const std::vector<bool>& is_finite);
+  // Every lane pays for what was computed, once it is known what that took.
+  void pay();
   // The next token of every path; false where none goes on.
   bool onward();
   // Let the policies of what was planned run on.  Returns the lanes that moved and those whose step
