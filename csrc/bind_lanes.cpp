@@ -349,7 +349,7 @@ void bind_computing(py::class_<Lanes>& lanes) {
       .def("forget_prices", &Lanes::forget_prices)
       .def("pay", &Lanes::pay)
       .def("onward", &Lanes::onward)
-      .def("advance_all", &Lanes::advance_all);
+      .def("advance_before", &Lanes::advance_before);
 }
 
 }  // namespace

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from nudging.adaptive import Account, Ledger
 from nudging.cosched import cheapest_first, path_steps
@@ -28,7 +27,7 @@ from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
-from nudging.work import SchedulerOutput, Work
+from nudging.work import SchedulerOutput, Work, describe
 
 # How fast the part of the requests that a pass serves follows the passes.
 SHARE_SMOOTHING = 0.2
@@ -127,10 +126,12 @@ class Engine:
             self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 sharers = self._sharers
+                moved += self.lanes.settle()
                 for work in plan.works:
+                    moved += self._advance_carried(work.request, sharers)
                     self._advance(work.request, sharers)
                     moved.append(work.request)
-                moved += self._advance_carried(sharers)
+                moved += self._advance_carried(None, sharers)
             moved += self._retire_finished()
         self._tracer.level(
             "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
@@ -300,12 +301,17 @@ class Engine:
             # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
 
-    def _advance_carried(self, shared: Mapping[str, float]) -> list[Request]:
-        """Let the lanes run on, and do in Python what is not ordinary of them."""
-        moved, returned = self.lanes.advance(shared)
-        for request in returned:
-            self._advance(request, shared)
-        return moved + returned
+    def _advance_carried(self, before: Request | None, shared: Mapping[str, float]) -> list[Request]:
+        """Let the lanes that rank above `before` run on, and do in Python what is not ordinary of them."""
+        moved: list[Request] = []
+        while len(self.lanes):
+            some, returned = self.lanes.advance(before, shared)
+            moved += some
+            if returned is None:
+                break
+            self._advance(returned, shared)
+            moved.append(returned)
+        return moved
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
@@ -387,15 +393,3 @@ class Engine:
         self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
         for listener in self.on_end:
             listener(request)
-
-
-def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
-    """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
-    how many rows it answers.
-    """
-    carried = lanes.describe() if lanes is not None else {}
-    rows = lanes.num_tokens if lanes is not None else 0
-    reads = {
-        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
-    }
-    return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}

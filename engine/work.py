@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nudging.request import Request
+
+if TYPE_CHECKING:
+    from nudging.lanes import Lanes
 
 
 class Work(NamedTuple):
@@ -48,3 +51,15 @@ class SchedulerOutput:
     works: list[Work]
     found: list[Found]
     preempted: list[Request]
+
+
+def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
+    """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
+    how many rows it answers.
+    """
+    carried = lanes.describe() if lanes is not None else {}
+    rows = lanes.num_tokens if lanes is not None else 0
+    reads = {
+        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
+    }
+    return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}

@@ -233,7 +233,8 @@ class World:
         if length != job.checked[i] and want is not None and not isinstance(request.policy, Broken):
             before = job.checked[i]
             output = [piece.token for piece in pieces[before:]]
-            assert length > before and output == want[before:length], f"{request.id}: {output}, not {want[before:length]}"
+            assert length > before, f"{request.id}: what was written is gone"
+            assert output == want[before:length], f"{request.id}: {output}, not {want[before:length]}"
             job.checked[i] = length
 
     def _read(self, job: Job) -> None:
@@ -504,7 +505,8 @@ def live(seed: int, steps: int = STEPS, carries: bool = True) -> Life:
     try:
         life.run(steps)
     except BaseException as error:
-        error.add_note(f"replay with: python -m tests.simulation --seed {seed} --steps {steps}")
+        where = "" if carries else " --in-python"
+        error.add_note(f"replay with: python -m tests.simulation --seed {seed} --steps {steps}{where}")
         raise
     return life
 
@@ -514,10 +516,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--lives", type=int, default=1, help="how many seeds from there on")
     parser.add_argument("--steps", type=int, default=STEPS, help="turns before clients stop coming")
+    parser.add_argument("--in-python", action="store_true", help="C++ carries nobody")
     options = parser.parse_args()
     began, turns, requests, preemptions = time.perf_counter(), 0, 0, 0
     for seed in range(options.seed, options.seed + options.lives):
-        life = live(seed, options.steps)
+        life = live(seed, options.steps, carries=not options.in_python)
         turns += life.world.turns
         requests += sum(life.world.finished.values())
         preemptions += life.world.preemptions

@@ -12,7 +12,8 @@ import torch
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.batch import BatchBuffer, BatchShape
 from nudging.errors import NumericalError
-from nudging.lanes import Lanes, rule_of
+from nudging.lane_rules import rule_of
+from nudging.lanes import Lanes
 from nudging.output import Stats
 from nudging.policies.protocol import Policy
 from nudging.request import CARRIED

@@ -1,6 +1,5 @@
 """What a caller gets back is what the request counted: segments, figures, and the totals of an engine."""
 
-
 import pytest
 
 from nudging.decide import TokenLogprob
