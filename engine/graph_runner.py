@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import accumulate, islice
 
 import torch
@@ -78,7 +77,7 @@ class GraphRunner(ModelRunner):
             self._foreseen.clear()
         # Before a cycle begins in these blocks, and for those whose rows are there already, too.
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
-        works = [replace(work, copies=()) if work.copies else work for work in works]
+        works = [work._replace(copies=()) if work.copies else work for work in works]
         found = self.foresight.rows(self, works, wanted)
         answers = [max(work.end - work.first_row + 1, 0) for work in works]
         ends = [0, *accumulate(answers)]

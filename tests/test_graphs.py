@@ -6,7 +6,6 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +251,7 @@ def test_shapes_are_few() -> None:
 
 def test_tables_hold_the_longest_path_behind_the_longest_text() -> None:
     """A text without a path of its own goes along with the others' to their end."""
-    works = [work(128, 127, 128, [0] * 32), replace(work(3, 0, 3, [1]), ahead=15)]
+    works = [work(128, 127, 128, [0] * 32), work(3, 0, 3, [1])._replace(ahead=15)]
     shape = padded(works, 4)
     assert shape is not None
     assert shape.width == 32
