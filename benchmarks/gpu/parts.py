@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.goals import Goal
 from benchmarks.gpu.table import markdown
 
 
@@ -66,8 +67,10 @@ def run_parts(
     deadline: float,
     is_well: Callable[[], bool],
     say: Callable[[str], None] = print,
+    goals: Sequence[Goal] = (),
 ) -> bool:
     """Run all parts that are not in the file `path` yet, until `deadline` of time.time; whether none failed.
+    `goals`: what the table begins with.
 
     Where `is_well` says that the device is lost, the process starts itself anew for the parts that are left.
     """
@@ -76,7 +79,7 @@ def run_parts(
         if part.name in done:
             continue
         done[part.name] = run_part(part, deadline - time.time())
-        write(done, path)
+        write(done, path, goals)
         say(f"{part.name}: {done[part.name]['state']} in {done[part.name]['seconds']:.1f} s")
         if done[part.name]["state"] == "failed":
             say(done[part.name]["error"])
@@ -114,11 +117,11 @@ def run_part(part: Part, left: float) -> dict[str, Any]:
     }
 
 
-def write(done: dict[str, Any], path: Path) -> None:
+def write(done: dict[str, Any], path: Path, goals: Sequence[Goal] = ()) -> None:
     """The file and, beside it, the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(done, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(done))
+    path.with_suffix(".md").write_text(markdown(done, goals))
 
 
 def device_is_well(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.arms.arm import Limits, Prompts
 from benchmarks.arms.hf import TransformersArm
 from benchmarks.arms.ours import EngineArm
-from benchmarks.gpu.pairs import Pair
+from benchmarks.gpu.pairs import TOKEN, Pair
 from benchmarks.gpu.parts import Figure, Found
 from benchmarks.pair import pass_bytes, pocket_prompts
 from nudging import Base, LoadedModel
@@ -116,7 +116,14 @@ def two_models(pair: Pair, bandwidth: float) -> Found:
     limit = pair.scale.tokens
     lower, median, upper = speed(lambda prompt: len(nudged(*models, prompt, limit)), prompts)
     bound = bandwidth / pass_bytes(pair.llm, "base")
-    return Found([Figure("a loop over two transformers models", median, "tok/s", bound, lower, upper)])
+    found = Found([Figure("a loop over two transformers models", median, "tok/s", bound, lower, upper)])
+    limits = Limits(limit, ignore_eos=True)
+    for name, speculate in (("adaptive", "auto"), *((f"k={k}", k) for k in pair.scale.drafts)):
+        ours = EngineArm(name, "by token", pair.llm, TOKEN, speculate)
+        spread = speed(lambda prompt, ours=ours: len(ours.run(prompt, limits).token_ids), prompts)
+        found.figures.append(Figure(f"ours by token, {name}", spread[1], "tok/s", None, spread[0], spread[2]))
+        found.figures.append(Figure(f"ours over it, {name}", spread[1] / median, "x"))
+    return found
 
 
 @torch.inference_mode()
