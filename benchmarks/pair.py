@@ -147,7 +147,7 @@ def compare_models(
 
 def versions() -> dict[str, str]:
     """The versions of the engines that are installed."""
-    packages = ("transformers", "llama-cpp-python", "gguf", "openvino", "openvino-genai")
+    packages = ("transformers", "llama-cpp-python", "gguf", "openvino", "openvino-genai", "vllm", "sglang")
     installed = {d.name.lower(): d.version for d in metadata.distributions()}
     return {name: installed[name] for name in packages if name in installed}
 

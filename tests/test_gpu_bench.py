@@ -13,10 +13,12 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.gpu import kernels, parts
-from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.__main__ import OTHERS, main
 from benchmarks.gpu.agreement import disturbed
 from benchmarks.gpu.goals import Goal, best, goals_of, lowest, of_copy, value
+from benchmarks.gpu.pairs import Pair
 from benchmarks.gpu.parts import Figure, Found, Part, run_parts
+from benchmarks.gpu.rivals import of_files
 from benchmarks.gpu.sanitize import TESTS, errors_of, run_tools
 from benchmarks.gpu.scale import TINY
 from nudging import LoadedModel
@@ -31,8 +33,10 @@ def test_every_part_runs_on_tiny_models_and_has_its_figures(tmp_path: Path) -> N
     done = CliRunner().invoke(main, ["--device", "cpu", "--tiny", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert done.exit_code == 0, done.output
-    assert {part["state"] for part in found.values()} == {"measured"}
-    assert all(part["figures"] for name, part in found.items() if name != "device")
+    others = {f"tiny, {arm}" for _, arm in OTHERS}
+    assert {name for name, part in found.items() if part["state"] != "measured"} == others
+    assert {found[name]["state"] for name in others} == {"missing"}
+    assert all(part["figures"] for name, part in found.items() if name != "device" and name not in others)
     figures = {f["what"]: f for part in found.values() for f in part["figures"]}
     assert (figures["tests: failures"]["value"], figures["sanitizer: memcheck"]["value"]) == (1, 3)
     # One computation of one text, whoever computes it.
@@ -45,7 +49,8 @@ def test_every_part_runs_on_tiny_models_and_has_its_figures(tmp_path: Path) -> N
     assert found["tiny, kernels of the base"]["details"]["pass"]
     table = (tmp_path / "gpu.md").read_text().splitlines()
     goals, rows = table[: table.index("")], table[table.index("") + 1 :]
-    assert len(rows) == 2 + sum(len(part["figures"]) for part in found.values())
+    assert len(rows) == 2 + len(others) + sum(len(part["figures"]) for part in found.values())
+    assert any("| tiny, vllm bf16 | missing: " in row for row in rows)
     # Six tokens of one question hold no step in which authors change and one in which they do not.
     missing = [row for row in goals if "not measured" in row]
     assert all("a step in which authors change" in row for row in missing), missing
@@ -81,6 +86,22 @@ def test_goals_are_read_from_the_figures_they_name() -> None:
     assert least.row(done) == "| speed | at least 1 x | 1.7 x | yes | p: speculative |"
     assert most.row(done) == "| idle | at most 2.0% | 3.0% | no | p: idle, 4 |"
     assert Goal("speed", 1.0, "x", best("q")).row(done) == "| speed | at least 1 x | not measured |  |  |"
+
+
+def test_an_engine_in_a_process_of_its_own_is_measured_or_says_why_not(tmp_path: Path) -> None:
+    pair = Pair(TINY.pairs["tiny"], torch.device("cpu"), TINY, tmp_path)
+    found = of_files(pair, 1e10, "transformers", "transformers bf16", 120)
+    figures = {figure.what: figure.value for figure in found.figures}
+    assert figures["texts that are ours"] == 1
+    assert figures["transformers bf16"] > 0
+    assert figures["ours over it"] == pytest.approx(
+        figures["ours, base alone"] / figures["transformers bf16"]
+    )
+    with pytest.raises(RuntimeError, match="no such arm ended with 1: (.|\n)*not enough values to unpack"):
+        of_files(pair, 1e10, "transformers", "no such arm", 120)
+    with pytest.raises(TimeoutError, match=r"transformers bf16 took more than 0 s"):
+        of_files(pair, 1e10, "transformers", "transformers bf16", 0.1)
+    pair.close()
 
 
 def test_a_guide_is_disturbed_and_then_as_it_was() -> None:

@@ -28,15 +28,19 @@ from benchmarks.gpu.goals import LESS_AGREEMENT, LOOP, goals_of
 from benchmarks.gpu.pairs import Pair
 from benchmarks.gpu.parts import Figure, Found, Part, device_is_well, run_parts
 from benchmarks.gpu.passes import passes, profiled
-from benchmarks.gpu.rivals import base_alone, two_models
+from benchmarks.gpu.rivals import base_alone, missing, of_files, setting_of, two_models
 from benchmarks.gpu.scale import FULL, TINY, Scale
 from benchmarks.gpu.start import ahead, process_start, start_up
 from benchmarks.inflate import Layout
 from benchmarks.pair import RESULTS, device_name
+from benchmarks.rivals import ENGINES
 
 CLOCKS = (
     "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
 )
+# Arms of engines that read files; to start one takes minutes.
+OTHERS = (("vllm", "vllm bf16"), ("vllm", "vllm bf16 drafted"), ("sglang", "sglang bf16"))
+OTHER_SECONDS = 240.0
 
 
 class Run:
@@ -75,7 +79,15 @@ class Run:
         for both in self.pairs.items():
             listed += self.rest(*both)
         listed.append(Part(f"{name}, transformers, static cache", 90, partial(self.rival, pair, "static")))
-        return listed
+        return listed + [self.of_files(name, pair, *both) for both in OTHERS]
+
+    def of_files(self, name: str, pair: Pair, engine: str, arm: str) -> Part:
+        """Another engine that reads checkpoints, or what it lacks."""
+        obstacle = ENGINES[engine].obstacle(setting_of(pair, pair.folder, pair.folder))
+        if obstacle is not None:
+            return Part(f"{name}, {arm}", 0, partial(missing, obstacle))
+        run = partial(of_files, pair, engine=engine, arm=arm, seconds=OTHER_SECONDS)
+        return Part(f"{name}, {arm}", OTHER_SECONDS, lambda: run(self.bandwidth))
 
     def wanted_most(self, name: str, pair: Pair) -> list[Part]:
         """What the goals of a pair are read from."""

@@ -52,6 +52,10 @@ class Found:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+class Missing(Exception):
+    """What a part measures is not there; its message says what is to be done."""
+
+
 @dataclass(frozen=True)
 class Part:
     """`run` takes about `seconds` at most; it is not started where fewer are left."""
@@ -96,7 +100,7 @@ def again(deadline: float) -> list[str]:
 
 
 def run_part(part: Part, left: float) -> dict[str, Any]:
-    """The part's entry in the file: `state` is measured, failed or skipped."""
+    """The part's entry in the file: `state` is measured, missing, failed or skipped."""
     if left < part.seconds:
         reason = f"it takes about {part.seconds:.0f} s and {max(left, 0):.0f} s are left"
         return {"state": "skipped", "seconds": 0.0, "error": reason, "figures": [], "details": {}}
@@ -104,6 +108,8 @@ def run_part(part: Part, left: float) -> dict[str, Any]:
     state, error, found = "measured", None, Found()
     try:
         found = part.run()
+    except Missing as absent:
+        state, error = "missing", str(absent)
     except Exception:  # whatever it is, it must not cost the other parts
         state, error = "failed", traceback.format_exc()
     seconds = time.perf_counter() - began

@@ -1,4 +1,6 @@
-"""transformers on the same weights: the base alone, with a static cache, and a plain loop over two models."""
+"""Other engines on the same models: transformers on our very weights, alone, with a static cache and as a
+plain loop over two models; and those that read files.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,21 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.arms.arm import Limits, Prompts
+from benchmarks.arms.arm import Limits, Prompts, Setting
 from benchmarks.arms.hf import TransformersArm
 from benchmarks.arms.ours import EngineArm
+from benchmarks.gpu.other_engine import run_elsewhere
 from benchmarks.gpu.pairs import TOKEN, Pair
-from benchmarks.gpu.parts import Figure, Found
+from benchmarks.gpu.parts import Figure, Found, Missing
 from benchmarks.pair import pass_bytes, pocket_prompts
+from benchmarks.report import quartiles
+from benchmarks.rounds import run_rounds
 from nudging import Base, LoadedModel
 from nudging.models.load import layer_shapes
 
@@ -107,6 +113,38 @@ def base_alone(pair: Pair, bandwidth: float, cache: str | None = None) -> Found:
 def alike(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def of_files(pair: Pair, bandwidth: float, engine: str, arm: str, seconds: float) -> Found:
+    """The arm of an engine that reads checkpoints, in a process of its own, and then our base alone."""
+    setting = setting_of(pair, *pair.checkpoints())
+    prompts, limits = pocket_prompts(pair.llm, pair.scale.questions), Limits(pair.scale.tokens, True)
+    if pair.device.type == "cuda":
+        # What this process keeps for later, the other one may need now.
+        torch.cuda.empty_cache()
+    rounds = run_elsewhere(engine, arm, setting, prompts, limits, pair.scale.rounds, seconds)
+    ours = EngineArm("base alone", "base", pair.llm, Base(), "off")
+    run = run_rounds([ours], prompts, limits, pair.scale.rounds, seed=0)
+    bound = bandwidth / pass_bytes(pair.llm, "base")
+    speeds, found = [], Found()
+    for name, each in ((arm, rounds), ("ours, base alone", run.records[0].rounds)):
+        rates = [sum(len(s.token_ids) for s in one) / sum(s.seconds for s in one) for one in each]
+        lower, median, upper = quartiles(rates)
+        speeds.append(median)
+        found.figures.append(Figure(name, median, "tok/s", bound, lower, upper))
+    found.figures.append(Figure("ours over it", speeds[1] / speeds[0], "x"))
+    pairs = [(a.token_ids, b.token_ids) for a, b in zip(rounds[0], run.records[0].rounds[0], strict=True)]
+    found.figures.append(Figure("texts that are ours", sum(a == b for a, b in pairs) / len(pairs), ""))
+    found.details["first_tokens_alike"] = [alike(*both) for both in pairs]
+    return found
+
+
+def setting_of(pair: Pair, base: Path, guide: Path) -> Setting:
+    return Setting(base, guide, pair.device, torch.get_num_threads(), pair.folder / "other")
+
+
+def missing(reason: str) -> Found:
+    raise Missing(reason)
 
 
 def two_models(pair: Pair, bandwidth: float) -> Found:
