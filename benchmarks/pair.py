@@ -69,6 +69,7 @@ def measure(
         "device": device,
         "kv_cache_memory": "512MiB",
         "progress": False,
+        "record_ahead": False,
     }
     with ExitStack() as stack:
         llm = stack.enter_context(LLM(base, guide, **options))

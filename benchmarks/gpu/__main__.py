@@ -34,6 +34,7 @@ from benchmarks.gpu.start import ahead, process_start, start_up
 from benchmarks.inflate import Layout
 from benchmarks.pair import RESULTS, device_name
 from benchmarks.rivals import ENGINES
+from nudging import LoadedModel
 
 CLOCKS = (
     "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
@@ -78,6 +79,7 @@ class Run:
         listed += ops
         for both in self.pairs.items():
             listed += self.rest(*both)
+        listed.append(Part(f"{name}, passes of the base in int8", 60, partial(self.int8, pair)))
         listed.append(Part(f"{name}, transformers, static cache", 90, partial(self.rival, pair, "static")))
         return listed + [self.of_files(name, pair, *both) for both in OTHERS]
 
@@ -112,6 +114,8 @@ class Run:
         for index, role in enumerate(("base", "guide")):
             listed.append(Part(f"{name}, kernels of the {role}", 10, partial(self.kernels, pair, index)))
         listed.append(Part(f"{name}, transformers", 20, partial(self.rival, pair, None)))
+        for context in self.scale.contexts[1:]:
+            listed.append(Part(f"{name}, context of {context}", 40, partial(self.arms, pair, context)))
         return listed
 
     def of_ops(self) -> tuple[list[Part], list[Part]]:
@@ -136,6 +140,12 @@ class Run:
 
     def passes(self, pair: Pair, index: int) -> Found:
         return passes(pair.models[index].decoder, self.scale, self.bandwidth)
+
+    def int8(self, pair: Pair) -> Found:
+        """The base's passes where its weights are int8, which is another precision."""
+        device = str(self.device)
+        model = LoadedModel.load(pair.checkpoints()[0], device=device, quantization="int8")
+        return passes(model.decoder, self.scale, self.bandwidth)
 
     def cycles(self, pair: Pair) -> Found:
         return cycles(pair, self.bandwidth)

@@ -1,7 +1,8 @@
 """One arm of another engine in a process of its own: `python -m benchmarks.gpu.other_engine FOLDER`.
 
 Such an engine starts processes, keeps memory of the device and may end its own process where one of them
-fails: none of that shall cost the other parts.  FOLDER/job.json says what to run, FOLDER/said.json what it wrote.
+fails: none of that shall cost the other parts.  What to run is in FOLDER/job.json, what it wrote then in
+FOLDER/said.json.
 """
 
 from __future__ import annotations
