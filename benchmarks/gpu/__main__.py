@@ -98,7 +98,7 @@ class Run:
         for index, role in enumerate(("base", "guide")):
             listed.append(Part(f"{name}, passes of the {role}", 15, partial(self.passes, pair, index)))
         listed.append(Part(f"{name}, questions", 30, partial(self.arms, pair, None)))
-        listed.append(Part(f"{name}, {LESS_AGREEMENT}", 30, partial(self.less_agreement, pair)))
+        listed.append(Part(f"{name}, {LESS_AGREEMENT}", 45, partial(self.less_agreement, pair)))
         listed.append(Part(f"{name}, context of {context}", 30, partial(self.arms, pair, context)))
         listed.append(Part(f"{name}, cycles", 45, partial(self.cycles, pair)))
         for size in self.scale.batches:

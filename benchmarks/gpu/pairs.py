@@ -95,9 +95,10 @@ class Pair:
         `context`: tokens before the question, None for the question alone.
         """
         prompts = pocket_prompts(self.llm, self.scale.questions)
-        if context is not None:
-            prompts = [lengthened(prompt, context) for prompt in prompts]
-        return self._measure(self.llm, prompts, bandwidth)
+        if context is None:
+            return self._measure(self.llm, prompts, bandwidth, self.scale.drafts)
+        prompts = [lengthened(prompt, context) for prompt in prompts]
+        return self._measure(self.llm, prompts, bandwidth, self.scale.drafts[-2:-1])
 
     def less_agreement(self, share: float, bandwidth: float) -> Found:
         """The same of a guide that is disturbed until it agrees at `share` of the base's tokens only."""
@@ -107,18 +108,18 @@ class Pair:
             lazy = EngineArm("lazy", "nudged", llm, POLICY, "off")
             amount = amount_for(share, llm, guide, lazy, prompts, limits)
             with disturbed(guide, amount):
-                found = self._measure(llm, prompts, bandwidth)
+                found = self._measure(llm, prompts, bandwidth, self.scale.drafts)
         found.details["disturbance"] = amount
         return found
 
-    def _measure(self, llm: LLM, prompts: list[Prompts], bandwidth: float) -> Found:
+    def _measure(self, llm: LLM, prompts: list[Prompts], bandwidth: float, drafts: tuple[int, ...]) -> Found:
         """Every way of nudging by word and by token beside the models alone."""
         scale, arms = self.scale, list[Arm]()
         arms += [EngineArm("base alone", "base", llm, Base(), "off")]
         arms += [EngineArm("guide alone", "guide", llm, Guide(), "off")]
         for policy, text, by in ((POLICY, "nudged", ""), (TOKEN, "by token", " by token")):
             arms.append(EngineArm(f"lazy{by}", text, llm, policy, "off"))
-            arms += [EngineArm(f"speculative{by} k={k}", text, llm, policy, k) for k in scale.drafts]
+            arms += [EngineArm(f"speculative{by} k={k}", text, llm, policy, k) for k in drafts]
             arms.append(EngineArm(f"adaptive{by}", text, llm, policy, "auto"))
         run = run_rounds(arms, prompts, Limits(scale.tokens, True), scale.rounds, seed=0)
         sizes = {

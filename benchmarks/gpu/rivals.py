@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.arms.arm import Limits, Prompts, Setting
+from benchmarks.arms.arm import Limits, Prompts, Sample, Setting
 from benchmarks.arms.hf import TransformersArm
 from benchmarks.arms.ours import EngineArm
 from benchmarks.gpu.other_engine import run_elsewhere
 from benchmarks.gpu.pairs import TOKEN, Pair
 from benchmarks.gpu.parts import Figure, Found, Missing
+from benchmarks.gpu.timing import Spread
 from benchmarks.pair import pass_bytes, pocket_prompts
 from benchmarks.report import quartiles
 from benchmarks.rounds import run_rounds
@@ -128,8 +129,7 @@ def of_files(pair: Pair, bandwidth: float, engine: str, arm: str, seconds: float
     bound = bandwidth / pass_bytes(pair.llm, "base")
     speeds, found = [], Found()
     for name, each in ((arm, rounds), ("ours, base alone", run.records[0].rounds)):
-        rates = [sum(len(s.token_ids) for s in one) / sum(s.seconds for s in one) for one in each]
-        lower, median, upper = quartiles(rates)
+        lower, median, upper = rates(each)
         speeds.append(median)
         found.figures.append(Figure(name, median, "tok/s", bound, lower, upper))
     found.figures.append(Figure("ours over it", speeds[1] / speeds[0], "x"))
@@ -155,13 +155,18 @@ def two_models(pair: Pair, bandwidth: float) -> Found:
     lower, median, upper = speed(lambda prompt: len(nudged(*models, prompt, limit)), prompts)
     bound = bandwidth / pass_bytes(pair.llm, "base")
     found = Found([Figure("a loop over two transformers models", median, "tok/s", bound, lower, upper)])
-    limits = Limits(limit, ignore_eos=True)
-    for name, speculate in (("adaptive", "auto"), *((f"k={k}", k) for k in pair.scale.drafts)):
-        ours = EngineArm(name, "by token", pair.llm, TOKEN, speculate)
-        spread = speed(lambda prompt, ours=ours: len(ours.run(prompt, limits).token_ids), prompts)
-        found.figures.append(Figure(f"ours by token, {name}", spread[1], "tok/s", None, spread[0], spread[2]))
-        found.figures.append(Figure(f"ours over it, {name}", spread[1] / median, "x"))
+    ways = {"adaptive": "auto", **{f"k={k}": k for k in pair.scale.drafts}}
+    arms = [EngineArm(name, "by token", pair.llm, TOKEN, way) for name, way in ways.items()]
+    for record in run_rounds(arms, prompts, Limits(limit, True), ROUNDS, seed=0).records:
+        name, (low, middle, high) = record.arm.name, rates(record.rounds)
+        found.figures.append(Figure(f"ours by token, {name}", middle, "tok/s", None, low, high))
+        found.figures.append(Figure(f"ours over it, {name}", middle / median, "x"))
     return found
+
+
+def rates(rounds: Sequence[Sequence[Sample]]) -> Spread:
+    """Tokens per second over rounds."""
+    return quartiles([sum(len(s.token_ids) for s in one) / sum(s.seconds for s in one) for one in rounds])
 
 
 @torch.inference_mode()
