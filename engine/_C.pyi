@@ -6,6 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 
 MAX_HEAD_DIM: int
+PANEL: int
 
 class Isa(Enum):
     portable = 0
@@ -17,6 +18,12 @@ class DType(Enum):
     f32 = 0
     bf16 = 1
     f16 = 2
+
+class WeightType(Enum):
+    f32 = 0
+    bf16 = 1
+    f16 = 2
+    int8 = 3
 
 class Activation(Enum):
     silu = 0
@@ -42,7 +49,8 @@ class Pages:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class DecoderModel:
-    """Addresses of a decoder's weights, 0 where it has none; a projection is (weight, scales, bias)."""
+    """Addresses of a decoder's weights, 0 where it has none; a projection is (weight, scales, bias,
+    whether the weight is packed)."""
 
     def __init__(
         self,
@@ -64,15 +72,15 @@ class DecoderModel:
         pre_norm: bool,
         post_norm: bool,
         norm: int,
-        head: tuple[int, int, int],
+        head: tuple[int, int, int, bool],
         /,
     ) -> None: ...
     def add_layer(
         self,
-        qkv: tuple[int, int, int],
-        o: tuple[int, int, int],
-        gate_up: tuple[int, int, int],
-        down: tuple[int, int, int],
+        qkv: tuple[int, int, int, bool],
+        o: tuple[int, int, int, bool],
+        gate_up: tuple[int, int, int, bool],
+        down: tuple[int, int, int, bool],
         attn_norm: int,
         attn_post_norm: int,
         mlp_norm: int,
@@ -124,7 +132,12 @@ def linear(
     rows: int,
     in_features: int,
     cols: int,
+    is_packed: bool,
     /,
+) -> None: ...
+def pack_weight(team: Team, type: WeightType, weight: int, in_features: int, cols: int, /) -> None: ...
+def unpack_columns(
+    type: WeightType, weight: int, in_features: int, cols: int, ids: int, count: int, out: int, /
 ) -> None: ...
 def rms_norm(
     isa: Isa,

@@ -252,10 +252,7 @@ class Engine:
         began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
             answers = iter(runner.execute(works, wanted, lanes))
-        if runner.passes_made:
-            seconds = (self.clock() - began) / runner.passes_made
-            self.costs[model].record(rows, asked, seconds)
-            self.lanes.learned(model)
+        seconds = self.clock() - began
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
@@ -271,6 +268,10 @@ class Engine:
                 # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
             if not work.request.is_finished:
                 sequence.register()
+        # What was made is paid at the prices it was planned at; lanes have paid already.
+        if runner.passes_made:
+            self.costs[model].record(rows, asked, seconds / runner.passes_made)
+            self.lanes.learned(model)
 
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request

@@ -78,11 +78,14 @@ def state_of(ids: list[int]) -> int:
 
 @dataclass(frozen=True)
 class FakeModel:
-    """Rows as a hash of the state.  `agreement` of 16 rows have the token that all models have there."""
+    """Rows as a hash of the state.  `agreement` of 16 rows have the token that all models have there.
+    `seconds`: of a pass.
+    """
 
     salt: int
     vocab: int
     agreement: int = 11
+    seconds: float = 1.0
     weight_bytes: int = 1000
     head_share: float = 0.5
     precision: str = "of integers"
@@ -252,7 +255,7 @@ class SimRunner(ModelRunner):
             lanes.take(self._rows(carried, wanted_by(lanes), written))
             spans = carried + spans
         rows = self._rows(spans[len(spans) - len(works) :], wanted, written)
-        self.clock.now += 1.0 + 0.01 * sum(span.end - span.start for span in spans)
+        self.clock.now += self.decoder.seconds + 0.01 * sum(span.end - span.start for span in spans)
         return rows
 
     def _rows(self, spans: list[Span], wanted: list[Wanted], written: set[int]) -> list[Row | NumericalError]:
@@ -352,6 +355,8 @@ class Setup:
     prefix_caching: bool = True
     drafter: str = "guide"
     carries: bool = True
+    # What a pass of the guide takes beside its rows; one of the base takes 1.
+    guide_seconds: float = 1.0
 
 
 class SimLLM(LLM):
@@ -363,7 +368,7 @@ class SimLLM(LLM):
         self.clock = SimClock()
         runners: dict[str, SimRunner] = {}
         for i, name in enumerate(dict.fromkeys(names)):
-            model = FakeModel(0x1234567 * i, sizes[i], setup.agreement)
+            model = FakeModel(0x1234567 * i, sizes[i], setup.agreement, (1.0, setup.guide_seconds)[i])
             pool = SimPool(setup.blocks[i], setup.block_size, setup.prefix_caching)
             runners[name] = SimRunner(model, pool, self.clock)
         self.runners = list(runners.values())

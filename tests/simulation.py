@@ -152,6 +152,7 @@ class World:
         before = self._progress() if had_work else None
         self.thread.turn()
         self.turns += 1
+        self.digest = crc32(repr(self._sums()).encode(), self.digest)
         assert not had_work or self._progress() != before, "a step moved nobody"
         for job in self.jobs:
             for request in job.requests:
@@ -160,6 +161,14 @@ class World:
                 )
                 assert request.is_finished or not late, f"{request.id} goes on after its time"
         self.check()
+
+    def _sums(self) -> list[float]:
+        """What is written down of costs, but for the order of the sums over requests."""
+        books = (*self.engine._ledgers.values(), *self.engine._accounts.values())
+        owed = [account.owed for account in self.engine._accounts.values()]
+        sums = [number for one in books for number in (one.lazy, one.paid, one.agreement)]
+        # Nothing left over may have either sign.
+        return [round(number, 9) + 0.0 for number in (*sums, *owed)]
 
     def _progress(self) -> tuple[int, int, int]:
         """Something that changes with whatever a step does."""

@@ -25,6 +25,7 @@ from benchmarks.pair import pass_bytes, pocket_prompts
 from benchmarks.report import quartiles
 from benchmarks.rounds import run_rounds
 from nudging import Base, LoadedModel
+from nudging.kernels.weight import PackedWeight, Weight
 from nudging.models.load import layer_shapes
 
 ROUNDS = 2
@@ -58,14 +59,20 @@ def shared(model: LoadedModel) -> Any:
     return made.eval()
 
 
+def plain(weight: Weight) -> Tensor:
+    """The weight in the order of a checkpoint; on a GPU it is."""
+    weight = weight.unpacked() if isinstance(weight, PackedWeight) else weight
+    assert isinstance(weight, Tensor), "transformers has no int8 like ours"
+    return weight
+
+
 def named_weights(model: LoadedModel) -> Iterable[tuple[str, Tensor]]:
     """Our weights by the names of transformers' Llama and Qwen2."""
     weights, config = model.decoder.weights, model.decoder.config
     assert weights.norm is not None
-    assert isinstance(weights.head, Tensor)
-    yield "model.embed_tokens.weight", weights.embed
+    yield "model.embed_tokens.weight", plain(weights.embed)
     yield "model.norm.weight", weights.norm
-    yield "lm_head.weight", weights.head
+    yield "lm_head.weight", plain(weights.head)
     rows = {field: shapes for field, (shapes, _) in layer_shapes(config).items()}
     for index, layer in enumerate(weights.layers):
         for field, names in PLACES.items():
@@ -73,6 +80,7 @@ def named_weights(model: LoadedModel) -> Iterable[tuple[str, Tensor]]:
             for kind, joined in kinds.items():
                 if joined is None:
                     continue
+                joined = plain(joined)
                 parts = joined.split(list(rows[field])) if len(names) > 1 else [joined]
                 for name, part in zip(names, parts, strict=True):
                     yield f"model.layers.{index}.{name}.{kind}", part
