@@ -89,6 +89,9 @@ class Recording:
 
         return wait
 
+    def has_room(self) -> bool:
+        return True
+
 
 def one_kernel(*args: Any) -> LmHead:
     """The head as a GPU runs it; its reference, made of several ops, waits for what it computes."""
@@ -105,7 +108,7 @@ def one_replay(*args: Any) -> Verified:
 
 
 def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **options: Any) -> LLM:
-    """An LLM on the CPU whose models run from recordings."""
+    """An LLM on the CPU whose models run from recordings; none are made ahead unless it is asked for."""
 
     def runner(
         decoder: Any, num_blocks: int, block_size: int, prefix_caching: bool, team: Any, flash: Any
@@ -117,7 +120,7 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
     monkeypatch.setattr("nudging.loading.make_runner", runner)
     monkeypatch.setattr("nudging.graphs.lm_head", one_kernel)
     monkeypatch.setattr("nudging.cycle.draft_verify", one_replay)
-    return LLM(**({"kv_cache_memory": "4MiB"} | options))
+    return LLM(**({"kv_cache_memory": "4MiB", "record_ahead": False} | options))
 
 
 JOBS = [
