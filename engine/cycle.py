@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nudging.batch import Batch, KVCache
-from nudging.graphs import Picks, Recorder, answer, keep, read
+from nudging.graphs import Picks, Recorder, answer, read
 from nudging.kernels.cycle_advance import cycle_advance
 from nudging.kernels.cycle_rows import STATES, CycleRows, cycle_rows
 from nudging.kernels.draft_verify import draft_verify
@@ -211,7 +211,7 @@ class RecordedCycle:
                 self._tables["guide"], self._answers[kind],
             )  # fmt: skip
             picks = Picks(lanes["guide_temperature"], lanes["guide_seed"], rows.guide_noise[step])
-            keep(answer(*self._guide, batch, picks, self._vocab), said)
+            answer(*self._guide, batch, picks, self._vocab, said)
             ids = said[0].long()
 
     def _verify(self, rows: CycleRows, drafts: Tensor) -> None:
@@ -223,7 +223,7 @@ class RecordedCycle:
             self._tables["base"], self._answers[2],
         )  # fmt: skip
         picks = Picks(lanes["base_temperature"], lanes["base_seed"], rows.base_noise)
-        keep(answer(*self._base, batch, picks, self._vocab), self._base_said)
+        answer(*self._base, batch, picks, self._vocab, self._base_said)
 
     def _fill_tables(self, tables: Views, blocks: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
         """Write the lanes' blocks; behind them, where rows that do not count may look, stands the block that
@@ -294,7 +294,7 @@ def _views(memory: Tensor, layout: Layout) -> Views:
 
 def _parts(result: Tensor, shape: CycleShape) -> tuple[Tensor, Tensor, Tensor]:
     """What a cycle says: the guide's rows [drafts, 4, lanes] and the base's [4, lanes * (drafts + 1)] as
-    `keep` writes them, and the state [STATES, lanes].
+    `lm_head` says them, and the state [STATES, lanes].
     """
     lanes, drafts, rows = shape.lanes, shape.drafts, shape.lanes * (shape.drafts + 1)
     guide, base, state = result.split_with_sizes([4 * drafts * lanes, 4 * rows, STATES * lanes])

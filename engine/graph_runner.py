@@ -20,12 +20,12 @@ from nudging.graphs import (
     Recorder,
     answer,
     is_picked_by_head,
-    keep,
     padded,
     path_shape,
     read,
 )
 from nudging.kernels.flash_attn import FlashAttn
+from nudging.kernels.lm_head import LINES, TOKEN
 from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.runner import ModelRunner
@@ -131,7 +131,7 @@ class GraphRunner(ModelRunner):
         return padded(works, self.pool.block_size)
 
     def _answers(self, key: Key, works: list[Work], wanted: list[Wanted]) -> Tensor:
-        """One pass over the works in a batch of that shape: what its rows said, see `keep`."""
+        """One pass over the works in a batch of that shape: what its rows said, see `lm_head`."""
         recorded = self._passes.get(key)
         shape, vocab, _ = key
         buffer = self._buffer(shape) if recorded is None else recorded.buffer
@@ -140,8 +140,8 @@ class GraphRunner(ModelRunner):
         picks.fill(wanted)
         if recorded is None and key not in self._seen:
             self._seen.add(key)
-            said = torch.empty((4, shape.answers), dtype=torch.int32, device=self.decoder.device)
-            keep(answer(self.decoder, self.cache, buffer.batch, picks.picks, vocab), said)
+            said = torch.empty((LINES, shape.answers), dtype=torch.int32, device=self.decoder.device)
+            answer(self.decoder, self.cache, buffer.batch, picks.picks, vocab, said)
             return said
         if recorded is None:
             recorded = RecordedPass(self.decoder, self.cache, buffer, picks, vocab, self.recorder)
@@ -174,7 +174,7 @@ class GraphRunner(ModelRunner):
             picked.fill([wanted[i]._replace(position=wanted[i].position + step + 1) for i in lasts])
         # From pinned memory: else the host would wait here for the pass that came before.
         at = torch.tensor(lasts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-        first[: len(works)] = said[0, at]
+        first[: len(works)] = said[TOKEN, at]
         if path is None:
             path = RecordedPath(self.decoder, self.cache, buffers, picks, first, vocab, self.recorder)
             self._paths[key] = path

@@ -48,6 +48,7 @@ WAITING = (
     "linear_add qwen-0.5b-down-16 bf16",
     "paged_attention llama-8b decode bf16",
     "paged_attention llama-8b prefill bf16",
+    "lm_head llama-8b-16 bf16",
 )
 
 

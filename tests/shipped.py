@@ -245,8 +245,8 @@ def head_args(
 ) -> Callable[[torch.dtype], Args]:
     def make(dtype: torch.dtype) -> Args:
         x, weight = torch.empty(rows, features, dtype=dtype), weight_of(vocab, features, dtype, int8)
-        ids = torch.empty(rows, dtype=torch.int64)
-        return x, weight, vocab, cap, torch.empty(rows), ids, ids
+        ids, norm = torch.empty(rows, dtype=torch.int64), norm_of(rows, features, dtype)
+        return x, weight, vocab, cap, torch.empty(rows), ids, ids, ids, norm
 
     return make
 

@@ -22,6 +22,7 @@ from nudging.cycle import RecordedCycle
 from nudging.cycle_lanes import Lane
 from nudging.graph_runner import GraphRunner
 from nudging.kernels.draft_verify import Verified
+from nudging.kernels.rms_norm import Norm
 from nudging.output import CompletionOutput
 from nudging.work import Work
 from tests.pairs import Twin, assert_pools_are_whole, written
@@ -304,16 +305,17 @@ def test_a_row_that_is_not_finite_ends_its_request_alone(
         whole, expected = [llm.generate(*jobs) for _ in range(3)][0]
         for role, last in (("guide", 37), ("base", 34)):
             decoder = llm._engine.runners[llm.roles[role].model].decoder
-            hidden = decoder.hidden
+            before_head = decoder.before_head
 
-            def poisoned(batch: Batch, kv: KVCache, hidden: Any = hidden, last: int = last) -> Tensor:
-                return torch.where(
-                    batch.positions[batch.logit_rows, None] < last, hidden(batch, kv), float("nan")
-                )
+            def poisoned(
+                batch: Batch, kv: KVCache, before_head: Any = before_head, last: int = last
+            ) -> tuple[Tensor, Norm | None]:
+                x, norm = before_head(batch, kv)
+                return torch.where(batch.positions[:, None] < last, x, float("nan")), norm
 
-            monkeypatch.setattr(decoder, "hidden", poisoned)
+            monkeypatch.setattr(decoder, "before_head", poisoned)
             bad, good = (result.outputs[0] for result in llm.generate(*jobs))
-            monkeypatch.setattr(decoder, "hidden", hidden)
+            monkeypatch.setattr(decoder, "before_head", before_head)
             assert (bad.finish_reason, type(bad.error)) == ("error", NumericalError)
             # The guide's row counts where the guide writes.
             assert last <= len(bad.token_ids) + 8

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nudging.batch import Batch, KVCache
 from nudging.cli_info import gpu_tiles
+from nudging.kernels.rms_norm import rms_norm
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
 from tests.compare import assert_same_bits
@@ -57,7 +58,8 @@ def one_batch(rows: int) -> Batch:
 def hidden(decoder: Decoder, rows: int) -> Tensor:
     config = decoder.config
     sizes = (config.num_layers, 32, 16, config.num_kv_heads, config.head_dim)
-    return decoder.hidden(one_batch(rows), KVCache(*sizes, decoder.dtype, decoder.device))
+    x, norm = decoder.before_head(one_batch(rows), KVCache(*sizes, decoder.dtype, decoder.device))
+    return x if norm is None else rms_norm(x, norm.weight, norm.eps, norm.unit_offset)
 
 
 def shortened(decoder: Decoder, layers: int) -> Decoder:

@@ -17,7 +17,7 @@ from ..kernels.linear import linear
 from ..kernels.linear_add import linear_add
 from ..kernels.linear_rope_append import linear_rope_append, split_heads
 from ..kernels.paged_attention import paged_attention
-from ..kernels.rms_norm import Norm, rms_norm
+from ..kernels.rms_norm import Norm
 from ..kernels.rope_append import HeadNorm, rope_append
 from ..kernels.soft_cap import soft_cap
 from ..kernels.weight import Int8Weight, Weight, values_of
@@ -91,13 +91,17 @@ class Decoder:
             return self.whole_pass(self._embedded(batch), batch, kv)
         return self.op_by_op(self._embedded(batch), batch, kv)
 
-    def hidden(self, batch: Batch, kv: KVCache) -> Tensor:
-        """`forward` but for the head: what that reads of the wanted rows, [len(batch.logit_rows), hidden]."""
-        return self._layers(self._embedded(batch), batch, kv)
+    def before_head(self, batch: Batch, kv: KVCache) -> tuple[Tensor, Norm | None]:
+        """`forward` but for the head: what that reads, [rows, hidden], wanted or not, and the norm that it
+        has to pass first, if any.
+        """
+        return self._normalising(self._layers(self._embedded(batch), batch, kv), self.weights.norm)
 
     def op_by_op(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """`forward` from the embeddings x: [rows, hidden] on; the definition of the whole pass in C++."""
-        logits = linear(self._layers(x, batch, kv), self.weights.head, out_dtype=torch.float32)
+        wanted = self._layers(x, batch, kv).x[batch.logit_rows]
+        x, norm = self._normalising(Between(wanted), self.weights.norm)
+        logits = linear(x, self.weights.head, out_dtype=torch.float32, norm=norm)
         return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
 
     def _embedded(self, batch: Batch) -> Tensor:
@@ -105,8 +109,8 @@ class Decoder:
         x = self.weights.embed.index_select(0, batch.ids)
         return x * self._embedding_scale if self.config.embedding_scale != 1.0 else x
 
-    def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
-        """All layers and the last norm: of x [rows, hidden] the wanted rows."""
+    def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Between:
+        """All layers, of x [rows, hidden]."""
         now, layers = Between(x), self.weights.layers
         for index, (layer, following) in enumerate(zip(layers, (*layers[1:], None), strict=True)):
             next_norm = None if following is None else following.attn_norm
@@ -114,13 +118,20 @@ class Decoder:
             now = self._leave(now, out, layer.o, layer.o_bias, (layer.attn_post_norm, layer.mlp_norm), kv)
             out = self._gated(layer, now)
             now = self._leave(now, out, layer.down, layer.down_bias, (layer.mlp_post_norm, next_norm), kv)
-        return self._norm(now.x[batch.logit_rows], self.weights.norm)
+        return now
 
     def _enter(self, now: Between, weight: Tensor | None) -> tuple[Tensor, Norm | None]:
         """What a block's first product reads, and the norm by `weight` that it has to pass first, if any."""
-        config = self.config
-        if now.entered is not None or not config.pre_norm:
+        if now.entered is not None or not self.config.pre_norm:
             return now.x if now.entered is None else now.entered, None
+        return self._normalising(now, weight)
+
+    def _normalising(self, now: Between, weight: Tensor | None) -> tuple[Tensor, Norm | None]:
+        """What a product reads of the stream, and the norm by `weight` that it has to pass first.
+
+        A layer norm is computed here.
+        """
+        config = self.config
         if weight is None:
             return layer_norm(now.x, config.norm_eps), None
         return now.x, Norm(weight, config.norm_eps, config.unit_offset, now.squares)
@@ -144,13 +155,6 @@ class Decoder:
         y, (after, before) = linear(out, weight, bias), norms
         x, entered = add_rms_norm(now.x, y, before, config.norm_eps, config.unit_offset, after)
         return Between(x, None, None if before is None else entered)
-
-    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """x: [..., dim], normalised over dim."""
-        config = self.config
-        if weight is None:
-            return layer_norm(x, config.norm_eps)
-        return rms_norm(x, weight, config.norm_eps, config.unit_offset)
 
     def _attention(self, index: int, layer: Layer, now: Between, batch: Batch, kv: KVCache) -> Tensor:
         """What all heads read, [rows, heads * head_dim]."""
