@@ -11,6 +11,7 @@ Nothing waits for a recording: a shape is run as it is when it first comes, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -182,8 +183,7 @@ class RecordedPath:
         def run() -> None:
             tokens = first
             for buffer, picked, out in zip(buffers, picks, self.said, strict=True):
-                buffer.batch.ids.copy_(tokens)
-                answer(decoder, cache, buffer.batch, picked.picks, vocab, out)
+                answer(decoder, cache, replace(buffer.batch, ids=tokens), picked.picks, vocab, out)
                 tokens = out[TOKEN]
 
         self.replay = recorder.record(run)

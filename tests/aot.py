@@ -40,6 +40,7 @@ WAITING = (
     "rms_norm llama-8b bf16",
     "add_rms_norm llama-8b bf16",
     "layer_norm olmo-7b bf16",
+    "embed gemma-27b bf16",
     "rope_append qwen3-8b bf16",
     "linear qwen3-8b-qkv bf16",
     "linear_rope_append llama-8b-16 bf16",

@@ -83,6 +83,10 @@ ship(
 )
 for head_dim in (64, 128):
     ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim), BF16)
+for model, dim in (("qwen-0.5b", 896), ("gemma-27b", 4608), ("widest", 1 << 14)):
+    ship(
+        "embed", model, lambda dtype, dim=dim: (torch.empty(9, dim, dtype=dtype), torch.empty(16).int(), 2.0)
+    )
 ship("layer_norm", "olmo-7b", pick(norm_args(16, 4096), 0, 2))
 for model, heads in HEADS.items():
     ship("rope_append", model, rope_args(*heads), BF16)
@@ -282,13 +286,13 @@ ship("draft_verify", "eight", verify_args, ("fp32",))
 def cycle_rows_args(dtype: torch.dtype) -> Args:
     state, lengths, one = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (2, 8), (8,)))
     table = torch.empty(8, 512, dtype=torch.int32)
-    return state, lengths, one, one.long(), table, table, 4, 16, 1 << 20, 1 << 20
+    return state, lengths, one, one.long(), table, table, lengths, 4, 16, 1 << 20, 1 << 20
 
 
 def cycle_advance_args(dtype: torch.dtype) -> Args:
     state, one, tokens = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (8,), (8, 24)))
-    guide_said, base_said = (torch.empty(shape, dtype=torch.int32) for shape in ((4, 4, 8), (4, 40)))
-    return state, one, tokens, one, one.to(torch.int8), guide_said, base_said
+    guide_said, base_said = (torch.empty(shape, dtype=torch.int32) for shape in ((4, 6, 8), (4, 40)))
+    return state, one, tokens, one, one.to(torch.int8), guide_said[:, 2:], base_said
 
 
 ship("cycle_rows", "eight", cycle_rows_args, ("fp32",))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..batch import Batch, KVCache
 from ..errors import BadRequest
 from ..kernels.add_rms_norm import add_rms_norm
+from ..kernels.embed import embed
 from ..kernels.gated_linear import gated_linear
 from ..kernels.layer_norm import layer_norm
 from ..kernels.linear import linear
@@ -51,7 +52,7 @@ class Decoder:
         self._rope_tables = [tables[r] for r in config.ropes]
         self.whole_pass = WholePass(config, weights, self._rope_tables) if serves(config, weights) else None
         # Gemma was trained with the scale rounded to the model's dtype.
-        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype, device=self.device)
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
 
     @property
     def num_parameters(self) -> int:
@@ -88,7 +89,7 @@ class Decoder:
         other rows: every op computes each row alone.
         """
         if self.whole_pass is not None:
-            return self.whole_pass(self._embedded(batch), batch, kv)
+            return self.whole_pass(self._embedded(batch).x, batch, kv)
         return self.op_by_op(self._embedded(batch), batch, kv)
 
     def before_head(self, batch: Batch, kv: KVCache) -> tuple[Tensor, Norm | None]:
@@ -97,23 +98,22 @@ class Decoder:
         """
         return self._normalising(self._layers(self._embedded(batch), batch, kv), self.weights.norm)
 
-    def op_by_op(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
-        """`forward` from the embeddings x: [rows, hidden] on; the definition of the whole pass in C++."""
-        wanted = self._layers(x, batch, kv).x[batch.logit_rows]
-        x, norm = self._normalising(Between(wanted), self.weights.norm)
-        logits = linear(x, self.weights.head, out_dtype=torch.float32, norm=norm)
+    def op_by_op(self, embedded: Between, batch: Batch, kv: KVCache) -> Tensor:
+        """`forward` from the embeddings of all rows on; the definition of the whole pass in C++."""
+        x, norm = self._normalising(self._layers(embedded, batch, kv), self.weights.norm)
+        if norm is not None:
+            norm = norm._replace(squares=None)  # those of all rows
+        logits = linear(x[batch.logit_rows], self.weights.head, out_dtype=torch.float32, norm=norm)
         return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
 
-    def _embedded(self, batch: Batch) -> Tensor:
-        # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
-        x = self.weights.embed.index_select(0, batch.ids)
-        return x * self._embedding_scale if self.config.embedding_scale != 1.0 else x
+    def _embedded(self, batch: Batch) -> Between:
+        return Between(*embed(self.weights.embed, batch.ids, self._embedding_scale))
 
-    def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Between:
-        """All layers, of x [rows, hidden]."""
-        now, layers = Between(x), self.weights.layers
+    def _layers(self, now: Between, batch: Batch, kv: KVCache) -> Between:
+        """All layers."""
+        layers = self.weights.layers
         for index, (layer, following) in enumerate(zip(layers, (*layers[1:], None), strict=True)):
-            next_norm = None if following is None else following.attn_norm
+            next_norm = self.weights.norm if following is None else following.attn_norm
             out = self._attention(index, layer, now, batch, kv)
             now = self._leave(now, out, layer.o, layer.o_bias, (layer.attn_post_norm, layer.mlp_norm), kv)
             out = self._gated(layer, now)
@@ -122,16 +122,16 @@ class Decoder:
 
     def _enter(self, now: Between, weight: Tensor | None) -> tuple[Tensor, Norm | None]:
         """What a block's first product reads, and the norm by `weight` that it has to pass first, if any."""
-        if now.entered is not None or not self.config.pre_norm:
-            return now.x if now.entered is None else now.entered, None
-        return self._normalising(now, weight)
+        return self._normalising(now, weight) if self.config.pre_norm else (now.x, None)
 
     def _normalising(self, now: Between, weight: Tensor | None) -> tuple[Tensor, Norm | None]:
         """What a product reads of the stream, and the norm by `weight` that it has to pass first.
 
-        A layer norm is computed here.
+        A layer norm is computed here, unless what the product reads is known already.
         """
         config = self.config
+        if now.entered is not None:
+            return now.entered, None
         if weight is None:
             return layer_norm(now.x, config.norm_eps), None
         return now.x, Norm(weight, config.norm_eps, config.unit_offset, now.squares)
@@ -147,7 +147,7 @@ class Decoder:
     ) -> Between:
         """A block's last product of `out` into the residual stream.
 
-        norms: that of the product, and that of the next block, which is computed with it.
+        norms: that of the product, and that of the next block or the head, which is computed with it.
         """
         config = self.config
         if not config.post_norm:

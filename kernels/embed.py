@@ -1,0 +1,23 @@
+"""The rows of the embedding table: where the residual stream begins."""
+
+from torch import Tensor
+
+from .cuda import on_cuda
+from .linear_add import Stream
+from .op import Op
+
+
+@Op
+def embed(weight: Tensor, ids: Tensor, scale: float = 1.0) -> Stream:
+    """weight[ids] * scale, rounded to the weight's dtype: a Stream [rows, dim].
+
+    weight: [vocab, dim]; ids: int32 or int64, [rows], or [seqs, rows of each], wherever they lie.
+    """
+    # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
+    x = weight.index_select(0, ids.flatten())
+    return Stream(x * scale if scale != 1.0 else x, None)
+
+
+embed.impl_at(
+    "triton", runs_on=lambda weight, *_, **__: on_cuda(weight), at="nudging.kernels.gpu.embed:embed"
+)
