@@ -44,6 +44,7 @@ WAITING = (
     "rope_append qwen3-8b bf16",
     "linear qwen3-8b-qkv bf16",
     "linear_rope_append llama-8b-16 bf16",
+    "linear_rope_append qwen3-8b bf16",
     "gated_linear llama-8b-16 bf16",
     "linear_add llama-1b-down-16 bf16",
     "linear_add qwen-0.5b-down-16 bf16",

@@ -160,7 +160,7 @@ class Decoder:
         """What all heads read, [rows, heads * head_dim]."""
         config = self.config
         k_cache, v_cache = kv.layer(index)
-        q = self._append(index, layer, now, batch, k_cache, v_cache)
+        q = self._append(index, layer, now, batch, kv)
         how = (config.attention_scale, config.windows[index], config.attention_soft_cap)
         if batch.attention is not None:
             out = batch.attention(q, k_cache, v_cache, *how)
@@ -174,20 +174,16 @@ class Decoder:
         x, norm = self._enter(now, layer.mlp_norm)
         return gated_linear(x, layer.gate_up, self.config.activation, layer.gate_up_bias, norm)
 
-    def _append(
-        self, index: int, layer: Layer, now: Between, batch: Batch, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor:
+    def _append(self, index: int, layer: Layer, now: Between, batch: Batch, kv: KVCache) -> Tensor:
         """The rotated queries [rows, heads, head_dim]; keys and values are cached."""
-        config = self.config
-        cos, sin = self._rope_tables[index]
-        rest = (batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        clip, caches = self.config.clip_qkv, kv.layer(index)
+        rest = (batch.positions, *self._rope_tables[index], *caches, batch.slot_mapping)
         x, norm = self._enter(now, layer.attn_norm)
-        if not config.clip_qkv and config.qk_norm == "none":
-            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest, norm)
-        qkv = linear(x, layer.qkv, layer.qkv_bias, norm=norm)
-        if config.clip_qkv:
-            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        return rope_append(*split_heads(qkv, k_cache), *rest, self._head_norm(layer))
+        head_norm = self._head_norm(layer)
+        if not clip:
+            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest, norm, head_norm, kv.arrivals)
+        qkv = linear(x, layer.qkv, layer.qkv_bias, norm=norm).clamp(-clip, clip)
+        return rope_append(*split_heads(qkv, caches[0]), *rest, head_norm)
 
     def _head_norm(self, layer: Layer) -> HeadNorm | None:
         """The norm of queries and keys, if the family has one."""

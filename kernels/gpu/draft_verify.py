@@ -27,13 +27,20 @@ def is_unsure(top, lse, threshold, or_equal):
 
 
 @triton.jit
+def clear_behind(tokens_ptr, owners_ptr, written, WIDTH: tl.constexpr, HELD: tl.constexpr):
+    """-1 behind what was written; before it, other threads may still be writing."""
+    at = tl.arange(0, HELD)
+    tl.store(tokens_ptr + at, -1, mask=(at >= written) & (at < WIDTH))
+    tl.store(owners_ptr + at, -1, mask=(at >= written) & (at < WIDTH))
+
+
+@triton.jit
 def _draft_verify(
     max_ptr, lse_ptr, base_ptr, drafted_ptr, guide_ptr, guided_ptr,
     threshold_ptr, or_equal_ptr, by_word_ptr, ignore_eos_ptr, room_ptr, marks_ptr,
     tokens_ptr, owners_ptr, written_ptr, accepted_ptr, last_ptr, finish_ptr, seq_stride, path_stride,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, LOOKAHEAD: tl.constexpr,
-    SPACE: tl.constexpr, BASE_EOS: tl.constexpr, GUIDE_EOS: tl.constexpr,
-    STOP: tl.constexpr, LENGTH: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, HELD: tl.constexpr, LOOKAHEAD: tl.constexpr, SPACE: tl.constexpr,
+    BASE_EOS: tl.constexpr, GUIDE_EOS: tl.constexpr, STOP: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
     seq = tl.program_id(0)
     drafted, guided, room = tl.load(drafted_ptr + seq), tl.load(guided_ptr + seq), tl.load(room_ptr + seq)
@@ -75,19 +82,15 @@ def _draft_verify(
         new = tl.where(nudged, ahead, token)
         tl.store(tokens_ptr + i + lane, new, mask=lane < writes)
         tl.store(owners_ptr + i + lane, nudged.to(tl.int8), mask=lane < writes)
-        agrees = tl.max(tl.where((lane == 0) & (ahead == token), 1, 0), 0) > 0
+        agrees = tl.max(tl.where((lane == 0) & (ahead == token), 1, 0), 0)
         off_path = (sure & (writes > 0) & (agrees == 0)).to(tl.int32)
         last = tl.where(writes > 0, tl.max(tl.where(lane == writes - 1, new, -1), 0), last)
         i += writes
         stops = base_ends | (guide_ends & (i < room))
         finish = tl.where(stops, STOP, tl.where(i == room, LENGTH, 0))
         running = (finish == 0) & (writes > 0) & (off_path == 0)
-    if room <= 0:
-        finish = LENGTH
-    # Behind what was written; before, other threads may still be writing.
-    at = tl.arange(0, HELD)
-    tl.store(tokens_ptr + at, -1, mask=(at >= i) & (at < WIDTH))
-    tl.store(owners_ptr + at, -1, mask=(at >= i) & (at < WIDTH))
+    finish = tl.where(room <= 0, LENGTH, finish)
+    clear_behind(tokens_ptr, owners_ptr, i, WIDTH, HELD)
     tl.store(written_ptr + seq, i)
     tl.store(accepted_ptr + seq, i - off_path)
     tl.store(last_ptr + seq, last)
