@@ -158,13 +158,12 @@ class Heads(NamedTuple):
         """`heads`: those of queries and of keys."""
         if norm is None or arrivals is None:
             return cls(x, x, 0.0, x, x, 0, 1)
-        weights = (
-            require(op, f"head_norm.{name}", weight, (head_dim,), x.dtype, x.device)
-            for name, weight in (("q", norm.q), ("k", norm.k))
-        )
+        q = require(op, "head_norm.q", norm.q, (head_dim,), x.dtype, x.device)
+        k = require(op, "head_norm.k", norm.k, (head_dim,), x.dtype, x.device)
         apart = x.new_empty(x.shape[0], heads, head_dim)
         counts = check_arrivals(op, arrivals, x)
-        return cls(*weights, norm.eps, apart, counts, 1 + norm.unit_offset, (head_dim - 1).bit_length())
+        kind = 2 if norm.unit_offset else 1
+        return cls(q, k, norm.eps, apart, counts, kind, (head_dim - 1).bit_length())
 
 
 def is_fused(rows: int, heads: int, head_dim: int, norm: HeadNorm | None, arrivals: Tensor | None) -> bool:
