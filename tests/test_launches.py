@@ -132,8 +132,10 @@ def test_a_row_has_the_same_bits_where_norms_are_within_products_and_where_they_
         write_tiny_checkpoint(tmp_path, family, **SMALL), torch.bfloat16, quantization=quantization
     )  # type: ignore[arg-type]
     with triton_runs_all_ops():
-        decoder = shortened(decoder, 2)  # made here: it runs op by op
-        many = hidden(decoder, rows=17)
+        decoder, found = shortened(decoder, 2), Launches()  # made here: it runs op by op
+        with found.listening():
+            many = hidden(decoder, rows=17)
+        assert found.names.count("_rms_norm") == 2 * 2 + 1
         for rows in (1, 16):
             assert_same_bits([hidden(decoder, rows)], [many], slice(rows))
 

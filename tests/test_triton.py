@@ -165,6 +165,14 @@ def counters() -> Tensor:
 
 
 @per_dtype
+def test_an_id_outside_the_table_gives_nan_and_no_other_row(dtype: torch.dtype) -> None:
+    table, ids = noise(3)(9, 20, dtype=dtype).to(DEVICE), torch.tensor([8, 9, -1, 0]).to(DEVICE)
+    found = triton("embed")(table, ids)
+    assert_same_bits([found.x[[0, 3]]], [table[[8, 0]]])
+    assert bool(found.x[1:3].isnan().all() and found.squares[1:3].isnan().any(1).all())
+
+
+@per_dtype
 def test_fused_sums_and_appends_have_the_bits_of_what_they_fuse(dtype: torch.dtype) -> None:
     randn = noise(5)
     x, y, weight = (randn(*shape, dtype=dtype).to(DEVICE) for shape in ((9, 77), (9, 77), (77,)))
