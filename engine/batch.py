@@ -34,9 +34,10 @@ class Attention(Protocol):
 class Batch:
     """Rows of all sequences of one model in one step, concatenated.
 
-    ids, positions, slot_mapping: [rows] int64; cu_seqlens_q: [seqs + 1] int32; seq_lens: [seqs] int32, tokens
-    in the cache after this step; block_tables: [seqs, max_blocks] int32; logit_rows: [n] int64, the rows
-    whose logits are wanted.  `attention`: what runs it where that is not the op `paged_attention`.
+    ids, positions, slot_mapping: [rows] int64, the ids also otherwise, as `embed` takes them; cu_seqlens_q:
+    [seqs + 1] int32; seq_lens: [seqs] int32, tokens in the cache after this step; block_tables: [seqs,
+    max_blocks] int32; logit_rows: [n] int64, the rows whose logits are wanted.  `attention`: what runs it
+    where that is not the op `paged_attention`.
     """
 
     ids: Tensor

@@ -10,7 +10,7 @@ What the device decides is no text: it foresees what the policy will decide from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from nudging.batch import Batch, KVCache
-from nudging.graphs import Picks, Recorder, answer, keep, read
+from nudging.graphs import Picks, Recorder, answer, read
 from nudging.kernels.cycle_advance import cycle_advance
 from nudging.kernels.cycle_rows import STATES, CycleRows, cycle_rows
 from nudging.kernels.draft_verify import draft_verify
+from nudging.kernels.lm_head import LINES, MAX, TOKEN
 from nudging.models.decoder import Decoder
 
+# So many tokens of a text the guide's first pass reads, at most.
+TAIL = 2
 # A field's dtype and shape.
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 Views = Mapping[str, Tensor]
@@ -112,24 +115,25 @@ class RecordedCycle:
         self._recorder = recorder
         device = guide.decoder.device
         lanes, drafts = shape.lanes, shape.drafts
-        rows = lanes * (drafts + 1)
-        self._layouts = _lanes_layout(shape), _tables_layout(shape)
-        memory = [
-            torch.zeros(_num_bytes(layout), dtype=torch.uint8, device=device) for layout in self._layouts
-        ]
-        self._result = torch.zeros(
-            4 * (drafts * lanes + rows) + STATES * lanes, dtype=torch.int32, device=device
+        self._layouts = _lanes_layout(shape), _tables_layout(shape), _result_layout(shape)
+        lanes_bytes, tables_bytes, result_bytes = map(_num_bytes, self._layouts)
+        # What is written for a cycle ends with the states of the texts, what is read of it begins with them.
+        state_at = lanes_bytes - torch.int32.itemsize * STATES * lanes
+        memory = torch.zeros(state_at + result_bytes, dtype=torch.uint8, device=device)
+        self._lane_memory, self._result = memory[:lanes_bytes], memory[state_at:]
+        self._table_memory = torch.zeros(tables_bytes, dtype=torch.uint8, device=device)
+        self._lanes, self._tables, said = map(
+            _views, (self._lane_memory, self._table_memory, self._result), self._layouts
         )
-        self._lane_memory, self._table_memory = memory
-        self._lanes, self._tables = (
-            _views(one, layout) for one, layout in zip(memory, self._layouts, strict=True)
-        )
-        self._guide_said, self._base_said, self._state_said = _parts(self._result, shape)
-        self._sides = [Side((*memory, self._result), device.type == "cuda") for _ in range(2)]
+        self._guide_said, self._base_said = said["guide"], said["base"]
+        parts = self._lane_memory, self._table_memory, self._result
+        self._sides = [Side(parts, device.type == "cuda") for _ in range(2)]
         each = torch.arange(lanes + 1, dtype=torch.int32, device=device)
         # Where a lane's rows begin in the guide's first pass, in its further ones and in the base's.
         self._begins = each * 2, each, each * (drafts + 1)
-        self._answers = each[:-1].long() * 2 + 1, each[:-1].long(), torch.arange(rows, device=device)
+        rows = torch.arange(lanes * (drafts + 1), device=device)
+        self._answers = each[:-1].long() * 2 + 1, each[:-1].long(), rows
+        self._by_word = torch.zeros(lanes, dtype=torch.bool, device=device)
         # No lane takes part yet: running it changes nothing.
         self.replay = recorder.record(self._run)
 
@@ -153,9 +157,10 @@ class RecordedCycle:
 
         def said() -> Said:
             side.finish()
-            guide, base, state = _parts(side.result, self.shape)
-            rows = [list(zip(*read(one), strict=True)) for one in (*guide, base)]
-            return Said(rows[:-1], rows[-1], state.T.tolist())
+            result = _views(side.result, self._layouts[2])
+            passes = result["guide"].unbind(1)[TAIL:]
+            rows = [list(zip(*read(one), strict=True)) for one in (*passes, result["base"])]
+            return Said(rows[:-1], rows[-1], result["state"].T.tolist())
 
         return said
 
@@ -175,55 +180,52 @@ class RecordedCycle:
     def _run(self) -> None:
         lanes, tables = self._lanes, self._tables
         guide, base = self._guide.cache, self._base.cache
+        # The last tokens of each text with the guide's behind them: what the passes read.
+        tokens = self._guide_said[TOKEN]
         rows = cycle_rows(
             lanes["state"], lanes["prompts"], lanes["drafts"], lanes["first"],
-            tables["guide"], tables["base"],
+            tables["guide"], tables["base"], tokens[:TAIL],
             self.shape.drafts, guide.block_size, guide.spare_slot, base.spare_slot,
         )  # fmt: skip
-        self._draft(rows)
-        drafts = self._guide_said[:, 0].T.contiguous()
-        self._verify(rows, drafts)
-        top, lse = (one.view(torch.float32).view(drafts.shape[0], -1) for one in self._base_said[2:])
-        picked = self._base_said[0].view(drafts.shape[0], -1)
+        self._draft(rows, tokens)
+        self._verify(rows, tokens)
+        top, lse = (one.view(torch.float32).view(self.shape.lanes, -1) for one in self._base_said[MAX:])
+        picked = self._base_said[TOKEN].view(self.shape.lanes, -1)
         verified = draft_verify(
-            top, lse, picked, rows.drafted, drafts, rows.drafted,
-            lanes["threshold"], lanes["or_equal"], torch.zeros_like(lanes["or_equal"]), lanes["ignore_eos"],
+            top, lse, picked, rows.drafted, tokens[TAIL:].T, rows.drafted,
+            lanes["threshold"], lanes["or_equal"], self._by_word, lanes["ignore_eos"],
             rows.room, self._marks,
         )  # fmt: skip
-        said = self._guide_said, self._base_said
+        said = self._guide_said[:, TAIL:], self._base_said
         wrote = verified.tokens, verified.written, verified.finish
-        lanes["state"].copy_(cycle_advance(lanes["state"], rows.drafted, *wrote, *said))
-        self._state_said.copy_(lanes["state"])
+        cycle_advance(lanes["state"], rows.drafted, *wrote, *said)
 
-    def _draft(self, rows: CycleRows) -> None:
+    def _draft(self, rows: CycleRows, tokens: Tensor) -> None:
         """The guide's passes: the first one reads what it has not read of the text, each further one what
         the one before it picked.
         """
         lanes, count = self._lanes, self.shape.lanes
-        sizes = [2 * count] + [count] * (self.shape.drafts - 1)
+        sizes = [TAIL * count] + [count] * (self.shape.drafts - 1)
         positions = rows.guide_positions.split_with_sizes(sizes)
         slots = rows.guide_slots.split_with_sizes(sizes)
-        ids = rows.ids.flatten()
-        for step, said in enumerate(self._guide_said):
+        for step in range(self.shape.drafts):
             kind = min(step, 1)
             batch = Batch(
-                ids, positions[step], slots[step], self._begins[kind], rows.guide_lens[step],
-                self._tables["guide"], self._answers[kind],
+                tokens[step + 1] if step else tokens[:TAIL].T, positions[step], slots[step],
+                self._begins[kind], rows.guide_lens[step], self._tables["guide"], self._answers[kind],
             )  # fmt: skip
             picks = Picks(lanes["guide_temperature"], lanes["guide_seed"], rows.guide_noise[step])
-            keep(answer(*self._guide, batch, picks, self._vocab), said)
-            ids = said[0].long()
+            answer(*self._guide, batch, picks, self._vocab, self._guide_said[:, TAIL + step])
 
-    def _verify(self, rows: CycleRows, drafts: Tensor) -> None:
-        """The base's pass over the last token of each text and its drafts [lanes, drafts] int32."""
+    def _verify(self, rows: CycleRows, tokens: Tensor) -> None:
+        """The base's pass over the last token of each text and its drafts."""
         lanes = self._lanes
-        ids = torch.cat([rows.ids[:, 1:], drafts.long()], dim=1).flatten()
         batch = Batch(
-            ids, rows.base_positions, rows.base_slots, self._begins[2], rows.base_lens,
+            tokens[1:].T, rows.base_positions, rows.base_slots, self._begins[2], rows.base_lens,
             self._tables["base"], self._answers[2],
         )  # fmt: skip
         picks = Picks(lanes["base_temperature"], lanes["base_seed"], rows.base_noise)
-        keep(answer(*self._base, batch, picks, self._vocab), self._base_said)
+        answer(*self._base, batch, picks, self._vocab, self._base_said)
 
     def _fill_tables(self, tables: Views, blocks: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
         """Write the lanes' blocks; behind them, where rows that do not count may look, stands the block that
@@ -254,7 +256,7 @@ class RecordedCycle:
 
 
 def _lanes_layout(shape: CycleShape) -> Layout:
-    """What the device has to know of the texts, the widest numbers first: then all are aligned."""
+    """What the device has to know of the texts; their states come last."""
     lanes, drafts = shape.lanes, shape.drafts
     return {
         "first": (torch.int64, (lanes,)),
@@ -263,11 +265,11 @@ def _lanes_layout(shape: CycleShape) -> Layout:
         "threshold": (torch.float64, (lanes,)),
         "guide_temperature": (torch.float32, (lanes,)),
         "base_temperature": (torch.float32, (lanes * (drafts + 1),)),
-        "state": (torch.int32, (STATES, lanes)),
         "prompts": (torch.int32, (2, lanes)),
         "drafts": (torch.int32, (lanes,)),
         "or_equal": (torch.bool, (lanes,)),
         "ignore_eos": (torch.bool, (lanes,)),
+        "state": (torch.int32, (STATES, lanes)),
     }
 
 
@@ -278,24 +280,34 @@ def _tables_layout(shape: CycleShape) -> Layout:
     }
 
 
+def _result_layout(shape: CycleShape) -> Layout:
+    """What a cycle leaves: the states of the texts, and what `lm_head` said of the guide's rows, pass by pass
+    behind the last two tokens of each text, and of the base's.
+    """
+    lanes, drafts = shape.lanes, shape.drafts
+    return {
+        "state": (torch.int32, (STATES, lanes)),
+        "guide": (torch.int32, (LINES, TAIL + drafts, lanes)),
+        "base": (torch.int32, (LINES, lanes * (drafts + 1))),
+    }
+
+
+def _fields(layout: Layout) -> Iterator[tuple[str, int, int]]:
+    """Each field with its first byte, aligned, and the one behind its last."""
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        begin = -(-end // dtype.itemsize) * dtype.itemsize
+        end = begin + dtype.itemsize * prod(shape)
+        yield name, begin, end
+
+
 def _num_bytes(layout: Layout) -> int:
-    return sum(dtype.itemsize * prod(shape) for dtype, shape in layout.values())
+    return max(end for _, _, end in _fields(layout))
 
 
 def _views(memory: Tensor, layout: Layout) -> Views:
     """The fields of `memory`, [bytes] uint8."""
-    views, at = {}, 0
-    for name, (dtype, shape) in layout.items():
-        end = at + dtype.itemsize * prod(shape)
-        views[name] = memory[at:end].view(dtype).view(shape)
-        at = end
-    return views
-
-
-def _parts(result: Tensor, shape: CycleShape) -> tuple[Tensor, Tensor, Tensor]:
-    """What a cycle says: the guide's rows [drafts, 4, lanes] and the base's [4, lanes * (drafts + 1)] as
-    `keep` writes them, and the state [STATES, lanes].
-    """
-    lanes, drafts, rows = shape.lanes, shape.drafts, shape.lanes * (shape.drafts + 1)
-    guide, base, state = result.split_with_sizes([4 * drafts * lanes, 4 * rows, STATES * lanes])
-    return guide.view(drafts, 4, lanes), base.view(4, rows), state.view(STATES, lanes)
+    return {
+        name: memory[begin:end].view(layout[name][0]).view(layout[name][1])
+        for name, begin, end in _fields(layout)
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nudging.cycle import LaneStart
+from nudging.cycle import TAIL, LaneStart
 from nudging.decide import Wanted
 from nudging.errors import NumericalError
 from nudging.graphs import is_picked_by_head
@@ -17,8 +17,6 @@ from nudging.sequence import Row
 from nudging.work import Work
 
 ROLES = ("guide", "base")
-# The guide's first pass of a cycle reads so many tokens of the text at most.
-MAX_LAG = 2
 
 Rows = list[Row | NumericalError]
 
@@ -118,8 +116,8 @@ def begins(work: Work, want: Wanted, runners: Mapping[str, ModelRunner]) -> bool
         led in (0, 1)
         and draft.length == length - led
         and request.need_now.ahead == length - 1
-        and work.end == guide >= MAX_LAG
-        and work.end - work.start <= MAX_LAG
+        and work.end == guide >= TAIL
+        and work.end - work.start <= TAIL
         and sequences[1].context_len == base
         and sequences[1].num_computed >= base - 1
     )

@@ -19,8 +19,8 @@ from itertools import product
 
 import torch
 
-from nudging.cycle import CycleShape, LaneStart, Model, RecordedCycle, Said, Told
-from nudging.cycle_lanes import MAX_LAG, ROLES, Lane, Rows, begins, is_at_text, lane_start, tables_of
+from nudging.cycle import TAIL, CycleShape, LaneStart, Model, RecordedCycle, Said, Told
+from nudging.cycle_lanes import ROLES, Lane, Rows, begins, is_at_text, lane_start, tables_of
 from nudging.decide import Wanted, row_of
 from nudging.errors import OutOfBlocks
 from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
@@ -113,7 +113,7 @@ class Foresight:
         if self._flight is not None:
             lanes += [lane for lane in self._flight.lanes if lane.request is request]
         for lane in [lane for lane in lanes if not lane.is_lost]:
-            is_behind = work.start <= lane.end(work.role) - MAX_LAG
+            is_behind = work.start <= lane.end(work.role) - TAIL
             assert lane.start is None or lane.start <= len(request.output) or is_behind, (
                 f"{work.role} of {request.id} goes on from {work.start} in the middle of a cycle"
             )

@@ -19,12 +19,12 @@ from nudging.graphs import (
     Recorder,
     answer,
     is_picked_by_head,
-    keep,
     padded,
     path_shape,
     read,
 )
 from nudging.kernels.flash_attn import FlashAttn
+from nudging.kernels.lm_head import LINES, TOKEN
 from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.record_ahead import MAX_AHEAD, Family, family_of, shapes_ahead
@@ -149,7 +149,7 @@ class GraphRunner(ModelRunner):
         return padded(works, self.pool.block_size)
 
     def _answers(self, key: Key, works: list[Work], wanted: list[Wanted]) -> Tensor:
-        """One pass over the works in a batch of that shape: what its rows said, see `keep`."""
+        """One pass over the works in a batch of that shape: what its rows said, see `lm_head`."""
         shape, vocab, _ = key
         family = family_of(works, shape, vocab)
         if family is not None:
@@ -158,8 +158,8 @@ class GraphRunner(ModelRunner):
             self._seen.add(key)
             batch, picks = self._buffer(shape).fill(works, self.pool.block_size), self._picks(shape)
             picks.fill(wanted)
-            said = torch.empty((4, shape.answers), dtype=torch.int32, device=self.decoder.device)
-            keep(answer(self.decoder, self.cache, batch, picks.picks, vocab), said)
+            said = torch.empty((LINES, shape.answers), dtype=torch.int32, device=self.decoder.device)
+            answer(self.decoder, self.cache, batch, picks.picks, vocab, said)
             return said
         recorded = self._passes.get(key) or self._record_pass(key)
         recorded.buffer.fill(works, self.pool.block_size)
@@ -198,7 +198,7 @@ class GraphRunner(ModelRunner):
         # From pinned memory: else the host would wait here for the pass that came before.
         pinned = self.decoder.device.type == "cuda"
         at = torch.tensor(lasts, pin_memory=pinned).to(self.decoder.device, non_blocking=True)
-        path.first[: len(works)] = said[0, at]
+        path.first[: len(works)] = said[TOKEN, at]
         path.replay()
         return path
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
 from nudging.decide import Wanted
-from nudging.kernels.lm_head import LmHead, lm_head
+from nudging.kernels.lm_head import LINES, MAX, TOKEN, lm_head
 from nudging.models.decoder import Decoder
 from nudging.work import Work
 
@@ -130,24 +131,19 @@ def is_picked_by_head(want: Wanted) -> bool:
     return not want.keep_logits and not params.logit_bias and (unfiltered or params.temperature == 0)
 
 
-def answer(decoder: Decoder, cache: KVCache, batch: Batch, picks: Picks, vocab: int) -> LmHead:
-    """One pass, its tokens picked among the first `vocab` by the head; logits need not be written."""
-    x = decoder.hidden(batch, cache)
-    cap = decoder.config.final_soft_cap
-    return lm_head(x, decoder.weights.head, vocab, cap, *picks)
-
-
-def keep(said: LmHead, out: Tensor) -> None:
-    """Copy what rows are made of into `out`, int32 [4, rows]: the tokens picked, the likeliest ones, and the
-    bits of max and lse, which are fp32.
+def answer(decoder: Decoder, cache: KVCache, batch: Batch, picks: Picks, vocab: int, out: Tensor) -> None:
+    """One pass, its tokens picked among the first `vocab` by the head, which says into `out`, int32
+    [LINES, rows], what rows are made of; logits need not be written.
     """
-    torch.stack([said.token, said.argmax, said.max.view(torch.int32), said.lse.view(torch.int32)], out=out)
+    x, norm = decoder.before_head(batch, cache)
+    cap = decoder.config.final_soft_cap
+    lm_head(x, decoder.weights.head, vocab, cap, *picks, batch.logit_rows, norm, out)
 
 
 def read(said: Tensor) -> tuple[list[int], list[int], list[float], list[float]]:
-    """What `keep` wrote, waited for."""
+    """What a head said, waited for: the tokens picked, the likeliest ones, max and lse."""
     here = said.cpu()
-    return (*here[:2].tolist(), *here[2:].view(torch.float32).tolist())
+    return (*here[:MAX].tolist(), *here[MAX:].view(torch.float32).tolist())
 
 
 class RecordedPass:
@@ -167,11 +163,11 @@ class RecordedPass:
     ) -> None:
         self.buffer = buffer
         self.picks = picks
-        # What the rows said: see `keep`.
-        self.said = torch.empty((4, buffer.shape.answers), dtype=torch.int32, device=decoder.device)
+        # What the rows said: see `lm_head`.
+        self.said = torch.empty((LINES, buffer.shape.answers), dtype=torch.int32, device=decoder.device)
 
         def run() -> None:
-            keep(answer(decoder, cache, buffer.batch, picks.picks, vocab), self.said)
+            answer(decoder, cache, buffer.batch, picks.picks, vocab, self.said)
 
         self.replay = recorder.record(run)
 
@@ -195,15 +191,14 @@ class RecordedPath:
         self.buffers = buffers
         self.picks = picks
         self.first = first
-        # What each pass said: see `keep`.
-        self.said = torch.empty((len(buffers), 4, len(first)), dtype=torch.int32, device=first.device)
+        # What each pass said: see `lm_head`.
+        self.said = torch.empty((len(buffers), LINES, len(first)), dtype=torch.int32, device=first.device)
 
         def run() -> None:
             tokens = first
             for buffer, picked, out in zip(buffers, picks, self.said, strict=True):
-                buffer.batch.ids.copy_(tokens)
-                keep(answer(decoder, cache, buffer.batch, picked.picks, vocab), out)
-                tokens = out[0]
+                answer(decoder, cache, replace(buffer.batch, ids=tokens), picked.picks, vocab, out)
+                tokens = out[TOKEN]
 
         self.replay = recorder.record(run)
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .cycle_rows import ALIVE, BEFORE, LAG, LAST, ROOM, WRITTEN
 from .draft_verify import RUNNING
+from .lm_head import MAX
 from .op import Op
 
 
@@ -17,21 +18,21 @@ def cycle_advance(
     finish: Tensor,
     guide_said: Tensor,
     base_said: Tensor,
-) -> Tensor:
-    """The next `state`, [STATES, lanes] int32 as in cycle_rows.
+) -> None:
+    """Move `state`, [STATES, lanes] int32 as in cycle_rows, on to the next cycle, in place.
 
     drafted: [lanes] int32, as cycle_rows gave it; tokens [lanes, WIDTH] int32, written [lanes] int32, finish
-    [lanes] int8: as draft_verify gave them; guide_said: [drafts, 4, lanes] int32 and base_said:
-    [4, lanes * (drafts + 1)] int32, each pass's tokens, likeliest tokens and the bits of max and lse.
+    [lanes] int8: as draft_verify gave them; guide_said: [LINES, drafts, lanes] int32, its lines
+    anywhere, and base_said: [LINES, lanes * (drafts + 1)] int32: what lm_head said of the rows.
 
     The guide has read all but the last token of its drafts: where all of them and one more were written it
     lags by two tokens, else by one.  A lane takes part no more once its text has ended, has room for one
     token only, or a row that counts is not finite: then the host looks at it first.
     """
-    drafts, _, lanes = guide_said.shape
+    _, drafts, lanes = guide_said.shape
     row = torch.arange(drafts + 1, device=state.device)
-    guide_ok = guide_said[:, 2:].view(torch.float32).isfinite().all(dim=1)
-    base_ok = base_said[2:].view(torch.float32).isfinite().all(dim=0).view(lanes, drafts + 1)
+    guide_ok = guide_said[MAX:].view(torch.float32).isfinite().all(dim=0)
+    base_ok = base_said[MAX:].view(torch.float32).isfinite().all(dim=0).view(lanes, drafts + 1)
     is_finite = (guide_ok | (row[:drafts, None] >= drafted)).all(dim=0)
     is_finite &= (base_ok | (row > drafted[:, None])).all(dim=1)
 
@@ -46,7 +47,7 @@ def cycle_advance(
     out[LAG] = 1 + (written == drafted + 1)
     goes_on = is_finite & (finish == RUNNING) & (written > 0) & (out[ROOM] > 1)
     out[ALIVE] = state[ALIVE] * goes_on
-    return out
+    state.copy_(out)
 
 
 cycle_advance.impl_at(

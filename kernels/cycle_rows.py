@@ -16,15 +16,13 @@ STATES = 6
 class CycleRows(NamedTuple):
     """What the passes of a cycle are given; a pass's rows stand lane by lane.
 
-    ids: [lanes, 2] int64, the last two tokens, for the guide's first pass; guide_positions, guide_slots:
-    [lanes * (drafts + 1)] int64, two rows a lane for its first pass, then one for each further one;
-    guide_lens: [drafts, lanes] int32; base_positions, base_slots: [lanes * (drafts + 1)] int64; base_lens:
-    [lanes] int32; guide_noise [drafts, lanes] and base_noise [lanes * (drafts + 1)] int64: the output
-    positions whose noise the answers are picked with; drafted, room: [lanes] int32, how many drafts of each
-    lane count, and how many tokens it may write, 0 where it takes no part.
+    guide_positions, guide_slots: [lanes * (drafts + 1)] int64, two rows a lane for its first pass, then one
+    for each further one; guide_lens: [drafts, lanes] int32; base_positions, base_slots: [lanes * (drafts +
+    1)] int64; base_lens: [lanes] int32; guide_noise [drafts, lanes] and base_noise [lanes * (drafts + 1)]
+    int64: the output positions whose noise the answers are picked with; drafted, room: [lanes] int32, how
+    many drafts of each lane count, and how many tokens it may write, 0 where it takes no part.
     """
 
-    ids: Tensor
     guide_positions: Tensor
     guide_slots: Tensor
     guide_lens: Tensor
@@ -45,6 +43,7 @@ def cycle_rows(
     first: Tensor,
     guide_table: Tensor,
     base_table: Tensor,
+    tails: Tensor,
     drafts: int,
     block_size: int,
     guide_spare: int,
@@ -55,7 +54,8 @@ def cycle_rows(
     state: [STATES, lanes] int32; lengths: [2, lanes] int32, the tokens of the guide's and the base's prompt;
     wanted: [lanes] int32, 1 to `drafts`, the drafts each lane wants, of which it gets at most one less than
     it has room for; first: [lanes] int64, the output position of the text's first token; guide_table,
-    base_table: [lanes, any] int32, the blocks of its cache; guide_spare, base_spare: slots that are nobody's.
+    base_table: [lanes, any] int32, the blocks of its cache; tails: [2, lanes] int32, where the last two
+    tokens of each text are written to; guide_spare, base_spare: slots that are nobody's.
 
     With e tokens of prompt and text, the guide's first pass feeds tokens e - 2 and e - 1, pass i the token
     e - 1 + i; the base's feeds e - 1 to e - 1 + drafts.  What is not to be kept goes to the spare slot: the
@@ -77,9 +77,9 @@ def cycle_rows(
     base = torch.where(own, base_end[:, None] - 1 + torch.minimum(row, count), row)
     base_kept = own & (row <= count)
 
+    torch.stack([state[BEFORE], state[LAST]], out=tails)
     noise = first[:, None] + written[:, None] + row
     return CycleRows(
-        torch.stack([long[BEFORE], long[LAST]], dim=1),
         _by_pass(guide),
         _by_pass(_slots(guide_table, guide, guide_kept, block_size, guide_spare)),
         (guide[:, 1:].T + 1).int().contiguous(),

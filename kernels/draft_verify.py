@@ -60,9 +60,10 @@ def draft_verify(
 ) -> Verified:
     """The steps of Nudging (arXiv 2410.09300) from the text so far, until a row is missing or the text ends.
 
-    guide_token: [seqs, 1 to WIDTH] int32, the guide's own continuation of the text, `guided` [seqs] int32 of
-    it known; base_max, base_lse: [seqs, 1 to MAX_DRAFT + 1] fp32 and base_token, int32: the base's statistics
-    and pick after i tokens of that continuation, i = 0..`drafted` [seqs] int32, which may be -1.
+    guide_token: [seqs, 1 to WIDTH] int32, wherever they lie, the guide's own continuation of the text,
+    `guided` [seqs] int32 of it known; base_max, base_lse: [seqs, 1 to MAX_DRAFT + 1] fp32 and base_token,
+    int32: the base's statistics and pick after i tokens of that continuation, i = 0..`drafted` [seqs] int32,
+    which may be -1.
     threshold: [seqs] fp64; or_equal, by_word, ignore_eos: [seqs] bool, the comparator "<=", the granularity
     and whether the ends of sequence count; room: [seqs] int32, how many tokens may be written; marks: [vocab]
     uint8, the bits STARTS_WITH_SPACE, BASE_EOS and GUIDE_EOS.

@@ -7,7 +7,7 @@ from .cuda import on_cuda
 from .linear import linear, product
 from .op import Op
 from .rms_norm import Norm
-from .rope_append import rope_append
+from .rope_append import HeadNorm, rope_append
 from .weight import Weight
 
 
@@ -37,15 +37,17 @@ def linear_rope_append(
     v_cache: Tensor,
     slot_mapping: Tensor,
     norm: Norm | None = None,
+    head_norm: HeadNorm | None = None,
+    arrivals: Tensor | None = None,
 ) -> Tensor:
     """rope_append of linear(x, weight, bias, norm=norm), with the bits of the two ops.
 
     Gives back the queries [rows, heads, head_dim].  x: [rows, in]; weight: [(heads + 2 * kv_heads) *
     head_dim, in], queries first, then keys, then values; bias: its columns or None; norm: as in linear; the
-    others as in rope_append.
+    others as in rope_append.  `arrivals`: see cuda.py.
     """
     heads = split_heads(product(x, weight, bias, norm).to(x.dtype), k_cache)
-    return rope_append.reference(*heads, positions, cos, sin, k_cache, v_cache, slot_mapping)
+    return rope_append.reference(*heads, positions, cos, sin, k_cache, v_cache, slot_mapping, head_norm)
 
 
 @linear_rope_append.impl("cpu", runs_on=lambda x, *_, **__: on_cpu(x))
@@ -60,9 +62,11 @@ def _linear_rope_append_cpu(
     v_cache: Tensor,
     slot_mapping: Tensor,
     norm: Norm | None = None,
+    head_norm: HeadNorm | None = None,
+    arrivals: Tensor | None = None,
 ) -> Tensor:
     heads = split_heads(linear(x, weight, bias, norm=norm), k_cache)
-    return rope_append(*heads, positions, cos, sin, k_cache, v_cache, slot_mapping)
+    return rope_append(*heads, positions, cos, sin, k_cache, v_cache, slot_mapping, head_norm)
 
 
 linear_rope_append.impl_at(

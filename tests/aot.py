@@ -40,14 +40,17 @@ WAITING = (
     "rms_norm llama-8b bf16",
     "add_rms_norm llama-8b bf16",
     "layer_norm olmo-7b bf16",
+    "embed gemma-27b bf16",
     "rope_append qwen3-8b bf16",
     "linear qwen3-8b-qkv bf16",
     "linear_rope_append llama-8b-16 bf16",
+    "linear_rope_append qwen3-8b bf16",
     "gated_linear llama-8b-16 bf16",
     "linear_add llama-1b-down-16 bf16",
     "linear_add qwen-0.5b-down-16 bf16",
     "paged_attention llama-8b decode bf16",
     "paged_attention llama-8b prefill bf16",
+    "lm_head llama-8b-16 bf16",
 )
 
 

@@ -399,12 +399,27 @@ CACHE = [
     _attention("window-soft-cap", Attention((150, 5), (4, 5), window=70, soft_cap=30.0)),
 ]
 
-# Fused products
+# embed
+
+
+def embed_args(ids: Tensor, vocab: int, dim: int) -> Make:
+    """A table of signs, scaled by a power of two: exact in every dtype."""
+    return lambda seed, dtype: (_signs(seed, vocab, dim, dtype=dtype), ids, 0.5)
 
 
 def _signs(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
     """-1, 0 and 1: products of up to 128 of them are the same in every dtype, rounded or not."""
     return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+_EMBED = [
+    Case("embed", "some", embed_args(torch.tensor([3, 0, 3, 8]), 9, 33), 0, "copies"),
+    Case("embed", "short-ids", embed_args(torch.tensor([8, 1]).int(), 9, 16), 0, "copies"),
+    Case("embed", "by-sequence", embed_args(torch.arange(8).view(4, 2).T[:, 1:].int(), 9, 7), 0, "copies"),
+    Case("embed", "no-rows", embed_args(torch.arange(0), 9, 64), 0, "copies"),
+]
+
+# Fused products
 
 
 def _input(
@@ -526,4 +541,4 @@ STATS = [
     _stats("ties", _ties),
 ]
 
-CASES = [*LINEAR, *NORMS, *ROPE, *ELEMENTWISE, *CACHE, *FUSED, *STATS]
+CASES = [*LINEAR, *_EMBED, *NORMS, *ROPE, *ELEMENTWISE, *CACHE, *FUSED, *STATS]

@@ -151,7 +151,10 @@ def assert_norms_within_products_have_the_bits_of_rms_norm(
     assert_same_bits([stream.x], [residual + run("linear")(x, down)])
     reads = randn(40, dim, dtype=dtype).to(device)
     rest = tuple(arg.to(device) for arg in rope_append_args(rows, 3, 1, 8, 4)(7, dtype)[3:])
-    for unit_offset in (False, True):
+    embedded = run("embed")(residual, torch.arange(rows, device=device).flip(0), 3.0)
+    assert_same_bits([embedded.x], [(residual * 3.0).flip(0)])
+    cases = [(one, unit_offset) for one in (stream, embedded) for unit_offset in (False, True)]
+    for stream, unit_offset in cases:
         norm = Norm(weight, 1e-5, unit_offset, stream.squares)
         entered = run("rms_norm")(stream.x, weight, 1e-5, unit_offset)
         assert_same_bits([run("linear")(stream.x, reads, norm=norm)], [run("linear")(entered, reads)])

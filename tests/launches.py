@@ -51,7 +51,7 @@ class Launches(TorchDispatchMode):
             {storage(x) for x in tree_leaves(tree) if isinstance(x, Tensor)} for tree in (args, out)
         )
         name = func.overloadpacket.__name__
-        if made - known and "empty" not in name:
+        if (made - known or func._schema.is_mutable) and "empty" not in name:
             self.names.append(name)
         return out
 

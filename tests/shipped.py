@@ -83,6 +83,10 @@ ship(
 )
 for head_dim in (64, 128):
     ship("rms_norm", f"heads-{head_dim}", norm_args(16, 8, head_dim), BF16)
+for model, dim in (("qwen-0.5b", 896), ("gemma-27b", 4608), ("widest", 1 << 14)):
+    ship(
+        "embed", model, lambda dtype, dim=dim: (torch.empty(9, dim, dtype=dtype), torch.empty(16).int(), 2.0)
+    )
 ship("layer_norm", "olmo-7b", pick(norm_args(16, 4096), 0, 2))
 for model, heads in HEADS.items():
     ship("rope_append", model, rope_args(*heads), BF16)
@@ -153,13 +157,13 @@ def gated_args(rows: int, cols: int, features: int, int8: bool = False) -> Calla
 
 
 def linear_rope_args(
-    rows: int, cols: int, features: int, int8: bool = False
+    rows: int, cols: int, features: int, int8: bool = False, head_dim: int = 128
 ) -> Callable[[torch.dtype], Args]:
-    """As many heads of 128 as the columns make, one of them for keys, one for values."""
+    """As many heads as the columns make, one of them for keys, one for values."""
 
     def make(dtype: torch.dtype) -> Args:
-        positions, table = torch.empty(rows, dtype=torch.int64), torch.empty(8192, 64)
-        caches = torch.empty(2, 1024, 16, 1, 128, dtype=dtype)
+        positions, table = torch.empty(rows, dtype=torch.int64), torch.empty(8192, head_dim // 2)
+        caches = torch.empty(2, 1024, 16, 1, head_dim, dtype=dtype)
         product = linear_args(rows, cols, features, int8)(dtype)[:3]
         return *product, positions, table, table, *caches, positions, norm_of(rows, features, dtype)
 
@@ -195,6 +199,22 @@ ship("linear", "qwen3-8b-qkv", linear_args(16, 6144, 4096, normed=True), DTYPES)
 ship("linear", "normed-short-and-deep", linear_args(16, 896, 4864, normed=True), BF16)
 # Families with other norms: no norm in the product.
 ship("linear_rope_append", "gemma-2b", pick(linear_rope_args(16, 3072, 2304), *range(9)), BF16)
+
+
+def heads_args(cols: int, features: int, head_dim: int, unit_offset: bool, int8: bool = False) -> Any:
+    """What normalises its heads."""
+    norms = head_norm(head_dim, head_dim, unit_offset)
+    return with_more(
+        linear_rope_args(16, cols, features, int8, head_dim),
+        lambda dtype: (*norms(dtype), arrivals()),
+    )
+
+
+ship("linear_rope_append", "qwen3-0.6b", heads_args(4096, 1024, 128, False), BF16)
+ship("linear_rope_append", "qwen3-8b", heads_args(6144, 4096, 128, False))
+ship("linear_rope_append", "int8-qwen3-8b", heads_args(6144, 4096, 128, False, True), BF16)
+ship("linear_rope_append", "gemma3-1b", heads_args(1536, 1152, 256, True), BF16)
+ship("linear_rope_append", "gemma3-27b", heads_args(8192, 5376, 128, True), BF16)
 ship("gated_linear", "gemma-2b", pick(gated_args(16, 18432, 2304), 0, 1, 2), BF16)
 
 
@@ -245,8 +265,8 @@ def head_args(
 ) -> Callable[[torch.dtype], Args]:
     def make(dtype: torch.dtype) -> Args:
         x, weight = torch.empty(rows, features, dtype=dtype), weight_of(vocab, features, dtype, int8)
-        ids = torch.empty(rows, dtype=torch.int64)
-        return x, weight, vocab, cap, torch.empty(rows), ids, ids
+        ids, norm = torch.empty(rows, dtype=torch.int64), norm_of(rows, features, dtype)
+        return x, weight, vocab, cap, torch.empty(rows), ids, ids, ids, norm
 
     return make
 
@@ -282,13 +302,13 @@ ship("draft_verify", "eight", verify_args, ("fp32",))
 def cycle_rows_args(dtype: torch.dtype) -> Args:
     state, lengths, one = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (2, 8), (8,)))
     table = torch.empty(8, 512, dtype=torch.int32)
-    return state, lengths, one, one.long(), table, table, 4, 16, 1 << 20, 1 << 20
+    return state, lengths, one, one.long(), table, table, lengths, 4, 16, 1 << 20, 1 << 20
 
 
 def cycle_advance_args(dtype: torch.dtype) -> Args:
     state, one, tokens = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (8,), (8, 24)))
-    guide_said, base_said = (torch.empty(shape, dtype=torch.int32) for shape in ((4, 4, 8), (4, 40)))
-    return state, one, tokens, one, one.to(torch.int8), guide_said, base_said
+    guide_said, base_said = (torch.empty(shape, dtype=torch.int32) for shape in ((4, 6, 8), (4, 40)))
+    return state, one, tokens, one, one.to(torch.int8), guide_said[:, 2:], base_said
 
 
 ship("cycle_rows", "eight", cycle_rows_args, ("fp32",))

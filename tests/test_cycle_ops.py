@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from nudging.kernels.cycle_advance import cycle_advance
-from nudging.kernels.cycle_rows import CycleRows, cycle_rows
+from nudging.kernels.cycle_rows import ALIVE, CycleRows, cycle_rows
 from nudging.kernels.draft_verify import LENGTH, RUNNING, STOP, WIDTH
+from nudging.kernels.lm_head import LINES, LSE, MAX
+from tests.compare import Run
+from tests.interpreter import DEVICE
 from tests.test_triton import on_device, pytestmark, triton
 
 __all__ = ["pytestmark"]
@@ -26,12 +29,11 @@ def test_the_rows_of_a_cycle_by_hand() -> None:
     state = ints([2, 1, 5], [9, 2, 3], [60, 61, 0], [70, 71, 0], [2, 1, 1], [1, 1, 0])
     lengths = ints([3, 6, 1], [8, 3, 1])
     tables = ints([5, 6, 7], [8, 9, 4], [0, 0, 0]), ints([1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 0])
-    rows = cycle_rows(
-        state, lengths, torch.tensor([3, 3, 3]).int(), torch.tensor([0, 10, 0]), *tables, 3, 4, 400, 800
-    )
+    wanted, first, tails = torch.tensor([3, 3, 3]).int(), torch.tensor([0, 10, 0]), torch.zeros(2, 3).int()
+    rows = cycle_rows(state, lengths, wanted, first, *tables, tails, 3, 4, 400, 800)
     assert rows.drafted.tolist() == [3, 1, 0]
     assert rows.room.tolist() == [9, 2, 0]
-    assert rows.ids.tolist() == [[60, 70], [61, 71], [0, 0]]
+    assert tails.tolist() == [[60, 61, 0], [70, 71, 0]]
     # The guide's text is 5 and 7 tokens long; the second lane lags by one.
     assert rows.guide_positions.tolist() == [3, 4, 5, 6, 0, 1, 5, 6, 0, 6, 6, 0]
     assert rows.guide_slots.tolist() == [23, 24, 400, 38, 400, 400, 25, 400, 400, 26, 400, 400]
@@ -51,10 +53,10 @@ def test_the_texts_after_a_cycle_by_hand() -> None:
     tokens[:, :4] = torch.tensor([20, 21, 22, 23])
     written = torch.tensor([4, 1, 2, 4, 0, 0]).int()
     finish = torch.tensor([RUNNING, RUNNING, STOP, RUNNING, RUNNING, LENGTH]).to(torch.int8)
-    said = torch.zeros(3, 4, 6).int(), torch.zeros(4, 24).int()
+    said = torch.zeros(LINES, 3, 6).int(), torch.zeros(LINES, 24).int()
     drafted = torch.tensor([3, 3, 3, 3, 3, 0]).int()
-    out = cycle_advance(state, drafted, tokens, written, finish, *said)
-    assert out.tolist() == [
+    cycle_advance(state, drafted, tokens, written, finish, *said)
+    assert state.tolist() == [
         [8, 5, 6, 8, 4, 4],
         [5, 8, 7, 1, 9, 9],
         [22, 70, 20, 22, 60, 60],
@@ -62,6 +64,14 @@ def test_the_texts_after_a_cycle_by_hand() -> None:
         [2, 1, 1, 2, 1, 1],
         [1, 1, 0, 0, 0, 0],
     ]
+
+
+def advanced(advance: Run, arguments: tuple[Tensor, ...]) -> Tensor:
+    """The state after the cycle."""
+    state, *rest = on_device(arguments)
+    state = state.clone()
+    assert advance(state, *rest) is None
+    return state.cpu()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -74,19 +84,21 @@ def test_a_lane_whose_row_is_not_finite_waits_for_the_host(bad: float) -> None:
     for drafted in (2, 3):
         counting = torch.full((lanes,), drafted).int()
         for row in range(drafts + 1):
-            for column in (2, 3):
-                guide, base = torch.zeros(drafts, 4, lanes).int(), torch.zeros(4, lanes * (drafts + 1)).int()
+            for column in (MAX, LSE):
+                guide, base = (
+                    torch.zeros(LINES, *shape).int() for shape in ((drafts, lanes), (lanes * (drafts + 1),))
+                )
                 base[column, drafts + 1 + row] = bits
                 wanted = [1, int(row > drafted)]
                 arguments = (state, counting, tokens, one, running, guide, base)
                 for advance in (cycle_advance.reference, triton("cycle_advance")):
-                    assert advance(*on_device(arguments))[5].tolist() == wanted
+                    assert advanced(advance, arguments)[ALIVE].tolist() == wanted
                 if row < drafts:
                     base.zero_()
-                    guide[row, column, 1] = bits
+                    guide[column, row, 1] = bits
                     wanted = [1, int(row >= drafted)]
                     for advance in (cycle_advance.reference, triton("cycle_advance")):
-                        assert advance(*on_device(arguments))[5].tolist() == wanted
+                        assert advanced(advance, arguments)[ALIVE].tolist() == wanted
 
 
 def a_state(rng: random.Random, lanes: int) -> Tensor:
@@ -108,18 +120,21 @@ def test_triton_gives_the_references_rows_and_texts(drafts: int) -> None:
     wanted = torch.tensor(rng.choices(range(1, drafts + 1), k=lanes)).int()
     tables = (torch.randint(0, 90, (lanes, width), dtype=torch.int32) for width in (16, 14))
     first = torch.tensor(rng.choices(range(2**32 - 99), k=lanes))
-    arguments = (state, lengths, wanted, first, *tables, drafts, block_size, 400, 800)
-    want, got = cycle_rows.reference(*arguments), triton("cycle_rows")(*on_device(arguments))
+    tails = torch.zeros(2, lanes).int(), torch.zeros(2, lanes).int().to(DEVICE)
+    before, rest = (state, lengths, wanted, first, *tables), (drafts, block_size, 400, 800)
+    want = cycle_rows.reference(*before, tails[0], *rest)
+    got = triton("cycle_rows")(*on_device(before), tails[1], *rest)
+    assert torch.equal(tails[0], tails[1].cpu())
     for name, one, other in zip(CycleRows._fields, got, want, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one.cpu(), other), name
     tokens = torch.randint(0, 90, (lanes, WIDTH), dtype=torch.int32)
     written = torch.tensor([rng.randint(0, int(n) + 1) for n in want.drafted]).int()
     finish = torch.tensor(rng.choices((RUNNING, RUNNING, STOP), k=lanes)).to(torch.int8)
-    said = (
-        torch.randint(0, 99, (drafts, 4, lanes)).int(),
-        torch.randint(0, 99, (4, lanes * (drafts + 1))).int(),
-    )
-    arguments = (state, want.drafted, tokens, written, finish, *said)
-    found = triton("cycle_advance")(*on_device(arguments))
-    assert torch.equal(found.cpu(), cycle_advance.reference(*arguments))
+    # The lines of what the guide said lie apart.
+    guide_said = torch.randint(0, 99, (LINES, drafts + 2, lanes)).int()[:, 2:]
+    base_said = torch.randint(0, 99, (LINES, lanes * (drafts + 1))).int()
+    arguments = (state, want.drafted, tokens, written, finish, guide_said, base_said)
+    found = advanced(triton("cycle_advance"), arguments)
+    assert torch.equal(found, advanced(cycle_advance.reference, arguments))
+    assert not torch.equal(found, state)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nudging import LLM, Base, Nudging, NumericalError, SamplingParams
 from nudging.batch import Batch, KVCache
@@ -22,6 +23,7 @@ from nudging.cycle import RecordedCycle
 from nudging.cycle_lanes import Lane
 from nudging.graph_runner import GraphRunner
 from nudging.kernels.draft_verify import Verified
+from nudging.kernels.rms_norm import Norm
 from nudging.output import CompletionOutput
 from nudging.work import Work
 from tests.pairs import Twin, assert_pools_are_whole, written
@@ -304,16 +306,18 @@ def test_a_row_that_is_not_finite_ends_its_request_alone(
         whole, expected = [llm.generate(*jobs) for _ in range(3)][0]
         for role, last in (("guide", 37), ("base", 34)):
             decoder = llm._engine.runners[llm.roles[role].model].decoder
-            hidden = decoder.hidden
+            before_head = decoder.before_head
 
-            def poisoned(batch: Batch, kv: KVCache, hidden: Any = hidden, last: int = last) -> Tensor:
-                return torch.where(
-                    batch.positions[batch.logit_rows, None] < last, hidden(batch, kv), float("nan")
-                )
+            def poisoned(
+                batch: Batch, kv: KVCache, before_head: Any = before_head, last: int = last
+            ) -> tuple[Tensor, Norm | None]:
+                x, norm = before_head(batch, kv)
+                with _disable_current_modes():  # the watch knows no such read
+                    return torch.where(batch.positions[:, None] < last, x, float("nan")), norm
 
-            monkeypatch.setattr(decoder, "hidden", poisoned)
+            monkeypatch.setattr(decoder, "before_head", poisoned)
             bad, good = (result.outputs[0] for result in llm.generate(*jobs))
-            monkeypatch.setattr(decoder, "hidden", hidden)
+            monkeypatch.setattr(decoder, "before_head", before_head)
             assert (bad.finish_reason, type(bad.error)) == ("error", NumericalError)
             # The guide's row counts where the guide writes.
             assert last <= len(bad.token_ids) + 8

@@ -13,6 +13,7 @@ from torch import Tensor
 from nudging import LLM, Base, Nudging, SamplingParams
 from nudging.kernels.cuda import ARRIVALS
 from nudging.kernels.rms_norm import Norm
+from nudging.kernels.rope_append import HeadNorm
 from nudging.models.decoder import Decoder
 from nudging.policies import Policy
 from nudging.record_ahead import record_ahead
@@ -147,7 +148,7 @@ def test_a_captured_graph_replays_attention_and_what_is_picked() -> None:
     x, *head = on_device(head_args(16, torch.bfloat16, 30.0))
 
     def step() -> list[Tensor]:
-        return [load("paged_attention")(q, *cache), *load("lm_head")(x, *head)]
+        return [load("paged_attention")(q, *cache), load("lm_head")(x, *head)]
 
     inputs = [q.clone(), x.clone()]
     want = [one.clone() for one in step()]
@@ -163,7 +164,9 @@ def test_a_captured_graph_replays_attention_and_what_is_picked() -> None:
 
 
 def layers(rows: int, device: torch.device) -> Callable[[Tensor | None], list[Tensor]]:
-    """Six layers as a decoder runs them, of the sizes of a small model, after 900 tokens of context."""
+    """Six layers as a decoder runs them, of the sizes of a small model, after 900 tokens of context; heads of
+    every other one are normalised.  Before them the embeddings, behind them the head.
+    """
     hidden, heads, kv_heads, head_dim, inner = 896, 14, 2, 64, 4864
     randn, dtype = noise(3), torch.bfloat16
 
@@ -179,7 +182,9 @@ def layers(rows: int, device: torch.device) -> Callable[[Tensor | None], list[Te
         )
         for _ in range(6)
     ]
-    first, norm = randn(rows, hidden).to(device, dtype), randn(hidden).to(device, dtype)
+    table, norm = randn(400, hidden).to(device, dtype), randn(hidden).to(device, dtype)
+    head_norm = HeadNorm(*randn(2, head_dim).to(device, dtype), 1e-6)
+    ids, cold = torch.arange(rows, device=device) + 60, torch.ones(rows, device=device)
     caches = randn(6, 2, 64, 16, kv_heads, head_dim).to(device, dtype)
     angles = torch.arange(1024)[:, None] * torch.logspace(0, -3, head_dim // 2)[None]
     tables = angles.cos().to(device), angles.sin().to(device)
@@ -188,15 +193,17 @@ def layers(rows: int, device: torch.device) -> Callable[[Tensor | None], list[Te
     cu, lengths = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0, rows], [900]))
 
     def run(arrivals: Tensor | None) -> list[Tensor]:
-        x, squares = first, None
-        for (qkv, o, gate_up, down), (k, v) in zip(weights, caches, strict=True):
-            entered = Norm(norm, 1e-5, False, squares)
-            q = load("linear_rope_append")(x, qkv, None, at, *tables, k, v, at, entered)
+        x, squares = load("embed")(table, ids, 2.0)
+        for index, ((qkv, o, gate_up, down), (k, v)) in enumerate(zip(weights, caches, strict=True)):
+            entered, by_head = Norm(norm, 1e-5, False, squares), head_norm if index % 2 else None
+            q = load("linear_rope_append")(x, qkv, None, at, *tables, k, v, at, entered, by_head, arrivals)
             out = load("paged_attention")(q, k, v, blocks, cu, lengths, 0.125, 0, 0.0, arrivals)
             x, squares = load("linear_add")(out.flatten(1), o, x, None, arrivals)
             y = load("gated_linear")(x, gate_up, "silu", None, Norm(norm, 1e-5, False, squares))
             x, squares = load("linear_add")(y, down, x, None, arrivals)
-        return [x, caches.clone()]
+        last = Norm(norm, 1e-5, False, squares)
+        said = load("lm_head")(x, table, 390, 0.0, cold, ids, ids, ids - 60, last)
+        return [x, caches.clone(), said]
 
     return run
 

@@ -20,7 +20,8 @@ from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCa
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import SIZES, padded, path_shape
 from nudging.kernels.draft_verify import Verified, draft_verify
-from nudging.kernels.lm_head import LmHead, lm_head
+from nudging.kernels.lm_head import lm_head
+from nudging.kernels.rms_norm import Norm
 from nudging.sequence import Sequence
 from nudging.work import Work
 from tests.pairs import written
@@ -93,11 +94,10 @@ class Recording:
         return True
 
 
-def one_kernel(*args: Any) -> LmHead:
+def one_kernel(*args: Any) -> Tensor:
     """The head as a GPU runs it; its reference, made of several ops, waits for what it computes."""
     with _disable_current_modes():
-        said = lm_head(*args)
-    return LmHead(*(column.clone() for column in said))
+        return lm_head(*args)
 
 
 def one_replay(*args: Any) -> Verified:
@@ -192,12 +192,14 @@ def test_one_bad_row_in_a_path_ends_its_request_alone(
         whole, expected = [llm.generate([[60], [70]], [long, short], policy) for _ in range(3)][0]
         runner = llm._engine.runners[llm.roles["guide"].model]
         assert isinstance(runner, GraphRunner)
-        hidden = runner.decoder.hidden
+        before_head = runner.decoder.before_head
 
-        def poisoned(batch: Batch, kv: KVCache) -> Tensor:
-            return torch.where(batch.positions[batch.logit_rows, None] < 20, hidden(batch, kv), float("nan"))
+        def poisoned(batch: Batch, kv: KVCache) -> tuple[Tensor, Norm | None]:
+            x, norm = before_head(batch, kv)
+            with _disable_current_modes():  # the watch knows no such read
+                return torch.where(batch.positions[:, None] < 20, x, float("nan")), norm
 
-        monkeypatch.setattr(runner.decoder, "hidden", poisoned)
+        monkeypatch.setattr(runner.decoder, "before_head", poisoned)
         bad, good = (result.outputs[0] for result in llm.generate([[60], [70]], [long, short], policy))
         assert (bad.finish_reason, type(bad.error)) == ("error", NumericalError)
         assert 0 < len(bad.token_ids) <= 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -11,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, KVCache
+from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache
 from nudging.cli_info import gpu_tiles
+from nudging.cycle import CycleShape, Model, RecordedCycle
+from nudging.graphs import PickBuffer, RecordedPass, RecordedPath
+from nudging.kernels.rms_norm import rms_norm
 from nudging.models.decoder import Decoder
 from nudging.models.load import load_model
 from tests.compare import assert_same_bits
@@ -23,8 +27,6 @@ from tests.tiny import write_tiny_checkpoint
 pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="counted where the kernels are interpreted")
 
 FIVE = {"_linear_rope_append": 1, "_attend_split": 1, "_linear_add": 2, "_gated_linear": 1}
-# Heads are normalised between product and rotation, and no program of the product has a whole head.
-HEAD_NORM = {"_linear": 1, "_rope_append": 1}
 # What a block gives back is normalised before it is added: only who has the whole row can do that.
 POST_NORM = {"_attend_split": 1, "_linear": 2, "_add_rms_norm": 2, "_gated_linear": 1}
 LAYER = {
@@ -32,15 +34,16 @@ LAYER = {
     "mistral": FIVE,
     "qwen2": FIVE,
     "phi3": FIVE,
-    "qwen3": {**FIVE, **HEAD_NORM, "_linear_rope_append": 0},
+    "qwen3": FIVE,
     # A variance is of what is left of the mean, which is known when the row is complete.
     "olmo": {**FIVE, "_layer_norm": 2},
     "gemma2": {**POST_NORM, "_linear_rope_append": 1},
-    "gemma3_text": {**POST_NORM, "_linear": 3, "_rope_append": 1},
+    "gemma3_text": {**POST_NORM, "_linear_rope_append": 1},
+    # All heads at once are normalised between product and rotation, and nobody has them all.
     "olmo2": {**POST_NORM, "_linear": 3, "_rope_append": 1},
 }
-COUNTS = {"llama": 5, "mistral": 5, "qwen2": 5, "phi3": 5, "qwen3": 6, "olmo": 7}
-COUNTS |= {"gemma2": 7, "gemma3_text": 8, "olmo2": 8}
+COUNTS = {"llama": 5, "mistral": 5, "qwen2": 5, "phi3": 5, "qwen3": 5, "olmo": 7}
+COUNTS |= {"gemma2": 7, "gemma3_text": 7, "olmo2": 8}
 
 
 # The interpreter takes milliseconds for every program.
@@ -55,9 +58,23 @@ def one_batch(rows: int) -> Batch:
 
 
 def hidden(decoder: Decoder, rows: int) -> Tensor:
-    config = decoder.config
-    sizes = (config.num_layers, 32, 16, config.num_kv_heads, config.head_dim)
-    return decoder.hidden(one_batch(rows), KVCache(*sizes, decoder.dtype, decoder.device))
+    x, norm = decoder.before_head(one_batch(rows), cache_of(decoder))
+    return x if norm is None else rms_norm(x, norm.weight, norm.eps, norm.unit_offset)
+
+
+class Counting:
+    """A recorder that runs what is recorded and lists what it launched."""
+
+    def __init__(self) -> None:
+        self.found = Launches()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        with self.found.listening():
+            run()
+        return run
+
+    def mark(self) -> Callable[[], None]:
+        raise AssertionError("nobody waits here")
 
 
 def shortened(decoder: Decoder, layers: int) -> Decoder:
@@ -118,7 +135,80 @@ def test_a_row_has_the_same_bits_where_norms_are_within_products_and_where_they_
         packed=False,
     )  # type: ignore[arg-type]
     with triton_runs_all_ops():
-        decoder = shortened(decoder, 2)  # made here: it runs op by op
-        many = hidden(decoder, rows=17)
+        decoder, found = shortened(decoder, 2), Launches()  # made here: it runs op by op
+        with found.listening():
+            many = hidden(decoder, rows=17)
+        assert found.names.count("_rms_norm") == 2 * 2 + 1
         for rows in (1, 16):
             assert_same_bits([hidden(decoder, rows)], [many], slice(rows))
+
+
+def cache_of(decoder: Decoder) -> KVCache:
+    config = decoder.config
+    return KVCache(
+        config.num_layers, 32, 16, config.num_kv_heads, config.head_dim, decoder.dtype, decoder.device
+    )
+
+
+def buffer_of(rows: int, cache: KVCache) -> tuple[BatchBuffer, PickBuffer]:
+    """The buffer of `one_batch`."""
+    batch = one_batch(rows)
+    buffer = BatchBuffer(BatchShape(rows, 1, 32, rows), cache.k.device, cache.spare_slot)
+    for field in (
+        "ids",
+        "positions",
+        "slot_mapping",
+        "cu_seqlens_q",
+        "seq_lens",
+        "block_tables",
+        "logit_rows",
+    ):
+        getattr(buffer.batch, field).copy_(getattr(batch, field))
+    return buffer, PickBuffer(rows, cache.k.device)
+
+
+def launches(family: str, tmp_path: Path, record: Callable[[Decoder, Counting], object]) -> Counter[str]:
+    """What `record` launches of a model of one layer."""
+    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL))
+    counting = Counting()
+    with torch.inference_mode(), triton_runs_all_ops():
+        record(shortened(decoder, 1), counting)
+    return Counter(counting.found.names)
+
+
+def of_passes(passes: int, family: str, **more: int) -> Counter[str]:
+    """So many passes of one layer, with what is launched besides them."""
+    names = {**LAYER[family], **BESIDES.get(family, {}), "_embed": 1, "_lm_head": 1, "_merge_head": 1}
+    return Counter({name: passes * count for name, count in names.items()} | more) - Counter()
+
+
+# A layer norm is a launch of its own before the head, too.
+BESIDES = {"olmo": {"_layer_norm": 3}}
+
+
+@pytest.mark.parametrize("family", LAYER)
+def test_a_recorded_pass_is_its_layers_and_three_launches(family: str, tmp_path: Path) -> None:
+    def record(decoder: Decoder, counting: Counting) -> None:
+        cache = cache_of(decoder)
+        RecordedPass(decoder, cache, *buffer_of(2, cache), 90, counting)
+
+    assert launches(family, tmp_path, record) == of_passes(1, family)
+
+
+def test_a_recorded_path_is_its_passes(tmp_path: Path) -> None:
+    def record(decoder: Decoder, counting: Counting) -> None:
+        cache = cache_of(decoder)
+        buffers, picks = zip(*(buffer_of(1, cache) for _ in range(3)), strict=True)
+        RecordedPath(decoder, cache, buffers, picks, torch.tensor([60]).int(), 90, counting)
+
+    assert launches("llama", tmp_path, record) == of_passes(3, "llama")
+
+
+def test_a_recorded_cycle_is_its_passes_and_three_launches(tmp_path: Path) -> None:
+    def record(decoder: Decoder, counting: Counting) -> None:
+        guide, base = (Model(decoder, cache_of(decoder)) for _ in range(2))
+        marks = torch.zeros(90, dtype=torch.uint8)
+        RecordedCycle(guide, base, CycleShape(2, 2, 32, 32), 90, marks, counting)
+
+    cycle = {"_cycle_rows": 1, "_draft_verify": 1, "_cycle_advance": 1}
+    assert launches("llama", tmp_path, record) == of_passes(3, "llama", **cycle)

@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from nudging.kernels.lm_head import lm_head
+from nudging.kernels.lm_head import ARGMAX, LINES, LSE, MAX, TOKEN, lm_head
+from nudging.kernels.rms_norm import Norm
 from nudging.kernels.sample import pick
 from nudging.kernels.weight import quantize_int8
 from tests.cases import Args, noise
-from tests.compare import assert_same_bits, take
+from tests.compare import take
 from tests.interpreter import DEVICE
 from tests.test_triton import on_device, pytestmark, triton
 
 __all__ = ["pytestmark"]
 
-BY_ROW = (0, 4, 5, 6)
+# What has an entry for each row that is answered.
+BY_ROW = (4, 5, 6, 7)
 
 
 # A GPU has the time for the sizes of a real model, too.
@@ -26,25 +28,31 @@ REAL = [(16, 0.0, True), (70, 30.0, True)] if DEVICE == "cuda" else []
 def head_args(
     rows: int, dtype: torch.dtype, cap: float = 0.0, hidden: int = 72, held: int = 400, vocab: int = 389
 ) -> Args:
-    """A weight with more rows than tokens; every third row at temperature 0."""
+    """A weight with more rows than tokens; every third row at temperature 0, the last of x not answered."""
     randn = noise(rows)
-    x, weight = randn(rows, hidden, dtype=dtype), randn(held, hidden, dtype=dtype)
+    x, weight = randn(rows + 1, hidden, dtype=dtype), randn(held, hidden, dtype=dtype)
     temperature = randn(rows).abs() + 0.1
     temperature[::3] = 0.0
-    seed = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=torch.Generator().manual_seed(rows))
-    return x, weight, vocab, cap, temperature, seed, torch.arange(rows) + 2**31
+    generator = torch.Generator().manual_seed(rows)
+    seed = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator)
+    return x, weight, vocab, cap, temperature, seed, torch.arange(rows) + 2**31, torch.arange(rows).flip(0)
 
 
-def one_by_one(args: Args) -> list[Tensor]:
+def one_by_one(args: Args) -> Tensor:
     """What the head's parts give in Triton."""
-    x, weight, vocab, cap, temperature, seed, position = on_device(args)
+    x, weight, vocab, cap, temperature, seed, position, rows, *norm = on_device(args)
+    x = x[rows]
+    if norm:
+        x = triton("rms_norm")(x, *norm[0][:3])
     logits = triton("linear")(x, weight, None, torch.float32)
     if cap > 0:
         logits = triton("soft_cap")(logits, cap)
     logits = logits[:, :vocab]
     off = torch.zeros_like(temperature)
     token = triton("pick_rows")(logits.contiguous(), temperature, off.int(), off + 1, off, seed, position)
-    return [one.cpu() for one in (*triton("softmax_stats")(logits), token)]
+    stats = triton("softmax_stats")(logits)
+    said = {TOKEN: token, ARGMAX: stats.argmax, MAX: stats.max, LSE: stats.lse}
+    return torch.stack([said[line].view(torch.int32) for line in range(LINES)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -55,15 +63,42 @@ def test_the_fused_head_has_the_bits_of_its_parts(
 ) -> None:
     x, weight, *rest = head_args(rows, dtype, cap, *((2048, 151936, 151665) if real else ()))
     args = (x, quantize_int8(weight) if int8 else weight, *rest)
-    fused = [one.cpu() for one in triton("lm_head")(*on_device(args))]
-    assert_same_bits(fused, one_by_one(args))
+    fused = triton("lm_head")(*on_device(args))
+    assert torch.equal(fused, one_by_one(args))
     for part in (slice(0, 1), slice(2, rows)):
-        alone = [one.cpu() for one in triton("lm_head")(*on_device(take(args, BY_ROW, part)))]
-        assert_same_bits(alone, fused, part)
+        alone = triton("lm_head")(*on_device(take(args, BY_ROW, part)))
+        assert torch.equal(alone, fused[:, part])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("unit_offset", [False, True])
+def test_a_norm_within_the_head_has_the_bits_of_rms_norm(unit_offset: bool, dtype: torch.dtype) -> None:
+    """With the sums of squares that the product before left, and without, as many rows have it."""
+    randn = noise(3)
+    _, weight, *rest = head_args(5, dtype)
+    stream = triton("linear_add")(*on_device((randn(6, 8, dtype=dtype), randn(72, 8, dtype=dtype),
+                                              randn(6, 72, dtype=dtype))))  # fmt: skip
+    assert stream.squares is not None
+    scale = randn(72, dtype=dtype).to(DEVICE)
+    want = one_by_one((stream.x, weight, *rest, Norm(scale, 1e-5, unit_offset)))
+    for squares in (stream.squares, None):
+        norm = Norm(scale, 1e-5, unit_offset, squares)
+        assert torch.equal(triton("lm_head")(stream.x, *on_device((weight, *rest)), norm), want)
+
+
+def test_the_head_says_it_where_it_is_told_to() -> None:
+    args = on_device(head_args(3, torch.float32))
+    memory = torch.full((LINES, 5, 3), -7, dtype=torch.int32, device=DEVICE)
+    for head in (lm_head.reference, triton("lm_head")):
+        assert head(*args, None, memory[:, 2]).data_ptr() == memory[:, 2].data_ptr()
+        assert torch.equal(memory[:, 2], head(*args))
+    assert bool((memory[:, [0, 1, 3, 4]] == -7).all())
+    with pytest.raises(ValueError, match=r"lm_head: out is \(4, 2\)"):
+        triton("lm_head")(*args, None, memory[:, 0, :2])
 
 
 def test_the_head_of_no_rows_is_empty() -> None:
-    assert [len(one) for one in triton("lm_head")(*on_device(head_args(0, torch.float32)))] == [0] * 5
+    assert triton("lm_head")(*on_device(head_args(0, torch.float32))).shape == (LINES, 0)
 
 
 def test_a_vocabulary_that_the_weight_does_not_have_is_refused() -> None:
@@ -76,10 +111,11 @@ def test_a_vocabulary_that_the_weight_does_not_have_is_refused() -> None:
 def test_on_a_cpu_the_head_is_the_composition_of_its_parts() -> None:
     args = head_args(7, torch.float32, 20.0)
     found = lm_head(*args)
-    x, weight, vocab, cap, temperature, seed, position = args
-    logits = cap * torch.tanh(x @ weight[:vocab].T / cap)
-    torch.testing.assert_close(found.lse, torch.logsumexp(logits, 1))
+    x, weight, vocab, cap, temperature, seed, position, rows = args
+    logits = cap * torch.tanh(x[rows] @ weight[:vocab].T / cap)
+    torch.testing.assert_close(found[LSE].view(torch.float32), torch.logsumexp(logits, 1))
+    torch.testing.assert_close(found[MAX].view(torch.float32), logits.amax(1))
     for i, row in enumerate(logits):
         one = pick(row, float(temperature[i]), 0, 1.0, 0.0, int(seed[i]), int(position[i]))
-        assert int(found.token[i]) == one
-        assert int(found.argmax[i]) == int(row.argmax())
+        assert int(found[TOKEN, i]) == one
+        assert int(found[ARGMAX, i]) == int(row.argmax())

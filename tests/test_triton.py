@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from nudging.kernels.cuda import ARRIVALS
+from nudging.kernels.rms_norm import Norm
 from nudging.kernels.rope_append import HeadNorm
+from nudging.kernels.weight import quantize_int8
 from tests.cases import CASES, Args, Case, Make, linear_args, load, noise, rope_append_args
 from tests.compare import (
     ROWWISE,
@@ -134,8 +136,40 @@ def test_partitions_that_the_last_program_adds_have_the_bits_of_linear(
     assert not arrivals.any()
 
 
+@per_dtype
+@pytest.mark.parametrize(("rows", "head_dim", "int8"), [(1, 8, False), (5, 36, True), (17, 8, False)])
+def test_heads_normalised_within_products_have_the_bits_of_what_they_fuse(
+    rows: int, head_dim: int, int8: bool, dtype: torch.dtype
+) -> None:
+    """Heads of more tiles than one, and of no power of two; of 17 rows each op is a launch of its own."""
+    randn, arrivals = noise(rows), counters()
+    x, down, residual = (randn(*s, dtype=dtype).to(DEVICE) for s in ((rows, 9), (70, 9), (rows, 70)))
+    stream = triton("linear_add")(x, down, residual)
+    weight = randn(5 * head_dim, 70)
+    read = on_device((quantize_int8(weight) if int8 else weight.to(dtype),))[0]
+    rest = on_device(rope_append_args(rows, 3, 1, head_dim, head_dim // 2)(7, dtype)[3:])
+    entered = triton("rms_norm")(stream.x, residual[0], 1e-5, True)
+    heads = triton("linear")(entered, read).view(rows, 5, head_dim).split_with_sizes((3, 1, 1), dim=1)
+    for q, k, unit_offset in ((1, 1, False), (1, 1, True), (3, 1, False)):
+        weights = (randn(n * head_dim, dtype=dtype).to(DEVICE) for n in (q, k))
+        norm, head_norm = Norm(residual[0], 1e-5, True, stream.squares), HeadNorm(*weights, 1e-6, unit_offset)
+        fused = (stream.x, read, None, *rest, norm, head_norm, arrivals)
+        want = outputs("rope_append", triton("rope_append"), (*heads, *rest, head_norm))
+        for _ in range(2):
+            assert_same_bits(outputs("linear_rope_append", triton("linear_rope_append"), fused), want)
+    assert not arrivals.any()
+
+
 def counters() -> Tensor:
     return torch.zeros(ARRIVALS, dtype=torch.int32, device=DEVICE)
+
+
+@per_dtype
+def test_an_id_outside_the_table_gives_nan_and_no_other_row(dtype: torch.dtype) -> None:
+    table, ids = noise(3)(9, 20, dtype=dtype).to(DEVICE), torch.tensor([8, 9, -1, 0]).to(DEVICE)
+    found = triton("embed")(table, ids)
+    assert_same_bits([found.x[[0, 3]]], [table[[8, 0]]])
+    assert bool(found.x[1:3].isnan().all() and found.squares[1:3].isnan().any(1).all())
 
 
 @per_dtype

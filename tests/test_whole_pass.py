@@ -16,7 +16,7 @@ from nudging.batch import Batch, KVCache
 from nudging.kernels.cpu import team, use_team
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import look_up
-from nudging.models.decoder import Decoder
+from nudging.models.decoder import Between, Decoder
 from nudging.models.load import load_model
 from nudging.models.whole_pass import WholePass
 from tests.hf_models import CASES, SHAPE, build_hf
@@ -73,7 +73,7 @@ def step(decoder: Decoder, batch: Batch, whole: bool) -> list[Tensor]:
         x = look_up(decoder.weights.embed, batch.ids)
         if decoder.config.embedding_scale != 1.0:
             x = x * torch.tensor(decoder.config.embedding_scale, dtype=x.dtype)
-        logits = decoder.op_by_op(x, batch, kv)
+        logits = decoder.op_by_op(Between(x), batch, kv)
     return [t.view(torch.int32 if t.dtype == torch.float32 else torch.int16) for t in (logits, kv.k, kv.v)]
 
 

@@ -144,7 +144,7 @@ def heads(device: torch.device, scale: Scale, layout: Layout, bandwidth: float) 
         cold, key = torch.zeros(rows, device=device), torch.arange(rows, device=device)
 
         def run(x: torch.Tensor = x, cold: torch.Tensor = cold, key: torch.Tensor = key) -> None:
-            lm_head(x, weight, layout.vocab, 0.0, cold, key, key)
+            lm_head(x, weight, layout.vocab, 0.0, cold, key, key, key)
 
         spread = time_recorded(run, device, scale.repeats)
         found.figures.append(micro(f"lm_head, {rows} rows", spread, weight.nbytes / bandwidth))

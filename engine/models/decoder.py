@@ -11,16 +11,17 @@ from torch import Tensor
 from ..batch import Batch, KVCache
 from ..errors import BadRequest
 from ..kernels.add_rms_norm import add_rms_norm
+from ..kernels.embed import embed
 from ..kernels.gated_linear import gated_linear
 from ..kernels.layer_norm import layer_norm
 from ..kernels.linear import linear
 from ..kernels.linear_add import linear_add
 from ..kernels.linear_rope_append import linear_rope_append, split_heads
 from ..kernels.paged_attention import paged_attention
-from ..kernels.rms_norm import Norm, rms_norm
+from ..kernels.rms_norm import Norm
 from ..kernels.rope_append import HeadNorm, rope_append
 from ..kernels.soft_cap import soft_cap
-from ..kernels.weight import Weight, look_up, num_bytes, num_parameters, parts_of
+from ..kernels.weight import Weight, num_bytes, num_parameters, parts_of
 from .rope import rope_tables
 from .spec import ModelConfig
 from .weights import Layer, Weights
@@ -51,7 +52,7 @@ class Decoder:
         self._rope_tables = [tables[r] for r in config.ropes]
         self.whole_pass = WholePass(config, weights, self._rope_tables) if serves(config, weights) else None
         # Gemma was trained with the scale rounded to the model's dtype.
-        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype, device=self.device)
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
 
     @property
     def num_parameters(self) -> int:
@@ -87,38 +88,49 @@ class Decoder:
         other rows: every op computes each row alone.
         """
         if self.whole_pass is not None:
-            return self.whole_pass(self._embedded(batch), batch, kv)
+            return self.whole_pass(self._embedded(batch).x, batch, kv)
         return self.op_by_op(self._embedded(batch), batch, kv)
 
-    def hidden(self, batch: Batch, kv: KVCache) -> Tensor:
-        """`forward` but for the head: what that reads of the wanted rows, [len(batch.logit_rows), hidden]."""
-        return self._layers(self._embedded(batch), batch, kv)
+    def before_head(self, batch: Batch, kv: KVCache) -> tuple[Tensor, Norm | None]:
+        """`forward` but for the head: what that reads, [rows, hidden], wanted or not, and the norm that it
+        has to pass first, if any.
+        """
+        return self._normalising(self._layers(self._embedded(batch), batch, kv), self.weights.norm)
 
-    def op_by_op(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
-        """`forward` from the embeddings x: [rows, hidden] on; the definition of the whole pass in C++."""
-        logits = linear(self._layers(x, batch, kv), self.weights.head, out_dtype=torch.float32)
+    def op_by_op(self, embedded: Between, batch: Batch, kv: KVCache) -> Tensor:
+        """`forward` from the embeddings of all rows on; the definition of the whole pass in C++."""
+        x, norm = self._normalising(self._layers(embedded, batch, kv), self.weights.norm)
+        if norm is not None:
+            norm = norm._replace(squares=None)  # those of all rows
+        logits = linear(x[batch.logit_rows], self.weights.head, out_dtype=torch.float32, norm=norm)
         return soft_cap(logits, self.config.final_soft_cap) if self.config.final_soft_cap else logits
 
-    def _embedded(self, batch: Batch) -> Tensor:
-        x = look_up(self.weights.embed, batch.ids)
-        return x * self._embedding_scale if self.config.embedding_scale != 1.0 else x
+    def _embedded(self, batch: Batch) -> Between:
+        return Between(*embed(self.weights.embed, batch.ids, self._embedding_scale))
 
-    def _layers(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
-        """All layers and the last norm: of x [rows, hidden] the wanted rows."""
-        now, layers = Between(x), self.weights.layers
+    def _layers(self, now: Between, batch: Batch, kv: KVCache) -> Between:
+        """All layers."""
+        layers = self.weights.layers
         for index, (layer, following) in enumerate(zip(layers, (*layers[1:], None), strict=True)):
-            next_norm = None if following is None else following.attn_norm
+            next_norm = self.weights.norm if following is None else following.attn_norm
             out = self._attention(index, layer, now, batch, kv)
             now = self._leave(now, out, layer.o, layer.o_bias, (layer.attn_post_norm, layer.mlp_norm), kv)
             out = self._gated(layer, now)
             now = self._leave(now, out, layer.down, layer.down_bias, (layer.mlp_post_norm, next_norm), kv)
-        return self._norm(now.x[batch.logit_rows], self.weights.norm)
+        return now
 
     def _enter(self, now: Between, weight: Tensor | None) -> tuple[Tensor, Norm | None]:
         """What a block's first product reads, and the norm by `weight` that it has to pass first, if any."""
+        return self._normalising(now, weight) if self.config.pre_norm else (now.x, None)
+
+    def _normalising(self, now: Between, weight: Tensor | None) -> tuple[Tensor, Norm | None]:
+        """What a product reads of the stream, and the norm by `weight` that it has to pass first.
+
+        A layer norm is computed here, unless what the product reads is known already.
+        """
         config = self.config
-        if now.entered is not None or not config.pre_norm:
-            return now.x if now.entered is None else now.entered, None
+        if now.entered is not None:
+            return now.entered, None
         if weight is None:
             return layer_norm(now.x, config.norm_eps), None
         return now.x, Norm(weight, config.norm_eps, config.unit_offset, now.squares)
@@ -134,7 +146,7 @@ class Decoder:
     ) -> Between:
         """A block's last product of `out` into the residual stream.
 
-        norms: that of the product, and that of the next block, which is computed with it.
+        norms: that of the product, and that of the next block or the head, which is computed with it.
         """
         config = self.config
         if not config.post_norm:
@@ -143,18 +155,11 @@ class Decoder:
         x, entered = add_rms_norm(now.x, y, before, config.norm_eps, config.unit_offset, after)
         return Between(x, None, None if before is None else entered)
 
-    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """x: [..., dim], normalised over dim."""
-        config = self.config
-        if weight is None:
-            return layer_norm(x, config.norm_eps)
-        return rms_norm(x, weight, config.norm_eps, config.unit_offset)
-
     def _attention(self, index: int, layer: Layer, now: Between, batch: Batch, kv: KVCache) -> Tensor:
         """What all heads read, [rows, heads * head_dim]."""
         config = self.config
         k_cache, v_cache = kv.layer(index)
-        q = self._append(index, layer, now, batch, k_cache, v_cache)
+        q = self._append(index, layer, now, batch, kv)
         how = (config.attention_scale, config.windows[index], config.attention_soft_cap)
         if batch.attention is not None:
             out = batch.attention(q, k_cache, v_cache, *how)
@@ -168,20 +173,16 @@ class Decoder:
         x, norm = self._enter(now, layer.mlp_norm)
         return gated_linear(x, layer.gate_up, self.config.activation, layer.gate_up_bias, norm)
 
-    def _append(
-        self, index: int, layer: Layer, now: Between, batch: Batch, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor:
+    def _append(self, index: int, layer: Layer, now: Between, batch: Batch, kv: KVCache) -> Tensor:
         """The rotated queries [rows, heads, head_dim]; keys and values are cached."""
-        config = self.config
-        cos, sin = self._rope_tables[index]
-        rest = (batch.positions, cos, sin, k_cache, v_cache, batch.slot_mapping)
+        clip, caches = self.config.clip_qkv, kv.layer(index)
+        rest = (batch.positions, *self._rope_tables[index], *caches, batch.slot_mapping)
         x, norm = self._enter(now, layer.attn_norm)
-        if not config.clip_qkv and config.qk_norm == "none":
-            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest, norm)
-        qkv = linear(x, layer.qkv, layer.qkv_bias, norm=norm)
-        if config.clip_qkv:
-            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        return rope_append(*split_heads(qkv, k_cache), *rest, self._head_norm(layer))
+        head_norm = self._head_norm(layer)
+        if not clip:
+            return linear_rope_append(x, layer.qkv, layer.qkv_bias, *rest, norm, head_norm, kv.arrivals)
+        qkv = linear(x, layer.qkv, layer.qkv_bias, norm=norm).clamp(-clip, clip)
+        return rope_append(*split_heads(qkv, caches[0]), *rest, head_norm)
 
     def _head_norm(self, layer: Layer) -> HeadNorm | None:
         """The norm of queries and keys, if the family has one."""

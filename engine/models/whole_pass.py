@@ -107,7 +107,7 @@ class WholePass:
     def __call__(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """The logits as `Decoder.forward` gives them back, from the embeddings x: [rows, hidden]."""
         config = self.config
-        rows, wanted = batch.ids.shape[0], batch.logit_rows.shape[0]
+        rows, wanted = batch.positions.shape[0], batch.logit_rows.shape[0]
         seqs, max_blocks = batch.block_tables.shape
         blocks = kv.k.shape[1]
         cache = (config.num_layers, blocks, kv.block_size, config.num_kv_heads, config.head_dim)

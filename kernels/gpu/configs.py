@@ -17,6 +17,9 @@ from .stats import PART
 
 T = TypeVar("T")
 
+# Rows of a decoding pass: those of one matrix instruction.
+FEW_ROWS = 16
+
 
 class Tile(NamedTuple):
     """A program's rows, columns and inputs at a time, its warps and its pipeline's stages."""
@@ -67,6 +70,12 @@ class Config:
         dim = max(triton.next_power_of_2(head_dim), 16)
         return Keys(dim, *first(self.attention[dtype.itemsize], dim))
 
+    def leaves_squares(self, rows: int) -> bool:
+        """Whether the sums of squares of so many rows are left for the product that reads them; the norms of
+        more are launches of their own.
+        """
+        return self.fused_norms and rows <= FEW_ROWS
+
     def options(self, warps: int, stages: int | None = None) -> dict[str, Any]:
         """What a kernel that begins with `begin` is launched with."""
         made: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": False}
@@ -81,14 +90,14 @@ class Config:
 DEFAULT = Config(
     products={
         2: {
-            16: {
+            FEW_ROWS: {
                 4096: Tile(16, 16, 256, 4, 6),
                 16384: Tile(16, 32, 128, 4, 5),
                 None: Tile(16, 64, 128, 4, 5),
             },
             None: {None: Tile(32, 64, 32, 2, 4)},
         },
-        4: {16: {None: Tile(16, 32, 32, 4, 4)}, None: {None: Tile(32, 64, 32, 4, 3)}},
+        4: {FEW_ROWS: {None: Tile(16, 32, 32, 4, 4)}, None: {None: Tile(32, 64, 32, 4, 3)}},
     },
     # The columns are a part of the vocabulary (stats.py); more rows would not fit into a warp.
     head={2: Tile(16, PART, 128, 4, 3), 4: Tile(16, PART, 16, 8, 2)},

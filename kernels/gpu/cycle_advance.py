@@ -9,6 +9,7 @@ from ..check import require, sizes
 from ..cycle_rows import ALIVE, BEFORE, LAG, LAST, ROOM, STATES, WRITTEN
 from ..draft_verify import RUNNING
 from ..draft_verify import WIDTH as TOKENS
+from ..lm_head import LINES, LSE, MAX
 
 
 @triton.jit
@@ -19,7 +20,8 @@ def is_finite(bits):
 
 @triton.jit
 def _cycle_advance(
-    state_ptr, drafted_ptr, tokens_ptr, count_ptr, finish_ptr, guide_ptr, base_ptr, out_ptr, lanes, drafts,
+    state_ptr, drafted_ptr, tokens_ptr, count_ptr, finish_ptr, guide_ptr, base_ptr,
+    lanes, drafts, line_stride, MAX: tl.constexpr, LSE: tl.constexpr,
     WRITTEN: tl.constexpr, ROOM: tl.constexpr, BEFORE: tl.constexpr, LAST: tl.constexpr, LAG: tl.constexpr,
     ALIVE: tl.constexpr, RUNNING: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -31,29 +33,28 @@ def _cycle_advance(
     last_written = tl.load(tokens_ptr + count - 1, mask=count > 0, other=0)
     one_before = tl.load(tokens_ptr + count - 2, mask=count > 1, other=0)
 
-    # Of each pass, max and lse follow two rows of tokens.
     row = tl.arange(0, ROWS)
-    guide_ptr += lane + row * 4 * lanes
+    guide_ptr += lane + row * lanes
     counts = row < drafted
-    top = tl.load(guide_ptr + 2 * lanes, mask=counts, other=0)
-    lse = tl.load(guide_ptr + 3 * lanes, mask=counts, other=0)
+    top = tl.load(guide_ptr + MAX * line_stride, mask=counts, other=0)
+    lse = tl.load(guide_ptr + LSE * line_stride, mask=counts, other=0)
     bad = tl.sum((is_finite(top) & is_finite(lse) == 0).to(tl.int32), 0)
     counts = row <= drafted
     rows = lanes * (drafts + 1)
     base_ptr += lane * (drafts + 1) + row
-    top = tl.load(base_ptr + 2 * rows, mask=counts, other=0)
-    lse = tl.load(base_ptr + 3 * rows, mask=counts, other=0)
+    top = tl.load(base_ptr + MAX * rows, mask=counts, other=0)
+    lse = tl.load(base_ptr + LSE * rows, mask=counts, other=0)
     bad += tl.sum((is_finite(top) & is_finite(lse) == 0).to(tl.int32), 0)
 
     goes_on = (bad == 0) & (tl.load(finish_ptr + lane) == RUNNING) & (count > 0) & (room - count > 1)
     alive = tl.load(state_ptr + ALIVE * lanes + lane)
-    out_ptr += lane
-    tl.store(out_ptr + WRITTEN * lanes, written + count)
-    tl.store(out_ptr + ROOM * lanes, room - count)
-    tl.store(out_ptr + LAST * lanes, tl.where(count > 0, last_written, last))
-    tl.store(out_ptr + BEFORE * lanes, tl.where(count > 1, one_before, tl.where(count == 1, last, before)))
-    tl.store(out_ptr + LAG * lanes, tl.where(count == drafted + 1, 2, 1))
-    tl.store(out_ptr + ALIVE * lanes, tl.where(goes_on, alive, 0))
+    state_ptr += lane
+    tl.store(state_ptr + WRITTEN * lanes, written + count)
+    tl.store(state_ptr + ROOM * lanes, room - count)
+    tl.store(state_ptr + LAST * lanes, tl.where(count > 0, last_written, last))
+    tl.store(state_ptr + BEFORE * lanes, tl.where(count > 1, one_before, tl.where(count == 1, last, before)))
+    tl.store(state_ptr + LAG * lanes, tl.where(count == drafted + 1, 2, 1))
+    tl.store(state_ptr + ALIVE * lanes, tl.where(goes_on, alive, 0))
 
 
 def cycle_advance(
@@ -64,22 +65,25 @@ def cycle_advance(
     finish: Tensor,
     guide_said: Tensor,
     base_said: Tensor,
-) -> Tensor:
+) -> None:
     op, device = "cycle_advance", state.device
-    drafts, _, lanes = sizes(op, "guide_said", guide_said, 3)
+    _, drafts, lanes = sizes(op, "guide_said", guide_said, 3)
+    if require(op, "state", state, (STATES, lanes), torch.int32, device) is not state:
+        raise ValueError(f"{op}: state is not contiguous, its strides are {state.stride()}")
+    shape, strides = (LINES, drafts, lanes), guide_said.stride()
+    if guide_said.shape != shape or guide_said.dtype != torch.int32 or strides[1:] != (lanes, 1):
+        guide_said = require(op, "guide_said", guide_said, shape, torch.int32, device)
     arguments = (
-        require(op, "state", state, (STATES, lanes), torch.int32, device),
         require(op, "drafted", drafted, (lanes,), torch.int32, device),
         require(op, "tokens", tokens, (lanes, TOKENS), torch.int32, device),
         require(op, "written", written, (lanes,), torch.int32, device),
         require(op, "finish", finish, (lanes,), torch.int8, device),
-        require(op, "guide_said", guide_said, (drafts, 4, lanes), torch.int32, device),
-        require(op, "base_said", base_said, (4, lanes * (drafts + 1)), torch.int32, device),
+        guide_said,
+        require(op, "base_said", base_said, (LINES, lanes * (drafts + 1)), torch.int32, device),
     )
-    out = torch.empty_like(arguments[0])
     if lanes > 0:
         _cycle_advance[(lanes,)](
-            *arguments, out, lanes, drafts, WRITTEN, ROOM, BEFORE, LAST, LAG, ALIVE, RUNNING, TOKENS,
+            state, *arguments, lanes, drafts, guide_said.stride(0), MAX, LSE,
+            WRITTEN, ROOM, BEFORE, LAST, LAG, ALIVE, RUNNING, TOKENS,
             triton.next_power_of_2(drafts + 1), num_warps=1,
         )  # fmt: skip
-    return out

@@ -19,7 +19,7 @@ def slots_of(table_ptr, position, kept, block_size, spare):
 @triton.jit
 def _cycle_rows(
     state_ptr, lengths_ptr, wanted_ptr, first_ptr, guide_table_ptr, base_table_ptr,
-    ids_ptr, guide_positions_ptr, guide_slots_ptr, guide_lens_ptr,
+    tails_ptr, guide_positions_ptr, guide_slots_ptr, guide_lens_ptr,
     base_positions_ptr, base_slots_ptr, base_lens_ptr, guide_noise_ptr, base_noise_ptr, drafted_ptr, room_ptr,
     lanes, guide_width, base_width, drafts, block_size, guide_spare, base_spare,
     WRITTEN: tl.constexpr, ROOM: tl.constexpr, BEFORE: tl.constexpr, LAST: tl.constexpr, LAG: tl.constexpr,
@@ -33,8 +33,8 @@ def _cycle_rows(
     drafted = tl.where(alive, drafted, 0)
     guide_end = tl.load(lengths_ptr + lane) + written
     base_end = tl.load(lengths_ptr + lanes + lane) + written
-    tl.store(ids_ptr + 2 * lane, before.to(tl.int64))
-    tl.store(ids_ptr + 2 * lane + 1, last.to(tl.int64))
+    tl.store(tails_ptr + lane, before)
+    tl.store(tails_ptr + lanes + lane, last)
     tl.store(drafted_ptr + lane, drafted)
     tl.store(room_ptr + lane, tl.where(alive, room, 0))
     tl.store(base_lens_ptr + lane, tl.where(alive, base_end + drafts, drafts + 1))
@@ -70,6 +70,7 @@ def cycle_rows(
     first: Tensor,
     guide_table: Tensor,
     base_table: Tensor,
+    tails: Tensor,
     drafts: int,
     block_size: int,
     guide_spare: int,
@@ -85,14 +86,17 @@ def cycle_rows(
         require(op, "first", first, (lanes,), torch.int64, device),
         require(op, "guide_table", guide_table, (lanes, guide_width), torch.int32, device),
         require(op, "base_table", base_table, (lanes, base_width), torch.int32, device),
+        tails,
     )
+    if require(op, "tails", tails, (2, lanes), torch.int32, device) is not tails:
+        raise ValueError(f"{op}: tails is not contiguous, its strides are {tails.stride()}")
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     rows, short = lanes * (drafts + 1), torch.int32
     out = CycleRows(
-        empty(lanes, 2), empty(rows), empty(rows), empty(drafts, lanes, dtype=short),
+        empty(rows), empty(rows), empty(drafts, lanes, dtype=short),
         empty(rows), empty(rows), empty(lanes, dtype=short), empty(drafts, lanes), empty(rows),
         empty(lanes, dtype=short), empty(lanes, dtype=short),
     )  # fmt: skip

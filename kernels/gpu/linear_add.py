@@ -90,8 +90,7 @@ def linear_add(
     tile = config.tile(x.dtype, rows, cols)
     partitions = triton.cdiv(features, inputs) if inputs else 0
     grid = (triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows), 1)
-    # The norms of a long prompt are launches of their own, which take no notice of these.
-    summed = grid[1] == 1 and config.fused_norms
+    summed = config.leaves_squares(rows)
     squares = x.new_empty((rows, groups_of(cols)), dtype=torch.float32) if summed else None
     split = arrivals is not None and partitions > 1 and grid[1] == 1
     parts = out

@@ -1,7 +1,8 @@
 """The final projection on a GPU, fused with its statistics and the pick: no logits are written.
 
 A program multiplies 16 rows with the weights of one part of the vocabulary, by the tile of `linear`, and
-leaves the part's statistics as `softmax_stats` does: the bits are those of the ops one by one.
+leaves the part's statistics as `softmax_stats` does; a second kernel puts the parts of a row together.  The
+bits are those of the ops one by one.
 """
 
 import torch
@@ -9,79 +10,129 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require
-from ..lm_head import LmHead
+from ..check import require, sizes
+from ..lm_head import ARGMAX, LINES, LSE, MAX, TOKEN
+from ..rms_norm import Norm
 from ..weight import Weight
 from .configs import config_of
 from .gumbel import scores
 from .math import cap_logits
+from .pdl import begin
 from .source import Source
-from .stats import LEVELS, PART, first_largest, merge_parts, merge_picks, part_stats
+from .stats import LEVELS, PART, first_largest, merged_parts, part_stats
 from .tile import all_partitions, finished, partition
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "count"])
 def _lm_head(
-    x_ptr, weight_ptr, scales_ptr, temperature_ptr, seed_ptr, position_ptr,
-    stats_ptr, args_ptr, bests_ptr, picks_ptr,
-    rows, features, held, vocab, stride, inputs, parts, cap,
-    HAS_SCALES: tl.constexpr, CAPPED: tl.constexpr, LEVELS: tl.constexpr,
-    PARTITIONS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    x_ptr, weight_ptr, scales_ptr, norm_ptr, squares_ptr, eps, rows_ptr, temperature_ptr, seed_ptr,
+    position_ptr, stats_ptr, ids_ptr, rows, count, features, held, vocab, stride, inputs, parts, cap,
+    HAS_SCALES: tl.constexpr, NORM: tl.constexpr, SUMS: tl.constexpr, CAPPED: tl.constexpr,
+    LEVELS: tl.constexpr, PARTITIONS: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    """For each part of a row its max, sum and best score, into `stats`, and their tokens, into `ids`."""
+    begin(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    part = tl.program_id(1)
-    ids = (part << LEVELS) + tl.arange(0, 1 << LEVELS)
-    known = tl.minimum(ids, held - 1)
+    own, part = row < count, tl.program_id(1)
+    tokens = (part << LEVELS) + tl.arange(0, 1 << LEVELS)
+    known = tl.minimum(tokens, held - 1)
+    r = tl.load(rows_ptr + row, mask=own, other=rows)
     logits = all_partitions(
-        x_ptr, weight_ptr, weight_ptr, weight_ptr, row, known, rows, features, stride, inputs, 0.0,
-        PARTITIONS, 0, 0, ROWS, 1 << LEVELS, DEPTH,
+        x_ptr, weight_ptr, norm_ptr, squares_ptr, r, known, rows, features, stride, inputs, eps,
+        PARTITIONS, NORM, SUMS, ROWS, 1 << LEVELS, DEPTH,
     )  # fmt: skip
     logits = finished(logits, scales_ptr, scales_ptr, known, HAS_SCALES, False)
     logits = tl.reshape(logits, (ROWS, 1 << LEVELS))
     if CAPPED:
         logits = cap_logits(logits, cap)
-    logits = tl.where((ids < vocab)[None, :], logits, float("-inf"))
-    own = row < rows
-    row = row.to(tl.int64)
-    every = tl.zeros([ROWS, 1], tl.int32) + ids[None, :]
-    top, total, expected, arg = part_stats(logits, every, LEVELS)
-    tl.store(stats_ptr + row * 3 * parts + part, top, mask=own)
-    tl.store(stats_ptr + (row * 3 + 1) * parts + part, total, mask=own)
-    tl.store(stats_ptr + (row * 3 + 2) * parts + part, expected, mask=own)
-    tl.store(args_ptr + row * parts + part, arg, mask=own)
+    logits = tl.where((tokens < vocab)[None, :], logits, float("-inf"))
+    every = tl.zeros([ROWS, 1], tl.int32) + tokens[None, :]
+    top, total, _, arg = part_stats(logits, every, LEVELS)
     every_part = tl.zeros([ROWS], tl.int32) + part
     temperature = tl.load(temperature_ptr + row, mask=own, other=0.0)
     seed = tl.load(seed_ptr + row, mask=own, other=0)
     position = tl.load(position_ptr + row, mask=own, other=0)
     best, pick = first_largest(scores(logits, temperature, seed, position, every_part, LEVELS), every)
-    tl.store(bests_ptr + row * parts + part, best, mask=own)
-    tl.store(picks_ptr + row * parts + part, pick, mask=own)
+    row = row.to(tl.int64)
+    stats_ptr += row * 3 * parts + part
+    tl.store(stats_ptr, top, mask=own)
+    tl.store(stats_ptr + parts, total, mask=own)
+    tl.store(stats_ptr + 2 * parts, best, mask=own)
+    ids_ptr += row * 2 * parts + part
+    tl.store(ids_ptr, arg, mask=own)
+    tl.store(ids_ptr + parts, pick, mask=own)
+
+
+@triton.jit(do_not_specialize=["stride"])
+def _merge_head(
+    stats_ptr, ids_ptr, out_ptr, parts, stride, PDL: tl.constexpr, TOKEN: tl.constexpr, ARGMAX: tl.constexpr,
+    MAX: tl.constexpr, LSE: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """A program per row: what its parts say together."""
+    begin(PDL)
+    row = tl.program_id(0)
+    at = tl.arange(0, 1 << LEVELS)[None, :]
+    there = at < parts
+    stats_ptr += row.to(tl.int64) * 3 * parts + at
+    ids_ptr += row.to(tl.int64) * 2 * parts + at
+    tops = tl.load(stats_ptr, mask=there, other=float("-inf"))
+    sums = tl.load(stats_ptr + parts, mask=there, other=0.0)
+    bests = tl.load(stats_ptr + 2 * parts, mask=there, other=float("-inf"))
+    args = tl.load(ids_ptr, mask=there, other=0x7FFFFFFF)
+    picks = tl.load(ids_ptr + parts, mask=there, other=0x7FFFFFFF)
+    top, lse, arg, _, _, _ = merged_parts(tops, sums, args, LEVELS)
+    _, token = first_largest(bests, picks)
+    out_ptr += row + tl.arange(0, 1)
+    tl.store(out_ptr + TOKEN * stride, token)
+    tl.store(out_ptr + ARGMAX * stride, arg)
+    tl.store(out_ptr + MAX * stride, top.to(tl.int32, bitcast=True))
+    tl.store(out_ptr + LSE * stride, lse.to(tl.int32, bitcast=True))
 
 
 def lm_head(
-    x: Tensor, weight: Weight, vocab: int, cap: float, temperature: Tensor, seed: Tensor, position: Tensor
-) -> LmHead:
-    op = "lm_head"
-    source = Source.of(op, x, weight, None, None)
-    x, values, scales = source[:3]
-    (rows, features), held = x.shape, values.shape[0]
+    x: Tensor,
+    weight: Weight,
+    vocab: int,
+    cap: float,
+    temperature: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    rows: Tensor,
+    norm: Norm | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    op, device = "lm_head", x.device
+    source = Source.of(op, x, weight, None, norm)
+    x, values, scales, _, *of_norm = source[:7]
+    (total, features), held, count = x.shape, values.shape[0], sizes(op, "rows", rows, 1)[0]
     if not 0 < vocab <= held:
         raise ValueError(f"{op}: vocab is {vocab}; the weight has rows for 1 to {held} tokens")
-    temperature = require(op, "temperature", temperature, (rows,), torch.float32, x.device)
-    seed = require(op, "seed", seed, (rows,), torch.int64, x.device)
-    position = require(op, "position", position, (rows,), torch.int64, x.device)
+    rows = require(op, "rows", rows, (count,), torch.int64, device)
+    temperature = require(op, "temperature", temperature, (count,), torch.float32, device)
+    seed = require(op, "seed", seed, (count,), torch.int64, device)
+    position = require(op, "position", position, (count,), torch.int64, device)
+    out = torch.empty((LINES, count), dtype=torch.int32, device=device) if out is None else out
+    if out.shape != (LINES, count) or out.dtype != torch.int32 or out.stride(1) != 1 or out.device != device:
+        raise ValueError(
+            f"{op}: out is {tuple(out.shape)} {out.dtype}, not dense lines {(LINES, count)} of int32"
+        )
+    if count == 0:
+        return out
     parts = triton.cdiv(vocab, PART)
-    stats = torch.empty((rows, 3, parts), dtype=torch.float32, device=x.device)
-    bests = torch.empty((rows, parts), dtype=torch.float32, device=x.device)
-    args, picks = (torch.empty((rows, parts), dtype=torch.int32, device=x.device) for _ in range(2))
-    tile = config_of(x.device).head[x.dtype.itemsize]
-    inputs = partition(features, held)
-    if rows > 0:
-        _lm_head[(triton.cdiv(rows, tile.rows), parts)](
-            x, values, scales, temperature, seed, position, stats, args, bests, picks,
-            rows, features, held, vocab, x.stride(0), inputs, parts, cap,
-            source.has_scales, cap > 0, LEVELS,
-            triton.cdiv(features, inputs) if inputs else 0, tile.rows, tile.depth,
-            num_warps=tile.warps, num_stages=tile.stages, maxnreg=255, enable_fp_fusion=False,
-        )  # fmt: skip
-    return LmHead(*merge_parts(stats, args), merge_picks(bests, picks))
+    stats = torch.empty((count, 3, parts), dtype=torch.float32, device=device)
+    ids = torch.empty((count, 2, parts), dtype=torch.int32, device=device)
+    config = config_of(device)
+    tile, inputs = config.head[x.dtype.itemsize], partition(features, held)
+    _lm_head[(triton.cdiv(count, tile.rows), parts)](
+        x, values, scales, *of_norm, rows, temperature, seed, position, stats, ids,
+        total, count, features, held, vocab, x.stride(0), inputs, parts, cap,
+        source.has_scales, source.kind, source.levels, cap > 0, LEVELS,
+        triton.cdiv(features, inputs) if inputs else 0, config.pdl, tile.rows, tile.depth,
+        **config.options(tile.warps, tile.stages) | {"maxnreg": 255},
+    )  # fmt: skip
+    _merge_head[(count,)](
+        stats, ids, out, parts, out.stride(0), config.pdl, TOKEN, ARGMAX, MAX, LSE, (parts - 1).bit_length(),
+        **config.options(4),
+    )  # fmt: skip
+    return out

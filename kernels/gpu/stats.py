@@ -45,28 +45,35 @@ def part_stats(x, ids, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def merged_parts(tops, sums, args, LEVELS: tl.constexpr):
+    """Of the parts of a row, [1, 1 << LEVELS] each: max, lse and argmax [1], the sum of all, and of each part
+    its maximum less that of all and e to that.
+    """
+    top, arg = first_largest(tops, args)
+    d = tops - tl.where(top == float("-inf"), 0.0, top)[:, None]
+    e = tl.exp(d)
+    total = tree_sum(tl.where(e == 0, 0.0, sums * e), LEVELS)
+    return top, tl.where(tl.abs(top) < float("inf"), top + tl.log(total), top), arg, total, d, e
+
+
+@triton.jit
 def _merge_parts(
-    stats_ptr, args_ptr, max_ptr, lse_ptr, argmax_ptr, entropy_ptr, parts, BLOCK: tl.constexpr
+    stats_ptr, args_ptr, max_ptr, lse_ptr, argmax_ptr, entropy_ptr, parts, LEVELS: tl.constexpr
 ):  # fmt: skip
     """A program per row: the statistics of its parts, together."""
     row = tl.program_id(0)
-    at = tl.arange(0, BLOCK)[None, :]
+    at = tl.arange(0, 1 << LEVELS)[None, :]
     stats_ptr += row.to(tl.int64) * 3 * parts
     tops = tl.load(stats_ptr + at, mask=at < parts, other=float("-inf"))
     sums = tl.load(stats_ptr + parts + at, mask=at < parts, other=0.0)
     expected = tl.load(stats_ptr + 2 * parts + at, mask=at < parts, other=0.0)
     args = tl.load(args_ptr + row.to(tl.int64) * parts + at, mask=at < parts, other=0x7FFFFFFF)
-    top, arg = first_largest(tops, args)
-    d = tops - tl.where(top == float("-inf"), 0.0, top)[:, None]
-    e = tl.exp(d)
-    total = tl.sum(tl.where(e == 0, 0.0, sums * e), 1)
-    mean = tl.sum(tl.where(e == 0, 0.0, (expected + d * sums) * e), 1) / total
-    log = tl.log(total)
-    finite = tl.abs(top) < float("inf")
+    top, lse, arg, total, d, e = merged_parts(tops, sums, args, LEVELS)
+    mean = tree_sum(tl.where(e == 0, 0.0, (expected + d * sums) * e), LEVELS) / total
     one = row + tl.arange(0, 1)
     tl.store(max_ptr + one, top)
-    tl.store(lse_ptr + one, tl.where(finite, top + log, top))
-    tl.store(entropy_ptr + one, tl.where(finite, log - mean, top))
+    tl.store(lse_ptr + one, lse)
+    tl.store(entropy_ptr + one, tl.where(tl.abs(top) < float("inf"), tl.log(total) - mean, top))
     tl.store(argmax_ptr + one, arg)
 
 
@@ -77,7 +84,7 @@ def merge_parts(stats: Tensor, args: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     argmax = torch.empty(rows, dtype=torch.int32, device=args.device)
     if rows > 0:
         _merge_parts[(rows,)](
-            stats, args, top, lse, argmax, entropy, parts, triton.next_power_of_2(parts),
+            stats, args, top, lse, argmax, entropy, parts, (parts - 1).bit_length(),
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return top, lse, argmax, entropy
