@@ -153,13 +153,20 @@ def test_a_need_of_many_tokens_is_a_prompt(begin: int, is_planned: bool) -> None
     assert core.lanes.tokens() == (count if is_planned else 0)
 
 
-@pytest.mark.parametrize(("first", "may_find"), [(9, True), (8, False)])
-def test_a_whole_block_that_others_may_have_made_is_looked_for_by_python(first: int, may_find: bool) -> None:
+@pytest.mark.parametrize(
+    ("first", "blocks", "planned"),
+    [(9, [0], (0, 0, [0])), (8, [0], (4, 1, [])), (9, [0, 40], (5, 1, []))],
+)
+def test_a_whole_block_that_others_may_have_made_is_looked_for_by_python(
+    first: int, blocks: list[int], planned: Any
+) -> None:
     core = Core(prefix_caching=True)
     text = list(range(2, 2 + first))
-    whole = track(begin=0, tokens=text, num_computed=4, context_len=first, registered=1, own_from=1)
+    whole = track(
+        begin=0, tokens=text, num_computed=4, context_len=first, blocks=blocks, registered=1, own_from=1
+    )
     core.enter(SOLO, [whole], need=(0, first, first, 0, False))
-    assert core.lanes.plan(0) == ((0, 0, [0]) if may_find else (4, 1, []))
+    assert core.lanes.plan(0) == planned
 
 
 def test_full_blocks_of_the_text_are_put_where_others_find_them() -> None:
@@ -258,6 +265,9 @@ def test_what_python_carries_is_computed_once_and_not_with_the_paths() -> None:
     core.plan(1)
     core.lanes.add_foreign([2, 3], 0, 2, 1, 0, [9])
     assert core.lanes.sizes(4) == (3, 2, 8, 3)
+    core.plan(1)
+    assert core.lanes.sizes(4) == (1, 1, 8, 1)
+    core.lanes.add_foreign([2, 3], 0, 2, 1, 0, [9])
     core.take((11, 0.9))
     assert core.lanes.onward()
     assert core.lanes.sizes(4) == (1, 1, 8, 1)
