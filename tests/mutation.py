@@ -141,7 +141,7 @@ class PythonHalf:
         return lines
 
 
-def mutants(name: str, tree: ast.Module) -> Iterator[Mutant]:
+def mutants(module: str, tree: ast.Module) -> Iterator[Mutant]:
     """Every mutant of a module."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
@@ -154,7 +154,7 @@ def mutants(name: str, tree: ast.Module) -> Iterator[Mutant]:
                 )
                 changed = ast.fix_missing_locations(copy.deepcopy(tree))
                 _put(parent, name, place, child)
-                yield Mutant(what, partial(install, name, changed), statement_lines(function, child))
+                yield Mutant(what, partial(install, module, changed), statement_lines(function, child))
 
 
 def statement_lines(function: ast.FunctionDef, node: ast.AST) -> frozenset[int]:
