@@ -149,12 +149,12 @@ class Request:
         self.clock = clock
         self._counters = Counters(submitted_at=clock())
         self.timeout = timeout
-        self._max_sequence = {role: self._longest(role) for role in policy.roles}
         self._reading = threading.Lock()  # its pieces may be asked for by any thread
         self._begin_text()
 
     def _begin_text(self) -> None:
         roles = self.policy.roles
+        self._max_sequence = {role: self._longest(role) for role in roles}
         self.tokenizer = self.roles["base" if "base" in roles else roles[0]].tokenizer
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
         self._stops = StopChecker(self.params.stop) if self.params.stop else None

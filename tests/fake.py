@@ -90,9 +90,11 @@ def fake_engine(
     vocab: int = 32,
     max_batch_tokens: int = 2048,
     carries: bool = True,
+    prefix_caching: bool = True,
 ) -> tuple[Engine, dict[str, Role]]:
     """An engine over fake models, one for each role, and the roles; no end of sequence, no text."""
-    runners = {name: ModelRunner(FakeDecoder(model, vocab), num_blocks, 4) for name, model in models.items()}
+    decoders = {name: FakeDecoder(model, vocab) for name, model in models.items()}
+    runners = {name: ModelRunner(one, num_blocks, 4, prefix_caching) for name, one in decoders.items()}
     for runner in runners.values():
         runner.poison()
     template = plain_chat_template()

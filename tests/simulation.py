@@ -164,7 +164,6 @@ class World:
         before = self._progress() if had_work else None
         self.thread.turn()
         self.turns += 1
-        self.digest = crc32(repr(self._sums()).encode(), self.digest)
         assert not had_work or self._progress() != before, "a step moved nobody"
         for job in self.jobs:
             timeout = job.requests[0].timeout
@@ -265,7 +264,14 @@ class World:
             late = isinstance(output.error, DeadlineExceeded)
             self.finished["late" if late else output.finish_reason] += 1
             self.preemptions += output.stats.preemptions
-            seen = (self.turns, i, output.token_ids, output.finish_reason, COUNTED(output.stats))
+            seen = (
+                self.turns,
+                i,
+                output.token_ids,
+                output.finish_reason,
+                COUNTED(output.stats),
+                self._sums(),
+            )
             self.digest = crc32(repr(seen).encode(), self.digest)
             del self._arrivals[request.id]
             ended = self.thread.ends.pop(request.id, 0)
@@ -414,7 +420,8 @@ class Life:
     def disturb(self) -> None:
         """What clients do between two turns."""
         rng, world = self.rng, self.world
-        if len(world.jobs) < self.crowd and rng.random() < 0.6 / self.pace:
+        comes = rng.random() < (0.6 / self.pace if world.jobs else 0.6)
+        if comes and len(world.jobs) < self.crowd:
             self._try(self._submit)
         if world.jobs and rng.random() < 0.03 / self.pace:
             world.cancel(rng.choice(world.jobs))

@@ -162,9 +162,7 @@ def test_n_texts_read_their_prompt_once_for_each_role(
     """Also without a prefix cache, where the prompt ends inside a block, and where the first text is over at
     once.
     """
-    engine, roles = small_engine(200, max_batch_tokens=chunk)
-    for runner in engine.runners.values():
-        runner.pool.prefix_caching = False
+    engine, roles = small_engine(200, max_batch_tokens=chunk, prefix_caching=False)
     rows = Rows(engine, monkeypatch)
     jobs = siblings(roles, 5, max_tokens)
     for job in jobs:

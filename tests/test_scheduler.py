@@ -21,8 +21,10 @@ COSTS = {"base": FixedCosts(1.0), "guide": FixedCosts(0.1)}
 POLICIES = [Base(), Nudging(0.4, "token"), Nudging(1.5, "token"), Nudging(0.0, "token")]
 
 
-def small_engine(num_blocks: int, max_batch_tokens: int = 2048) -> tuple[Engine, dict[str, Role]]:
-    return fake_engine(MODELS, COSTS, num_blocks, max_batch_tokens=max_batch_tokens)
+def small_engine(
+    num_blocks: int, max_batch_tokens: int = 2048, **options: bool
+) -> tuple[Engine, dict[str, Role]]:
+    return fake_engine(MODELS, COSTS, num_blocks, max_batch_tokens=max_batch_tokens, **options)
 
 
 def request(

@@ -39,7 +39,7 @@ def test_twenty_thousand_turns() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1_000_000, 9_000_000, 1_000_000))
 def test_a_million_turns(first: int) -> None:
-    """Eight times 125,000, half a minute each on a quiet core; the last one without C++."""
+    """Eight times 125,000, two thirds of a minute each on a quiet core; the last one without C++."""
     many_lives(first, 125_000, carries=first != 8_000_000)
 
 
