@@ -109,10 +109,12 @@ def test_what_others_computed_costs_lazy_nothing() -> None:
     assert second.sequences["base"].num_computed == 4
     engine.step()
     assert second.counters.cached == 52
-    # In one pass the rows of its prompt that were left to it, and now the one behind its first token:
-    # at half the price of passes of two.
+    # The four rows of its prompt that a pass had room for, the four that were left to it then, and now the
+    # one behind its first token: at half the price of passes of two.
     ledger = engine._ledgers[second.id]
-    assert ledger.lazy == ledger.account.lazy == pytest.approx((cost.of(16, 2) + cost.of(2, 2)) / 2)
+    read = (2 * cost.of(8, 2) + cost.of(2, 2)) / 2
+    assert ledger.lazy == ledger.account.lazy == pytest.approx(read)
+    assert ledger.paid == pytest.approx(read - cost.of(2, 2) / 2), "the last one is still to be read"
 
 
 def test_lazy_would_read_a_lost_cache_again() -> None:
