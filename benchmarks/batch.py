@@ -164,7 +164,7 @@ def main(base: str, guide: str, base_shape: str | None, guide_shape: str | None,
             for name, shape in ((base, base_shape), (guide, guide_shape))
         ]
         options = {"dtype": flags["dtype"], "device": flags["device"], "kv_cache_memory": "2GiB"}
-        llm = stack.enter_context(LLM(*paths, **options))
+        llm = stack.enter_context(LLM(*paths, **options, record_ahead=False))
         progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
         arms, prompts, expected = batch_arms(llm, policy), pocket_prompts(llm, max(sizes)), {}
         task = progress.add_task("", total=len(sizes) * len(arms) * (flags["rounds"] + 1))

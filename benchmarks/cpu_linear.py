@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from bandwidth import plain_memory
 from torch import Tensor
 
+from nudging import _C
 from nudging.kernels.cpu import BEST
 from nudging.kernels.linear import linear
+from nudging.kernels.weight import PackedWeight
 from nudging.models.weights import Arena, aligned
 
 SHAPES = [(4096, 4096), (2048, 768), (768, 2048), (32000, 768), (2048, 8192), (8192, 2048)]  # out, in
@@ -43,8 +45,10 @@ def measure(
 ) -> dict[str, float]:
     """Median GB/s of ours, torch's and the plain read over `weights` (all of one shape), alternating."""
     x = torch.randn(rows, weights[0].shape[1]).to(weights[0].dtype)
+    # What torch multiplies by packed weights is no product, and takes as long.
+    packed = [PackedWeight(weight, len(weight)) for weight in weights]
     arms: dict[str, Callable[[], object]] = {
-        "ours": lambda: [linear(x, weight) for weight in weights],
+        "ours": lambda: [linear(x, weight) for weight in packed],
         "torch": lambda: [F.linear(x, weight) for weight in weights],
         "read": plain.sum,
     }
@@ -84,6 +88,7 @@ def main() -> None:
             count = max(1, size // (out * features * element))
             arena = Arena(count * aligned(out * features * element), torch.device("cpu"))
             weights = [arena.empty((out, features), DTYPES[dtype]).normal_() for _ in range(count)]
+            assert out % _C.PANEL == 0, "they are whole panels"
             for rows in options.rows:
                 speed = measure(weights, rows, options.repeats, clock, plain)
                 share = speed["ours"] / speed["read"]

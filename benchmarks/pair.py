@@ -69,6 +69,7 @@ def measure(
         "device": device,
         "kv_cache_memory": "512MiB",
         "progress": False,
+        "record_ahead": False,
     }
     with ExitStack() as stack:
         llm = stack.enter_context(LLM(base, guide, **options))
@@ -147,7 +148,7 @@ def compare_models(
 
 def versions() -> dict[str, str]:
     """The versions of the engines that are installed."""
-    packages = ("transformers", "llama-cpp-python", "gguf", "openvino", "openvino-genai")
+    packages = ("transformers", "llama-cpp-python", "gguf", "openvino", "openvino-genai", "vllm", "sglang")
     installed = {d.name.lower(): d.version for d in metadata.distributions()}
     return {name: installed[name] for name in packages if name in installed}
 

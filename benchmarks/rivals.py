@@ -13,6 +13,8 @@ from benchmarks.arms.arm import Rival, Setting
 from benchmarks.arms.hf import transformers_arms
 from benchmarks.arms.llama_cpp import llama_cpp_arms
 from benchmarks.arms.openvino import openvino_arms
+from benchmarks.arms.sglang import sglang_arms
+from benchmarks.arms.vllm import vllm_arms
 from benchmarks.gguf_file import check_plain_llama
 from nudging.errors import BadRequest
 from nudging.models.config import read_config
@@ -25,19 +27,21 @@ LEAST_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Engine:
-    """A rival engine: the packages it needs by the name they are imported by and the one pip knows."""
+    """A rival engine: the packages it needs by the name they are imported by and the one pip knows, and the
+    types of devices that it is measured on.
+    """
 
     packages: Mapping[str, str]
     arms: Callable[[Setting, Callable[[str], bool]], list[Rival]]
-    cpu_only: bool = True
+    devices: tuple[str, ...] = ("cpu",)
 
     def obstacle(self, setting: Setting) -> str | None:
         """Why it cannot be measured here; None where it can."""
         missing = [pip for module, pip in self.packages.items() if importlib.util.find_spec(module) is None]
         if missing:
             return f"not installed; pip install {' '.join(missing)}"
-        if self.cpu_only and setting.device.type != "cpu":
-            return f"measured on the CPU only, not on {setting.device}"
+        if setting.device.type not in self.devices:
+            return f"measured on {' and '.join(self.devices)} only, not on {setting.device}"
         return None
 
 
@@ -63,9 +67,11 @@ class OpenVino(Engine):
 
 
 ENGINES: dict[str, Engine] = {
-    "transformers": Engine({"transformers": "transformers"}, transformers_arms, cpu_only=False),
+    "transformers": Engine({"transformers": "transformers"}, transformers_arms, ("cpu", "cuda")),
     "llama.cpp": LlamaCpp({"gguf": "gguf", "llama_cpp": "llama-cpp-python"}, llama_cpp_arms),
     "openvino": OpenVino({"openvino_genai": "openvino-genai"}, openvino_arms),
+    "vllm": Engine({"vllm": "vllm"}, vllm_arms, ("cuda",)),
+    "sglang": Engine({"sglang": "sglang"}, sglang_arms, ("cuda",)),
 }
 
 

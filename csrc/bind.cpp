@@ -22,11 +22,12 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// (weight, scales, bias)
-using Addresses = std::tuple<Address, Address, Address>;
+// (weight, scales, bias, is_packed)
+using Addresses = std::tuple<Address, Address, Address, bool>;
 
 Projection projection(const Addresses& from) {
-  return {at(std::get<0>(from)), at<float>(std::get<1>(from)), at(std::get<2>(from))};
+  const auto& [weight, scales, bias, is_packed] = from;
+  return {at(weight), at<float>(scales), at(bias), is_packed};
 }
 
 void bind_decoder(py::module_& m) {
@@ -107,6 +108,12 @@ PYBIND11_MODULE(_C, m) {
       .value("silu", Activation::silu)
       .value("gelu", Activation::gelu)
       .value("gelu_tanh", Activation::gelu_tanh);
+  py::enum_<WeightType>(m, "WeightType")
+      .value("f32", WeightType::f32)
+      .value("bf16", WeightType::bf16)
+      .value("f16", WeightType::f16)
+      .value("int8", WeightType::int8);
+  m.attr("PANEL") = kLinearPanel;
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
   m.def("available_isas", &available_isas);
 
@@ -123,10 +130,23 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "linear",
       [](Isa isa, Team& team, DType dtype, DType out_dtype, Address x, Address weight,
-         Address scales, Address bias, Address out, Size rows, Size in, Size cols) {
+         Address scales, Address bias, Address out, Size rows, Size in, Size cols, bool is_packed) {
         linear({at(x), at(weight), at<float>(scales), at(bias), at(out), rows, in, cols, dtype,
-                out_dtype},
+                out_dtype, is_packed},
                isa, team);
+      },
+      unlocked);
+  m.def(
+      "pack_weight",
+      [](Team& team, WeightType type, Address weight, Size in, Size cols) {
+        pack_weight(at(weight), type, in, cols, team);
+      },
+      unlocked);
+  m.def(
+      "unpack_columns",
+      [](WeightType type, Address weight, Size in, Size cols, Address ids, Size count,
+         Address out) {
+        unpack_columns(at(weight), type, in, cols, at<Size>(ids), count, at(out));
       },
       unlocked);
   m.def(

@@ -66,13 +66,13 @@ Track make_track(const TrackState& from, Pool* pool) {
   return track;
 }
 
-TrackState state_of(Track&& track) {
+TrackState state_of(const Track& track) {
   TrackState state{};
   state.begin = track.begin;
-  state.tokens = std::move(track.tokens);
+  state.tokens = track.tokens;
   state.num_computed = track.num_computed;
   state.context_len = track.context_len;
-  state.blocks = std::move(track.blocks);
+  state.blocks = track.blocks;
   for (const Row& row : track.rows) {
     state.rows.emplace_back(row.position, row.token, row.top_token, row.top_prob);
   }
@@ -135,16 +135,15 @@ py::tuple counted(const Lane& lane) {
 }
 
 // (tracks, output from output_begin on, output_begin, need, draft)
-py::tuple leave(Lanes& lanes, std::int64_t id) {
-  std::unique_ptr<Lane> lane = lanes.leave(id);
+py::tuple look(const Lane& lane) {
   std::vector<TrackState> tracks;
-  for (Track& track : lane->tracks) tracks.push_back(state_of(std::move(track)));
-  const Need& need = lane->need;
+  for (const Track& track : lane.tracks) tracks.push_back(state_of(track));
+  const Need& need = lane.need;
   std::optional<DraftTuple> draft;
-  if (lane->draft.exists) {
-    draft = DraftTuple{lane->draft.start, lane->draft.length, lane->draft.tokens};
+  if (lane.draft.exists) {
+    draft = DraftTuple{lane.draft.start, lane.draft.length, lane.draft.tokens};
   }
-  return py::make_tuple(std::move(tracks), lane->output, lane->output_begin,
+  return py::make_tuple(std::move(tracks), lane.output, lane.output_begin,
                         NeedTuple{need.role, need.first, need.last, need.ahead, need.has_ends},
                         draft);
 }
@@ -302,7 +301,8 @@ void bind_passing(py::class_<Lanes>& lanes) {
   lanes.def(py::init(&make_lanes))
       .def("__len__", &Lanes::size)
       .def("enter", &enter)
-      .def("leave", &leave)
+      .def("leave", [](Lanes& lanes, std::int64_t id) { return look(*lanes.leave(id)); })
+      .def("look", [](Lanes& lanes, std::int64_t id) { return look(lanes.at(id)); })
       .def("counted", [](Lanes& lanes, std::int64_t id) { return counted(lanes.at(id)); })
       .def("held", &held)
       .def("take_written", &take_written);
@@ -348,7 +348,7 @@ void bind_computing(py::class_<Lanes>& lanes) {
       .def("take_rows", &take_rows)
       .def("forget_prices", &Lanes::forget_prices)
       .def("onward", &Lanes::onward)
-      .def("advance_all", &Lanes::advance_all);
+      .def("advance_before", &Lanes::advance_before);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 
 MAX_HEAD_DIM: int
+PANEL: int
 
 class Isa(Enum):
     portable = 0
@@ -17,6 +18,12 @@ class DType(Enum):
     f32 = 0
     bf16 = 1
     f16 = 2
+
+class WeightType(Enum):
+    f32 = 0
+    bf16 = 1
+    f16 = 2
+    int8 = 3
 
 class Activation(Enum):
     silu = 0
@@ -42,7 +49,8 @@ class Pages:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class DecoderModel:
-    """Addresses of a decoder's weights, 0 where it has none; a projection is (weight, scales, bias)."""
+    """Addresses of a decoder's weights, 0 where it has none; a projection is (weight, scales, bias,
+    whether the weight is packed)."""
 
     def __init__(
         self,
@@ -64,15 +72,15 @@ class DecoderModel:
         pre_norm: bool,
         post_norm: bool,
         norm: int,
-        head: tuple[int, int, int],
+        head: tuple[int, int, int, bool],
         /,
     ) -> None: ...
     def add_layer(
         self,
-        qkv: tuple[int, int, int],
-        o: tuple[int, int, int],
-        gate_up: tuple[int, int, int],
-        down: tuple[int, int, int],
+        qkv: tuple[int, int, int, bool],
+        o: tuple[int, int, int, bool],
+        gate_up: tuple[int, int, int, bool],
+        down: tuple[int, int, int, bool],
         attn_norm: int,
         attn_post_norm: int,
         mlp_norm: int,
@@ -124,7 +132,12 @@ def linear(
     rows: int,
     in_features: int,
     cols: int,
+    is_packed: bool,
     /,
+) -> None: ...
+def pack_weight(team: Team, type: WeightType, weight: int, in_features: int, cols: int, /) -> None: ...
+def unpack_columns(
+    type: WeightType, weight: int, in_features: int, cols: int, ids: int, count: int, out: int, /
 ) -> None: ...
 def rms_norm(
     isa: Isa,
@@ -312,6 +325,14 @@ class LaneState:
         account: int,
     ) -> None: ...
 
+# A lane as it leaves: its tracks, the output from some token on, which token, its need and its draft.
+Left = tuple[
+    list[TrackState],
+    list[int],
+    int,
+    tuple[int, int, int, int, bool],
+    tuple[int, int, list[int]] | None,
+]
 # A lane's number and one of its answers.
 Failed = list[tuple[int, int]]
 
@@ -328,15 +349,8 @@ class Lanes:
     ) -> None: ...
     def __len__(self) -> int: ...
     def enter(self, lane: int, state: LaneState) -> None: ...
-    def leave(
-        self, lane: int
-    ) -> tuple[
-        list[TrackState],
-        list[int],
-        int,
-        tuple[int, int, int, int, bool],
-        tuple[int, int, list[int]] | None,
-    ]: ...
+    def leave(self, lane: int) -> Left: ...
+    def look(self, lane: int) -> Left: ...
     def counted(self, lane: int) -> tuple[list[int], int, int, dict[int, int]]: ...
     def held(self, lane: int) -> tuple[int, list[int]]: ...
     def take_written(self, lane: int) -> tuple[list[int], list[int]]: ...
@@ -370,4 +384,4 @@ class Lanes:
     def take_rows(self, rows: list[tuple[int, int, int, float] | None]) -> Failed: ...
     def onward(self) -> bool: ...
     def forget_prices(self, model: int) -> None: ...
-    def advance_all(self, sharers: list[float]) -> tuple[list[int], list[int]]: ...
+    def advance_before(self, limit: int, sharers: list[float]) -> tuple[list[int], int | None]: ...

@@ -81,9 +81,9 @@ class Ledger:
     All of it goes into the shared `account`, too.  csrc/host/ledger.cpp is its twin.
     """
 
-    # `_owed`: of what is planned.  `_last_role`, `_last_rows`: the rows that were asked for last (role -1:
-    # none yet), and `_open`: of their price, what no pass was made for since.
-    lazy, paid, agreement, _owed, _open, _last_role, _last_rows = map(Number, range(7))
+    # `_owed`: of what is planned.  `_last_role`, `_last_rows`, `_last_price`: the rows that were asked for
+    # last (role -1: none yet), and `_open`: of their price, what no pass was made for since.
+    lazy, paid, agreement, _owed, _open, _last_role, _last_rows, _last_price = map(Number, range(8))
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class Ledger:
         agreement = agreement or max(PRIOR_AGREEMENT, self.account.agreement)
         # Behind the ones above, for each role: how far it was asked, and how many requests share its passes,
         # this one among them.
-        self.numbers = array("d", (lazy, 0.0, agreement, 0.0, 0.0, -1.0, 0.0, *(0.0, 1.0) * len(costs)))
-        self._places = {role: 7 + 2 * index for index, role in enumerate(costs)}
+        self.numbers = array("d", (lazy, 0.0, agreement, 0.0, 0.0, -1.0, 0.0, 0.0, *(0.0, 1.0) * len(costs)))
+        self._places = {role: 8 + 2 * index for index, role in enumerate(costs)}
 
     def price(self, role: str, rows: int, answers: int, sharers: float | None = None) -> float:
         """A request's share of a pass in which all have so many rows and answers: all that share the role's
@@ -117,15 +117,20 @@ class Ledger:
 
         Not between the plan of a draft and its end, so that what was affordable stays so.
         """
-        before = self._price_of_last()
         for role, place in self._places.items():
             self.numbers[place + 1] = sharers[role]
+        self._price_anew()
+
+    def _price_anew(self) -> None:
+        """What lazy has yet to pay it pays at the prices of now, as whoever drafts does."""
         if self._open:
-            self._expect(self._open * (self._price_of_last() / before - 1))
+            before, self._last_price = self._last_price, self._price_of_last()
+            self._expect(self._open * (self._last_price / before - 1))
+
+    def _role_of_last(self) -> str | None:
+        return list(self.costs)[int(self._last_role)] if self._last_role >= 0 else None
 
     def _price_of_last(self) -> float:
-        if self._last_role < 0:
-            return 0.0
         return self.price(list(self.costs)[int(self._last_role)], int(self._last_rows), 1)
 
     def _expect(self, cost: float) -> None:
@@ -141,7 +146,8 @@ class Ledger:
         if rows > 0:
             self.numbers[place] = position
             self._last_role, self._last_rows, self._open = list(self.costs).index(role), rows, 0.0
-            self._expect(self._price_of_last())
+            self._last_price = self._price_of_last()
+            self._expect(self._last_price)
 
     def rewind(self, role: str, position: int | None) -> None:
         """What `role` had read from `position` on was replaced; lazy has to compute it again, too."""
@@ -154,9 +160,11 @@ class Ledger:
         place = self._places[role]
         asked = int(self.numbers[place])
         if asked > position:
+            self._price_anew()
             saved = self.price(role, asked, 1) - self.price(role, asked - rows, 1)
-            self.lazy -= saved
-            self.account.lazy -= saved
+            self._last_rows -= rows
+            self._last_price -= saved
+            self._expect(-saved)
         else:
             self.numbers[place] = position
 
@@ -167,7 +175,13 @@ class Ledger:
 
     def pay(self, role: str, rows: int, answers: int) -> None:
         """A pass that read `rows` rows of the request and answered `answers` of them was made."""
+        self._price_anew()
         cost = self.price(role, rows, answers)
+        if not answers and role == self._role_of_last() and rows < self._last_rows:
+            # A part of a prompt: lazy would have been given no more room in this pass either.
+            self._last_rows -= rows
+            self._last_price = self._price_of_last()
+            self._expect(cost + self._last_price - self._open)
         self.paid += cost
         self.account.paid += cost
         self.plan(max(self._owed - cost, 0.0))

@@ -75,7 +75,10 @@ class LLM:
     CUDA GPU; flash-attn 3 takes a `block_size` below 64, flash-attn 2 a multiple of 256).  Then the bits of
     rows that were computed more than 16 at a time for their text depend on how many, so a text is no longer
     promised to be the same under other chunks of its prompt, prefix-cache hits, preemption or neighbours;
-    `stats().precision` says so.  Raises BadRequest, CheckpointError and OSError.
+    `stats().precision` says so.  `record_ahead`: on a GPU, while there is nothing to do, passes are recorded
+    for more requests at once and for longer texts than there have been; a request that comes waits for one
+    recording at most.  False where other threads of the process use the GPU: CUDA lets nobody wait for a
+    whole device while something is recorded on it.  Raises BadRequest, CheckpointError and OSError.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class LLM:
         max_len: int | None = None,
         prefix_caching: bool = True,
         prefill_attention: str = "nudging",
+        record_ahead: bool = True,
         progress: bool | None = None,
         trace: str | os.PathLike[str] | None = None,
         **unknown: Any,
@@ -120,7 +124,7 @@ class LLM:
         models_of = {role.name: role.model for role in self.roles.values()}
         self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
-        self._thread = EngineThread(self._engine)
+        self._thread = EngineThread(self._engine, record_ahead)
         self._ids = itertools.count()
 
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,6 +169,21 @@ class BatchBuffer:
             # Rows that pad the batch are a sequence of their own, in the block that is no pool's.
             self._starts[-1], self._lengths[-1] = self.shape.rows, self.shape.rows - rows
             self._tables[-1] = self._spare_slot // block_size
+        if self._device is not self._host:
+            self._device.copy_(self._host, non_blocking=True)
+        return self.batch
+
+    def fill_idle(self, block_size: int) -> Batch:
+        """A batch that changes nothing: the rows of all sequences, about equally many of each, are written to
+        the block that is no pool's.
+        """
+        rows, seqs, _, _ = self.shape
+        starts = np.arange(seqs + 1) * rows // seqs
+        self._starts[:], self._lengths[:] = starts, np.diff(starts)
+        self._positions[:] = np.arange(rows) - np.repeat(starts[:-1], np.diff(starts))
+        self._ids[:] = self._answers[:] = 0
+        self._slots[:] = self._spare_slot
+        self._tables[:] = self._spare_slot // block_size
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)
         return self.batch

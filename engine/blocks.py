@@ -95,14 +95,14 @@ class BlockPool:
     def check(self) -> None:
         """Assert I2: every block is free, owned or cached, and nothing twice; cached ones are findable."""
         owned = self.total - self._references.count(0)
-        assert len(set(self._free)) == len(self._free), "a block is in the free list twice"
+        free, cached, findable = set(self._free), self._cached.keys(), self.prefixes.blocks
+        assert len(free) == len(self._free), "a block is in the free list twice"
         assert self.num_free + owned + self.num_cached == self.total, (
             f"{self.num_free} free + {owned} owned + {self.num_cached} cached != {self.total} blocks"
         )
-        for block in self._cached:
-            assert block in self.prefixes, f"nobody can find block {block}"
-            assert self._references[block] == 0, f"block {block} is cached and owned"
-        assert self.prefixes.blocks.isdisjoint(self._free), "a block is free and findable"
+        assert cached <= findable, f"nobody can find blocks {sorted(cached - findable)}"
+        assert not any(map(self._references.__getitem__, cached)), "a block is cached and owned"
+        assert free.isdisjoint(findable), "a block is free and findable"
 
 
 class BlockTable:

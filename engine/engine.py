@@ -11,8 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
 
 from nudging.adaptive import Account, Ledger
 from nudging.cosched import cheapest_first, path_steps
@@ -29,7 +27,7 @@ from nudging.sequence import Row
 from nudging.totals import EngineStats, Totals
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
-from nudging.work import SchedulerOutput, Work
+from nudging.work import SchedulerOutput, Work, describe
 
 # How fast the part of the requests that a pass serves follows the passes.
 SHARE_SMOOTHING = 0.2
@@ -112,9 +110,10 @@ class Engine:
         late = self._retire_late()
         with self._tracer.span("engine", "admit"):
             moved = [request for request in self.scheduler.admit() if request.id not in self._views]
+            sharers = self._sharers
             for request in moved:
                 self._open(request)
-                self._advance(request)
+                self._advance(request, sharers)
             self._retire_finished()
         order = self._order_models()
         for model in order:
@@ -126,10 +125,13 @@ class Engine:
             self._follow(plan)
             self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
+                sharers = self._sharers
+                moved += self.lanes.settle()
                 for work in plan.works:
-                    self._advance(work.request)
+                    moved += self._advance_carried(work.request, sharers)
+                    self._advance(work.request, sharers)
                     moved.append(work.request)
-                moved += self._advance_carried()
+                moved += self._advance_carried(None, sharers)
             moved += self._retire_finished()
         self._tracer.level(
             "requests", running=len(self.scheduler.running), waiting=len(self.scheduler.waiting)
@@ -210,7 +212,7 @@ class Engine:
 
     def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
-        works = [replace(work, ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
+        works = [work._replace(ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
         self.lanes.cap_paths(steps)
         shared, passes = 0, 0
         while works or self.lanes.num_planned:
@@ -252,10 +254,7 @@ class Engine:
         began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
             answers = iter(runner.execute(works, wanted, lanes))
-        if runner.passes_made:
-            seconds = (self.clock() - began) / runner.passes_made
-            self.costs[model].record(rows, asked, seconds)
-            self.lanes.learned(model)
+        seconds = self.clock() - began
         for work in works:
             self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
@@ -271,6 +270,10 @@ class Engine:
                 # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
             if not work.request.is_finished:
                 sequence.register()
+        # What was made is paid at the prices it was planned at; lanes have paid already.
+        if runner.passes_made:
+            self.costs[model].record(rows, asked, seconds / runner.passes_made)
+            self.lanes.learned(model)
 
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
@@ -282,14 +285,13 @@ class Engine:
             for p in range(work.first_row, work.end + 1)
         ]
 
-    def _advance(self, request: Request) -> None:
+    def _advance(self, request: Request, shared: Mapping[str, float]) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
         view, ledger = self._views[request.id], self._ledgers[request.id]
         try:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            shared = self._sharers
             sharers = {role: shared[self.models_of[role]] for role in request.policy.roles}
             request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
@@ -298,12 +300,17 @@ class Engine:
             # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
 
-    def _advance_carried(self) -> list[Request]:
-        """Let the lanes run on, and do in Python what is not ordinary of them."""
-        moved, returned = self.lanes.advance(self._sharers)
-        for request in returned:
-            self._advance(request)
-        return moved + returned
+    def _advance_carried(self, before: Request | None, shared: Mapping[str, float]) -> list[Request]:
+        """Let the lanes that rank above `before` run on, and do in Python what is not ordinary of them."""
+        moved: list[Request] = []
+        while len(self.lanes):
+            some, returned = self.lanes.advance(before, shared)
+            moved += some
+            if returned is None:
+                break
+            self._advance(returned, shared)
+            moved.append(returned)
+        return moved
 
     def _check_need(self, request: Request) -> None:
         """End a request that would outgrow the blocks reserved for it, before it takes another one's."""
@@ -385,15 +392,3 @@ class Engine:
         self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
         for listener in self.on_end:
             listener(request)
-
-
-def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
-    """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
-    how many rows it answers.
-    """
-    carried = lanes.describe() if lanes is not None else {}
-    rows = lanes.num_tokens if lanes is not None else 0
-    reads = {
-        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
-    }
-    return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}

@@ -12,16 +12,22 @@ from typing import Any, TypeVar
 from nudging.engine import Engine
 from nudging.errors import EngineClosed
 from nudging.handle import Handle
+from nudging.record_ahead import record_ahead
 from nudging.request import Request
 
 T = TypeVar("T")
+# Nothing is recorded ahead before it has been quiet for so long: who sends one request after the other shall
+# not wait for a recording each time.
+IDLE_SECONDS = 0.25
 
 
 class EngineThread:
     """Steps the engine while there is work and sleeps otherwise.  Every request ends exactly once."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, records_ahead: bool = True) -> None:
+        """`records_ahead`: while there is no work, recordings are made for batches that may come."""
         self._engine = engine
+        self._records_ahead = records_ahead
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._process = os.getpid()
@@ -179,9 +185,17 @@ class EngineThread:
                 self._wake.notify_all()
 
     def _wait_for_work(self) -> bool:
+        """Until there is work, recording ahead after a while; False once the engine is closed."""
+        patience = IDLE_SECONDS if self._records_ahead else None
+        while not self._is_woken(patience):
+            patience = 0.0 if record_ahead(self._engine.runners.values()) else None
+        return not self._closing
+
+    def _is_woken(self, timeout: float | None) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._commands or self._engine.has_work)
-            return not self._closing
+            return self._wake.wait_for(
+                lambda: self._closing or bool(self._commands) or self._engine.has_work, timeout
+            )
 
     def _end_everything(self) -> None:
         with self._wake:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -24,8 +25,9 @@ from nudging.decide import Wanted, row_of
 from nudging.errors import OutOfBlocks
 from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
 from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
-from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, replay
+from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
 from nudging.policies.nudging import Nudging
+from nudging.record_ahead import MAX_AHEAD, widths
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
@@ -54,6 +56,9 @@ class Foresight:
         self._recorder = recorder
         self._recorded: dict[CycleShape, RecordedCycle] = {}
         self._seen: set[CycleShape] = set()
+        # What came: drafts and widths; and how many recordings were made ahead.
+        self._families: set[tuple[int, int, int]] = set()
+        self._ahead = 0
         self._vocab = min(roles[role].vocab_size for role in ROLES)
         self._marked = self._mark_ends(roles)
         self._marks = torch.tensor(self._marked, dtype=torch.uint8, device=base.decoder.device)
@@ -70,6 +75,20 @@ class Foresight:
             if rows is None:
                 self._give_up(work)
         return found
+
+    def record_ahead(self, texts: int) -> bool:
+        """Record one more cycle of so many texts that may come; False where none is left."""
+        if self._ahead == MAX_AHEAD or not self._recorder.has_room():
+            return False
+        lanes, limits = at_least(SIZES, texts), [self._max_blocks(role) for role in ROLES]
+        for drafts, *seen in sorted(self._families):
+            for both in product(*map(widths, seen, limits)):
+                shape = CycleShape(lanes, drafts, *both)
+                if shape not in self._recorded and texts * (drafts + 1) <= SIZES[-1]:
+                    self._ahead += 1
+                    self._record(shape)
+                    return True
+        return False
 
     def close(self) -> None:
         """Wait for the cycles that are under way, and forget all of them."""
@@ -152,6 +171,7 @@ class Foresight:
         """A recording for the shape.  Recording takes time: where the shape is new, one for a few more lanes
         does, and where there is none, None.
         """
+        self._families.add(shape[1:])
         if shape not in self._recorded and shape not in self._seen:
             self._seen.add(shape)
             fitting = [
@@ -160,12 +180,19 @@ class Foresight:
                 if shape.lanes <= known.lanes <= 2 * shape.lanes and shape[1:] == known[1:]
             ]
             return self._recorded[min(fitting)] if fitting else None
-        if shape not in self._recorded:
-            guide, base = (Model(self._runners[r].decoder, self._runners[r].cache) for r in ROLES)
-            self._recorded[shape] = RecordedCycle(
-                guide, base, shape, self._vocab, self._marks, self._recorder
-            )
-        return self._recorded[shape]
+        return self._recorded.get(shape) or self._record(shape)
+
+    def _record(self, shape: CycleShape) -> RecordedCycle:
+        guide, base = (Model(self._runners[r].decoder, self._runners[r].cache) for r in ROLES)
+        recorded = RecordedCycle(guide, base, shape, self._vocab, self._marks, self._recorder)
+        self._recorded[shape] = recorded
+        return recorded
+
+    def _max_blocks(self, role: str) -> int:
+        """How many blocks a text of the role takes at most, with what a cycle may write behind it."""
+        runner = self._runners[role]
+        size = runner.pool.block_size
+        return min(-(-(runner.decoder.config.max_len + 2 * MAX_DRAFT + 1) // size), runner.pool.total)
 
     def _go_on(self, flight: Flight) -> Flight | None:
         """The cycle behind one that is not read yet; None where blocks are missing or it needs another

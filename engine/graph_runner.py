@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import accumulate, islice
 
 import torch
@@ -28,6 +27,7 @@ from nudging.kernels.flash_attn import FlashAttn
 from nudging.kernels.lm_head import LINES, TOKEN
 from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
+from nudging.record_ahead import MAX_AHEAD, Family, family_of, shapes_ahead
 from nudging.runner import ModelRunner
 from nudging.sequence import Row, Sequence
 from nudging.work import Work
@@ -60,6 +60,9 @@ class GraphRunner(ModelRunner):
         self._paths: dict[Key, RecordedPath] = {}
         self._seen: set[Key] = set()
         self._foreseen: Foreseen = {}
+        # Of the batches that came, those whose works were alike; and how many recordings were made ahead.
+        self._families: set[Family] = set()
+        self._ahead = 0
         # The cycles of this model and another one, where there are any.
         self.foresight: Foresight | None = None
 
@@ -78,7 +81,7 @@ class GraphRunner(ModelRunner):
             self._foreseen.clear()
         # Before a cycle begins in these blocks, and for those whose rows are there already, too.
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
-        works = [replace(work, copies=()) if work.copies else work for work in works]
+        works = [work._replace(copies=()) if work.copies else work for work in works]
         found = self.foresight.rows(self, works, wanted)
         answers = [max(work.end - work.first_row + 1, 0) for work in works]
         ends = [0, *accumulate(answers)]
@@ -95,6 +98,21 @@ class GraphRunner(ModelRunner):
         if self.foresight is not None:
             self.foresight.close()
             self.foresight = None
+
+    @torch.inference_mode()
+    def record_ahead(self, texts: int) -> bool:
+        if self.foresight is not None and self.foresight.record_ahead(texts):
+            return True
+        if self._ahead == MAX_AHEAD or not self.recorder.has_room():
+            return False
+        max_blocks = min(-(-self.decoder.config.max_len // self.pool.block_size), self.pool.total)
+        for family, shape in shapes_ahead(self._families, texts, max_blocks):
+            key = shape, family.vocab, family.steps
+            if key not in self._passes and key not in self._paths:
+                self._ahead += 1
+                (self._record_path if family.steps else self._record_pass)(key)
+                return True
+        return False
 
     def _execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         known = self._known(works)
@@ -132,22 +150,31 @@ class GraphRunner(ModelRunner):
 
     def _answers(self, key: Key, works: list[Work], wanted: list[Wanted]) -> Tensor:
         """One pass over the works in a batch of that shape: what its rows said, see `lm_head`."""
-        recorded = self._passes.get(key)
         shape, vocab, _ = key
-        buffer = self._buffer(shape) if recorded is None else recorded.buffer
-        picks = self._picks(shape) if recorded is None else recorded.picks
-        buffer.fill(works, self.pool.block_size)
-        picks.fill(wanted)
-        if recorded is None and key not in self._seen:
+        family = family_of(works, shape, vocab)
+        if family is not None:
+            self._families.add(family)
+        if key not in self._passes and key not in self._seen:
             self._seen.add(key)
+            batch, picks = self._buffer(shape).fill(works, self.pool.block_size), self._picks(shape)
+            picks.fill(wanted)
             said = torch.empty((LINES, shape.answers), dtype=torch.int32, device=self.decoder.device)
-            answer(self.decoder, self.cache, buffer.batch, picks.picks, vocab, said)
+            answer(self.decoder, self.cache, batch, picks.picks, vocab, said)
             return said
-        if recorded is None:
-            recorded = RecordedPass(self.decoder, self.cache, buffer, picks, vocab, self.recorder)
-            self._passes[key] = recorded
+        recorded = self._passes.get(key) or self._record_pass(key)
+        recorded.buffer.fill(works, self.pool.block_size)
+        recorded.picks.fill(wanted)
         recorded.replay()
         return recorded.said
+
+    def _record_pass(self, key: Key) -> RecordedPass:
+        shape, vocab, _ = key
+        buffer, picks = self._buffer(shape), self._picks(shape)
+        buffer.fill_idle(self.pool.block_size)
+        picks.fill([])
+        recorded = RecordedPass(self.decoder, self.cache, buffer, picks, vocab, self.recorder)
+        self._passes[key] = recorded
+        return recorded
 
     def _start_path(
         self, key: Key, works: list[Work], wanted: list[Wanted], said: Tensor
@@ -157,28 +184,34 @@ class GraphRunner(ModelRunner):
         """
         shape, vocab, steps = key
         key = path_shape(shape, works, steps, self.pool.block_size), vocab, steps
-        lanes = key[0].rows
-        path = self._paths.get(key)
-        if path is None and key not in self._seen:
+        self._families.add(Family(1, 1, key[0].width, vocab, steps))
+        if key not in self._paths and key not in self._seen:
             self._seen.add(key)
             return None
-        device = self.decoder.device
-        buffers = [self._buffer(key[0]) for _ in range(steps)] if path is None else path.buffers
-        picks = [self._picks(key[0]) for _ in range(steps)] if path is None else path.picks
-        first = torch.zeros(lanes, dtype=torch.int32, device=device) if path is None else path.first
+        path = self._paths.get(key) or self._record_path(key)
         lasts = last_answers(works)
-        for step, (buffer, picked) in enumerate(zip(buffers, picks, strict=True)):
+        for step, (buffer, picked) in enumerate(zip(path.buffers, path.picks, strict=True)):
             ends = [work.end + step for work in works]
             rows = [Work(w.request, w.role, e, e + 1, e + 1) for w, e in zip(works, ends, strict=True)]
             buffer.fill(rows, self.pool.block_size, are_ids_known=False)
             picked.fill([wanted[i]._replace(position=wanted[i].position + step + 1) for i in lasts])
         # From pinned memory: else the host would wait here for the pass that came before.
-        at = torch.tensor(lasts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-        first[: len(works)] = said[TOKEN, at]
-        if path is None:
-            path = RecordedPath(self.decoder, self.cache, buffers, picks, first, vocab, self.recorder)
-            self._paths[key] = path
+        pinned = self.decoder.device.type == "cuda"
+        at = torch.tensor(lasts, pin_memory=pinned).to(self.decoder.device, non_blocking=True)
+        path.first[: len(works)] = said[TOKEN, at]
         path.replay()
+        return path
+
+    def _record_path(self, key: Key) -> RecordedPath:
+        shape, vocab, steps = key
+        buffers = [self._buffer(shape) for _ in range(steps)]
+        picks = [self._picks(shape) for _ in range(steps)]
+        for buffer, picked in zip(buffers, picks, strict=True):
+            buffer.fill_idle(self.pool.block_size)
+            picked.fill([])
+        first = torch.zeros(shape.rows, dtype=torch.int32, device=self.decoder.device)
+        path = RecordedPath(self.decoder, self.cache, buffers, picks, first, vocab, self.recorder)
+        self._paths[key] = path
         return path
 
     def _path_length(self, works: list[Work]) -> int:

@@ -5,11 +5,13 @@ buffer is filled and copied, and the replay does the rest.  A path (a guide's dr
 recording of several passes: each token goes from the statistics of one pass to the ids of the next on the
 device, and the host waits once, at the end.
 
-Nothing waits for a recording: a shape is run as it is when it first comes, and recorded when it comes again.
+Nothing waits for a recording: a shape is run as it is when it first comes, and recorded when it comes again,
+or before, while there is nothing else to do (`nudging.record_ahead`).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -31,6 +33,11 @@ SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 
          320, 384, 512)  # fmt: skip
 MAX_GAP = max(b - a for a, b in pairwise(SIZES))
 WIDTHS = tuple(8 << n for n in range(10))
+# Bytes of a GPU's memory that recordings made ahead leave to whoever else needs some.
+LEFT_FREE = 1 << 30
+# A process can capture one CUDA graph at a time: torch captures on a stream of the process and waits for the
+# device first, which is an error while another capture is under way.
+CAPTURING = threading.Lock()
 
 
 class Recorder(Protocol):
@@ -45,6 +52,9 @@ class Recorder(Protocol):
 
     def mark(self) -> Callable[[], None]:
         """What waits for all that was started so far, and for nothing that is started later."""
+
+    def has_room(self) -> bool:
+        """Whether recordings that nobody has asked for yet may take memory."""
 
 
 class CudaRecorder:
@@ -65,8 +75,8 @@ class CudaRecorder:
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Another engine of this process may be at work on a thread of its own.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # Another engine of this process may be at work on a thread of its own, or about to record.
+        with CAPTURING, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()
         self._pool = graph.pool()
         replay: Callable[[], None] = graph.replay
@@ -77,6 +87,10 @@ class CudaRecorder:
         event.record()
         wait: Callable[[], None] = event.synchronize
         return wait
+
+    def has_room(self) -> bool:
+        free, _ = torch.cuda.mem_get_info()
+        return free >= LEFT_FREE
 
 
 class Picks(NamedTuple):
@@ -135,7 +149,7 @@ def read(said: Tensor) -> tuple[list[int], list[int], list[float], list[float]]:
 class RecordedPass:
     """One pass over a batch of one shape, its tokens picked by the head.
 
-    Recording runs the pass: `buffer` and `picks` hold real ones.
+    Recording runs the pass: `buffer` and `picks` hold ones that can be run.
     """
 
     def __init__(
@@ -172,7 +186,7 @@ class RecordedPath:
         recorder: Recorder,
     ) -> None:
         """`first`: [seqs] int32 on the device, the tokens of the first pass; `buffers` and `picks`: for each
-        pass, of one shape and filled but for the ids.
+        pass, of one shape and filled, but for the ids.
         """
         self.buffers = buffers
         self.picks = picks

@@ -83,10 +83,11 @@ class Handle:
         request = self._requests[index]
         # The end is read first: a piece that comes between the two reads is then left for the next delta.
         ended = request.id in self._ended
-        pieces = request.pieces[seen:]
-        if not pieces and not ended:
+        written = request.pieces
+        if len(written) == seen and not ended:
             return None
-        author = request.pieces[seen - 1].author if seen else "base"
+        pieces = written[seen:]
+        author = written[seen - 1].author if seen else "base"
         parts = segments(pieces, request.tail if ended else "", author)
         text = "".join(part.text for part in parts)
         tokens, authors = tuple([p.token for p in pieces]), tuple([p.author for p in pieces])

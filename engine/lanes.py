@@ -14,25 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 
 from nudging import _C
 from nudging.adaptive import Costs, Ledger
 from nudging.blocks import BlockPool
 from nudging.costs import PassCosts
 from nudging.errors import NumericalError, OutOfBlocks
-from nudging.policies.nudging import Nudging
-from nudging.policies.solo import Base, Guide
+from nudging.lane_rules import NO_ENDS, Rule, ends_of, number_of, rule_of
 from nudging.request import Counters, Draft, Need, Request
 from nudging.sequence import Row
 from nudging.sequence import Sequence as TokenSequence
 from nudging.shared_numbers import address
 
-NO_ENDS: frozenset[int] = frozenset()
-# As `enum class Writer` counts them.
-WRITERS = {"token": 1, "word": 2}
-# Who writes, threshold, whether equal is unsure, look-ahead.
-Rule = tuple[int, float, bool, int]
+# After so many steps at most, requests are carried again.
+MAX_REST = 8
+# Behind the numbers of all requests.
+END = 2**63 - 1
 
 
 @dataclass
@@ -76,18 +73,20 @@ class Lanes:
         self._lack: OutOfBlocks | None = None
         self._carried: dict[int, Carried] = {}
         self._ids: dict[str, int] = {}
-        self._numbers = count()
         self._failed: list[tuple[Request, NumericalError]] = []
+        # Where something lacks in step after step, going back and forth costs more than it saves: nobody is
+        # carried for `_rest` steps, and for `_next_rest` when it happens again at once.
+        self._rest = self._next_rest = 0
 
     def __len__(self) -> int:
         return len(self._carried)
 
     def offer(self, request: Request, ledger: Ledger) -> None:
         """Carry the request from here on, if its next step may be ordinary."""
-        rule = rule_of(request) if self._carries else None
+        rule = rule_of(request) if self._carries and not self._rest else None
         if rule is None or not self._is_ordinary(request):
             return
-        number = next(self._numbers)
+        number = number_of(request)
         self._core.enter(number, self._state(request, rule, ledger))
         self._ids[request.id] = number
         self._carried[number] = Carried(
@@ -107,7 +106,7 @@ class Lanes:
         carried.output[begin:] = output
         index, first, last, ahead, has_ends = need
         name = carried.roles[index]
-        ends = _ends(request, name) if has_ends else NO_ENDS
+        ends = ends_of(request, name) if has_ends else NO_ENDS
         request.take_back(
             carried.sequences,
             carried.output,
@@ -134,6 +133,23 @@ class Lanes:
         written, blocks = self._core.held(number)
         return written, dict(zip(self._carried[number].roles, blocks, strict=True))
 
+    def look(self, request: Request) -> dict[str, _C.TrackState]:
+        """The sequences of a carried request by role, as they are now."""
+        number = self._ids[request.id]
+        return dict(zip(self._carried[number].roles, self._core.look(number)[0], strict=True))
+
+    def check(self, request: Request) -> None:
+        """What `Request.check` asserts, of one that is carried and stays so."""
+        number = self._ids[request.id]
+        carried = self._carried[number]
+        tracks, output, begin, *_ = self._core.look(number)
+        output = carried.output[:begin] + output
+        for role, track in zip(carried.roles, tracks, strict=True):
+            sequence = carried.sequences[role]
+            tokens = sequence.tokens[: track.begin] + track.tokens
+            sequence.check_as(tokens, track.num_computed, track.blocks)
+            request.check_text(role, tokens, track.context_len, output)
+
     def plan(self, model: str) -> Planned:
         """Find what the lanes need of a model now; who is not ordinary is handed back."""
         tokens, missing, back = self._core.plan(self._models.index(model))
@@ -143,12 +159,14 @@ class Lanes:
 
     def own(self) -> None:
         """Own the blocks of what is planned; who cannot fails."""
+        self._next_rest = 0
         for number in self._core.own():
             assert self._lack is not None
             self._carried[number].request.fail(self._lack)
 
     def hand_back_planned(self) -> None:
-        """Hand back everyone who is planned."""
+        """Hand back everyone who is planned: tokens or blocks do not suffice for all."""
+        self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest + 1, MAX_REST)
         for number in {number for number, *_ in self._core.spans()}:
             self._carried[number].request.bring_back()
 
@@ -212,18 +230,28 @@ class Lanes:
         """What passes of the model cost has been learned anew."""
         self._core.forget_prices(self._models.index(model))
 
-    def advance(self, sharers: Mapping[str, float]) -> tuple[list[Request], list[Request]]:
-        """Let the policies run on: the requests that moved, and those whose step Python does.  `sharers`: how
-        many requests share the passes of each model.
-        """
-        for request, error in self._failed:
+    def settle(self) -> list[Request]:
+        """End the requests whose rows are none."""
+        self._rest = max(self._rest - 1, 0)
+        failed, self._failed = self._failed, []
+        for request, error in failed:
             request.fail(error)
-        failed, self._failed = [request for request, _ in self._failed], []
-        moved, back = self._core.advance_all([sharers[model] for model in self._models])
-        returned = [self._carried[number].request for number in back]
-        for request in returned:
-            request.bring_back()
-        return failed + [self._carried[number].request for number in moved], returned
+        return [request for request, _ in failed]
+
+    def advance(
+        self, before: Request | None, sharers: Mapping[str, float]
+    ) -> tuple[list[Request], Request | None]:
+        """Let the policies of those that rank above `before` (None: of all) run on, in their order: the
+        requests that moved, and one whose step Python does before the next.  `sharers`: how many requests
+        share the passes of each model.
+        """
+        limit = END if before is None else number_of(before)
+        moved, back = self._core.advance_before(limit, [sharers[model] for model in self._models])
+        if back is None:
+            return [self._carried[number].request for number in moved], None
+        requests = [self._carried[number].request for number in (*moved, back)]
+        requests[-1].bring_back()
+        return requests[:-1], requests[-1]
 
     def describe(self) -> dict[str, str]:
         """What is computed of whom, for the timeline."""
@@ -283,7 +311,7 @@ class Lanes:
             sequence.prompt_len,
             role.max_len,
             request.max_sequence(name),
-            list(_ends(request, name)),
+            list(ends_of(request, name)),
             begin,
             sequence.tokens[begin:],
             sequence.num_computed,
@@ -321,26 +349,6 @@ class Lanes:
         tokenizer = self._carried[number].request.tokenizer
         assert tokenizer is not None
         return tokenizer.token_bytes(token)
-
-
-def rule_of(request: Request) -> Rule | None:
-    """How the request's policy decides, if the lanes know it."""
-    policy, params = request.policy, request.params
-    if params.logprobs is not None or "\ufffd" in "".join(params.stop):
-        return None
-    if request.drafter == "ngram" and request.draft_len != 0:
-        return None
-    if type(policy) in (Base, Guide):
-        return (0, 0.0, False, 0)
-    if type(policy) is not Nudging or policy.granularity not in WRITERS:
-        return None
-    if policy.granularity == "word" and request.tokenizer is None:
-        return None
-    return WRITERS[policy.granularity], policy.threshold, policy.comparator == "<=", policy.lookahead
-
-
-def _ends(request: Request, role: str) -> frozenset[int]:
-    return NO_ENDS if request.params.ignore_eos else request.roles[role].eos_ids
 
 
 def _restore(sequence: TokenSequence, track: _C.TrackState) -> None:

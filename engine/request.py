@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.detokenize import Detokenizer, StopChecker
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 CARRIED = ("sequences", "output", "need", "draft")
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's
     sequence, and behind them `ahead` more along the model's own path, where every next token is the one that
     the row before it picked; a token of `ends` ends the path.
@@ -55,8 +54,7 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one committed token added: itself, its author, the text that became final with it, its log-
     probability.
     """
@@ -90,6 +88,10 @@ class Request:
     """Everything the engine knows of one job.  `need` is None only before its first admission and after
     its end.
     """
+
+    # Who carries the request now.
+    _lanes: Lanes | None = None
+    is_carried = False
 
     def __init__(
         self,
@@ -147,9 +149,8 @@ class Request:
         self.clock = clock
         self._counters = Counters(submitted_at=clock())
         self.timeout = timeout
-        # Who carries the request now; its pieces may be asked for by any thread.
-        self._lanes: Lanes | None = None
-        self._reading = threading.Lock()
+        self._max_sequence = {role: self._longest(role) for role in policy.roles}
+        self._reading = threading.Lock()  # its pieces may be asked for by any thread
         self._begin_text()
 
     def _begin_text(self) -> None:
@@ -166,13 +167,9 @@ class Request:
             self.bring_back()
             return getattr(self, name)
 
-    @property
-    def is_carried(self) -> bool:
-        return self._lanes is not None
-
     def carry(self, lanes: Lanes) -> None:
         """From now on `lanes` has what is CARRIED."""
-        self._lanes = lanes
+        self._lanes, self.is_carried = lanes, True
         for name in CARRIED:
             delattr(self, name)
 
@@ -192,7 +189,7 @@ class Request:
         counters: Counters,
     ) -> None:
         """`lanes` has it no more."""
-        self._lanes = None
+        self._lanes, self.is_carried = None, False
         self.sequences, self.output, self.need, self.draft = sequences, output, need, draft
         self._counters = counters
 
@@ -265,6 +262,9 @@ class Request:
         """The most tokens that `role`'s sequence may hold: what has to fit into the pool, and the engine
         enforces.
         """
+        return self._max_sequence[role]
+
+    def _longest(self, role: str) -> int:
         written = self.max_tokens + self.ahead
         if not self.policy.shares_ids:
             # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
@@ -276,11 +276,11 @@ class Request:
         if token in self.params.stop_token_ids:
             self.finish("stop")
             return
-        if self.counters.first_token_at is None:
-            self.counters.first_token_at = self.clock()
+        if self._counters.first_token_at is None:
+            self._counters.first_token_at = self.clock()
         self.output.append(token)
         text, stopped = self._push(token)
-        self.pieces.append(Piece(token, author, text, logprob))
+        self._pieces.append(Piece(token, author, text, logprob))
         if stopped:
             self.finish_reason = "stop"
         elif len(self.output) >= self.max_tokens:
@@ -346,9 +346,15 @@ class Request:
 
     def check(self) -> None:
         """Assert I1 for every role, and I3: sequences of shared ids begin with prompt and output."""
+        if self._lanes is not None:
+            self._lanes.check(self)
+            return
         for role, sequence in self.sequences.items():
             sequence.check()
-            written = sequence.context_len - sequence.prompt_len
-            expected = self.prompts[role].ids + self.output[:written]
-            same = sequence.tokens[: sequence.context_len] == expected
-            assert same or not self.policy.shares_ids, f"{self.id}: {role} does not hold the text"
+            self.check_text(role, sequence.tokens, sequence.context_len, self.output)
+
+    def check_text(self, role: str, tokens: list[int], context_len: int, output: list[int]) -> None:
+        """Assert I3 of one role's tokens."""
+        prompt = self.prompts[role].ids
+        same = tokens[:context_len] == prompt + output[: context_len - len(prompt)]
+        assert same or not self.policy.shares_ids, f"{self.id}: {role} does not hold the text"

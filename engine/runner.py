@@ -79,8 +79,14 @@ class ModelRunner:
             rows = decide(logits, wanted)
         if not wanted and lanes is None and self.decoder.device.type == "cuda":
             # Nobody has waited for the pass: its cost would go unseen, and its batch be overwritten.
-            torch.cuda.synchronize(self.decoder.device)
+            torch.cuda.current_stream(self.decoder.device).synchronize()
         return rows
+
+    def record_ahead(self, texts: int) -> bool:
+        """Record one more pass for a batch of so many texts that may come; False where none is left, or
+        nothing is recorded.
+        """
+        return False
 
     def close(self) -> None:
         """Execute nothing any more; what is still under way has ended when it returns."""

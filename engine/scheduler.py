@@ -101,7 +101,7 @@ class Scheduler:
 
     def is_needed(self, model: str) -> bool:
         """Whether a running request waits for the model."""
-        if self.lanes.ready(model):
+        if len(self.lanes) and self.lanes.ready(model):
             return True
         return any(self.models_of[request.need_now.role] == model for request in self.in_python)
 
@@ -287,16 +287,15 @@ class Scheduler:
         claim = self._claim(request)
         if self._stuck == (request, claim):
             return False
-        fits = self._make_room(request)
+        fits = self._make_room(request, claim)
         self._stuck = None if fits else (request, claim)
         return fits
 
-    def _make_room(self, request: Request) -> bool:
-        """Whether every pool holds what the request will need soon, beside those that outrank it.
+    def _make_room(self, request: Request, claim: dict[str, int]) -> bool:
+        """Whether every pool holds what the request claims, beside those that outrank it.
 
         Idle caches are released for it, and lower-ranked running requests preempted, if that is enough.
         """
-        claim = self._claim(request)
         while True:
             free = {model: pool.num_available for model, pool in self.pools.items()}
             short = self._short_pools(claim, self.running, free)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from nudging.blocks import BlockPool, BlockTable
 from nudging.prefix_cache import Prefix
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """What a model says after a prefix: the token it would write, and how sure it is.
 
     `token` is the pick under the request's sampling parameters and the noise of its output position;
@@ -52,19 +51,19 @@ class Sequence:
 
     def check(self) -> None:
         """Assert I1 and that the blocks cover what is computed."""
-        assert 0 <= self.num_computed <= len(self.tokens), (
-            f"{self.num_computed} of {len(self.tokens)} computed"
-        )
-        held = len(self.block_table.ids) * self.block_table.pool.block_size
-        assert held >= self.num_computed, f"blocks hold {held} tokens, {self.num_computed} are computed"
-        for prefix, block in zip(self._prefixes, self.block_table.ids, strict=False):
-            assert prefix.block == block, f"block {block} is found as {prefix.block}"
+        self.check_as(self.tokens, self.num_computed, self.block_table.ids)
+
+    def check_as(self, tokens: list[int], num_computed: int, blocks: list[int]) -> None:
+        """Assert the same where these are not here but carried."""
+        assert 0 <= num_computed <= len(tokens), f"{num_computed} of {len(tokens)} computed"
         size = self.block_table.pool.block_size
-        for i, prefix in enumerate(self._prefixes):
-            assert tuple(self.tokens[i * size : (i + 1) * size]) == prefix.tokens, (
-                "a block is found as another"
-            )
-        assert len(self._prefixes) * size <= self.num_computed, "a block is found before it is computed"
+        held = len(blocks) * size
+        assert held >= num_computed, f"blocks hold {held} tokens, {num_computed} are computed"
+        found, known = [prefix.block for prefix in self._prefixes], len(self._prefixes)
+        assert found == blocks[:known], f"blocks {blocks[:known]} are found as {found}"
+        parts = [prefix.tokens for prefix in self._prefixes]
+        assert list(chain.from_iterable(parts)) == tokens[: known * size], "a block is found as another"
+        assert known * size <= num_computed, "a block is found before it is computed"
 
     def truncate(self, length: int) -> None:
         """Forget every token from `length` on, the keys and values behind it, and the rows that saw it."""

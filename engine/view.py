@@ -22,8 +22,11 @@ class MissingRow(BaseException):
     """
 
     def __init__(self, need: Need) -> None:
-        super().__init__(f"{need.role} has not answered at {need.first} yet")
+        super().__init__(need)
         self.need = need
+
+    def __str__(self) -> str:
+        return f"{self.need.role} has not answered at {self.need.first} yet"
 
 
 class RequestView:

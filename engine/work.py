@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nudging.request import Request
 
+if TYPE_CHECKING:
+    from nudging.lanes import Lanes
 
-@dataclass(frozen=True)
-class Work:
+
+class Work(NamedTuple):
     """Compute `tokens[start:end]` of one sequence; return the rows after `tokens[:p]` for p in
     first_row..end.  Of the path behind them, `ahead` tokens are still wanted; `is_onward`: it is the next
     token of such a path.
@@ -48,3 +51,15 @@ class SchedulerOutput:
     works: list[Work]
     found: list[Found]
     preempted: list[Request]
+
+
+def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
+    """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
+    how many rows it answers.
+    """
+    carried = lanes.describe() if lanes is not None else {}
+    rows = lanes.num_tokens if lanes is not None else 0
+    reads = {
+        f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
+    }
+    return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}

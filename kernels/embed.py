@@ -5,19 +5,21 @@ from torch import Tensor
 from .cuda import on_cuda
 from .linear_add import Stream
 from .op import Op
+from .weight import PackedWeight, look_up
 
 
 @Op
-def embed(weight: Tensor, ids: Tensor, scale: float = 1.0) -> Stream:
+def embed(weight: Tensor | PackedWeight, ids: Tensor, scale: float = 1.0) -> Stream:
     """weight[ids] * scale, rounded to the weight's dtype: a Stream [rows, dim].
 
     weight: [vocab, dim]; ids: int32 or int64, [rows], or [seqs, rows of each], wherever they lie.
     """
-    # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
-    x = weight.index_select(0, ids.flatten())
+    x = look_up(weight, ids.flatten().long())
     return Stream(x * scale if scale != 1.0 else x, None)
 
 
 embed.impl_at(
-    "triton", runs_on=lambda weight, *_, **__: on_cuda(weight), at="nudging.kernels.gpu.embed:embed"
+    "triton",
+    runs_on=lambda weight, *_, **__: isinstance(weight, Tensor) and on_cuda(weight),
+    at="nudging.kernels.gpu.embed:embed",
 )

@@ -1,5 +1,6 @@
 """Tiny random models with awkward shapes, three and more of each family, built and run by transformers."""
 
+import copy
 import json
 from typing import Any, NamedTuple
 
@@ -232,6 +233,11 @@ def hf_logits(hf: transformers.PreTrainedModel, ids: list[int]) -> Tensor:
     """Logits [n, vocab] of all positions, without a cache."""
     with torch.no_grad():
         return hf(torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def exact_logits(hf: transformers.PreTrainedModel, ids: list[int]) -> Tensor:
+    """The same computed in fp64: where a model is sensitive, fp32 is as far from it as ours is."""
+    return hf_logits(copy.deepcopy(hf).double(), ids)
 
 
 def random_ids(vocab_size: int, count: int, seed: int) -> list[int]:

@@ -3,6 +3,7 @@ and counts those that the simulation and the host half's quick tests notice.
 
 A mutant is one changed node in a function's body, put in place of the function's code in a forked process:
 all else is warm.  Only what runs the changed lines is asked, the quickest first, until one notices.
+`python -m tests.mutation_cpp` does it to the half that is written in C++.
 """
 
 import argparse
@@ -16,15 +17,15 @@ import signal
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import coverage
 import pytest
 from _pytest.runner import runtestprotocol
-
-from tests.simulation import live
 
 MODULES = (
     "adaptive", "blocks", "cosched", "costs", "detokenize", "draft", "drafters", "engine", "engine_thread",
@@ -44,7 +45,7 @@ SLOW_FIXTURE = "tiny_pair"
 SLACK_SECONDS = 2.0
 # One that takes less of the CPU in so many seconds of the wall waits for ever.
 STILL_SECONDS, STILL_CPU_SECONDS = 90, 0.02
-BROKEN = 3
+BROKEN, STILL = 3, 4
 
 COMPARES = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -100,14 +101,47 @@ def fields(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
 
 
 class Mutant(NamedTuple):
-    """What is changed, the whole module with it, and the lines of its statement."""
+    """What is changed, what puts it in place, and the lines of its statement."""
 
     what: str
-    tree: ast.Module
+    plant: Callable[[], None]
     lines: frozenset[int]
 
 
-def mutants(tree: ast.Module) -> Iterator[Mutant]:
+class Half(Protocol):
+    """The code that is changed."""
+
+    modules: tuple[str, ...]
+
+    def mutants(self, name: str) -> Iterator[Mutant]:
+        """Every mutant of a module."""
+
+    def record(self) -> Callable[[], dict[str, list[int]]]:
+        """From now on note which lines run; what is returned tells those of each module."""
+
+
+class PythonHalf:
+    """The modules written in Python."""
+
+    modules = MODULES
+
+    def mutants(self, name: str) -> Iterator[Mutant]:
+        return mutants(name, ast.parse(Path(path_of(name)).read_text()))
+
+    def record(self) -> Callable[[], dict[str, list[int]]]:
+        paths = {name: path_of(name) for name in self.modules}
+        recorder = coverage.Coverage(data_file=None, config_file=False, include=list(paths.values()))
+        recorder.start()
+
+        def lines() -> dict[str, list[int]]:
+            recorder.stop()
+            data = recorder.get_data()
+            return {name: sorted(data.lines(path) or ()) for name, path in paths.items()}
+
+        return lines
+
+
+def mutants(name: str, tree: ast.Module) -> Iterator[Mutant]:
     """Every mutant of a module."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
@@ -120,7 +154,7 @@ def mutants(tree: ast.Module) -> Iterator[Mutant]:
                 )
                 changed = ast.fix_missing_locations(copy.deepcopy(tree))
                 _put(parent, name, place, child)
-                yield Mutant(what, changed, statement_lines(function, child))
+                yield Mutant(what, partial(install, name, changed), statement_lines(function, child))
 
 
 def statement_lines(function: ast.FunctionDef, node: ast.AST) -> frozenset[int]:
@@ -174,7 +208,7 @@ def _take_code(old: Any, new: Any) -> None:
 
 
 class Check(NamedTuple):
-    """Something that may notice a mutant: it returns whether all is well."""
+    """Something that may notice a mutant: `holds` returns whether all is well."""
 
     name: str
     holds: Callable[[], bool]
@@ -183,7 +217,7 @@ class Check(NamedTuple):
     lines: dict[str, frozenset[int]]
 
 
-def timed(name: str, holds: Callable[[], bool], most: float) -> Callable[[], Check | None]:
+def timed(half: Half, name: str, holds: Callable[[], bool], most: float) -> Callable[[], Check | None]:
     """A check with what it takes and reaches, tried in a process of its own: this one stays without threads,
     which do not come along into forked ones.  It is begun now and waited for by who calls what is returned:
     None for a check that takes more than `most` CPU seconds.
@@ -193,16 +227,11 @@ def timed(name: str, holds: Callable[[], bool], most: float) -> Callable[[], Che
     if child == 0:
         try:
             signal.setitimer(signal.ITIMER_PROF, most)
-            paths = [path_of(name) for name in MODULES]
-            recorder = coverage.Coverage(data_file=None, config_file=False, include=paths)
-            recorder.start()
+            lines = half.record()
             began = time.process_time()
             assert holds()
             seconds = time.process_time() - began
-            recorder.stop()
-            data = recorder.get_data()
-            lines = {module: sorted(data.lines(path_of(module)) or ()) for module in MODULES}
-            os.write(writer, json.dumps([seconds, lines]).encode())
+            os.write(writer, json.dumps([seconds, lines()]).encode())
         finally:
             os._exit(0)
     os.close(writer)
@@ -220,16 +249,21 @@ def timed(name: str, holds: Callable[[], bool], most: float) -> Callable[[], Che
     return answer
 
 
-def all_timed(named: list[tuple[str, Callable[[], bool]]], options: argparse.Namespace) -> list[Check]:
+def all_timed(
+    half: Half, named: list[tuple[str, Callable[[], bool]]], options: argparse.Namespace
+) -> list[Check]:
     """The quick checks among those named, the quickest first; `jobs` of them are timed at once."""
     checks: list[Check] = []
     for first in range(0, len(named), options.jobs):
-        begun = [timed(*one, options.seconds) for one in named[first : first + options.jobs]]
+        begun = [timed(half, *one, options.seconds) for one in named[first : first + options.jobs]]
         checks += [check for answer in begun if (check := answer()) is not None]
     return sorted(checks, key=lambda check: check.seconds)
 
 
 def lives(seed: int) -> Callable[[], bool]:
+    # Not before the half that is changed has taken its place.
+    from tests.simulation import live
+
     def holds() -> bool:
         live(seed)
         return True
@@ -245,54 +279,70 @@ def runs(item: pytest.Item) -> Callable[[], bool]:
 class Hunt:
     """The pytest plugin that times every test once and then hunts mutants with them."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, half: Half, options: argparse.Namespace) -> None:
+        self.half = half
         self.options = options
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = [item for item in session.items if not any(name in item.nodeid for name in LONG)]
         items = [item for item in items if SLOW_FIXTURE not in item.fixturenames]  # type: ignore[attr-defined]
         named = [(f"life {seed}", lives(seed)) for seed in range(LIVES)]
-        checks = all_timed(named + [(item.nodeid, runs(item)) for item in items], self.options)
+        checks = all_timed(self.half, named + [(item.nodeid, runs(item)) for item in items], self.options)
         print(f"\n# {len(checks)} checks of {sum(check.seconds for check in checks):.0f} s", flush=True)
         gc.freeze()
-        total = killed = 0
+        total: Counter[str] = Counter()
         for name in self.options.modules:
-            tried, noticed = self._hunt(name, checks)
-            total, killed = total + tried, killed + noticed
-            print(f"# {name}: {noticed} of {tried} killed", flush=True)
-        print(f"# {killed} of {total} mutants killed ({100 * killed / max(total, 1):.0f} %)", flush=True)
+            ends = self._hunt(name, checks)
+            total += ends
+            print(f"# {name}: {_summary(ends)}", flush=True)
+        print(f"# together: {_summary(total)}", flush=True)
         return True
 
-    def _hunt(self, name: str, checks: list[Check]) -> tuple[int, int]:
-        """How many mutants of a module were tried, and how many noticed; the others are printed."""
-        source = Path(path_of(name)).read_text()
-        tried = noticed = 0
+    def _hunt(self, name: str, checks: list[Check]) -> Counter[str]:
+        """How the tried mutants of a module ended; those that nothing noticed are printed."""
+        ends: Counter[str] = Counter()
         running: dict[int, str] = {}
 
-        def wait() -> int:
+        def wait() -> None:
             child, status = os.wait()
-            what = running.pop(child)
-            assert os.waitstatus_to_exitcode(status) != BROKEN, f"{name}.{what} could not be planted"
-            if status == 0:
+            what, end = running.pop(child), _end(os.waitstatus_to_exitcode(status))
+            assert end != "broken", f"{name}.{what} could not be planted"
+            ends[end] += 1
+            if end == "survived":
                 print(f"{name}.{what}", flush=True)
-            return status != 0
 
-        for index, mutant in enumerate(mutants(ast.parse(source))):
+        for index, mutant in enumerate(self.half.mutants(name)):
             if index % self.options.every != self.options.first or self.options.only not in mutant.what:
                 continue
-            tried += 1
             reaching = [check for check in checks if not mutant.lines.isdisjoint(check.lines[name])]
-            running[hunted(name, mutant.tree, reaching)] = mutant.what + (
-                "" if reaching else "  (not reached)"
-            )
+            running[hunted(mutant, reaching)] = mutant.what + ("" if reaching else "  (not reached)")
             if len(running) == self.options.jobs:
-                noticed += wait()
+                wait()
         while running:
-            noticed += wait()
-        return tried, noticed
+            wait()
+        return ends
 
 
-def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
+def _end(code: int) -> str:
+    """How a mutant ended whose process ended with the code."""
+    ends = {
+        0: "survived",
+        1: "failed",
+        BROKEN: "broken",
+        STILL: "never ended",
+        -signal.SIGPROF: "never ended",
+    }
+    return ends.get(code, "crashed")
+
+
+def _summary(ends: Counter[str]) -> str:
+    killed = ends.total() - ends["survived"]
+    other = ", ".join(f"{ends[end]} {end}" for end in ("crashed", "never ended") if ends[end])
+    share = 100 * killed / max(ends.total(), 1)
+    return f"{killed} of {ends.total()} killed ({share:.0f} %{other and '; ' + other})"
+
+
+def hunted(mutant: Mutant, checks: list[Check]) -> int:
     """The process that tries a mutant: it exits with 0 where nothing notices."""
     sys.stdout.flush()
     child = os.fork()
@@ -304,7 +354,7 @@ def hunted(name: str, tree: ast.Module, checks: list[Check]) -> int:
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)
     try:
-        install(name, tree)
+        mutant.plant()
     except BaseException:  # noqa: BLE001 - nothing may get back into pytest's loop
         os._exit(BROKEN)
     try:
@@ -324,26 +374,33 @@ def watch() -> None:
     def look(*_: object) -> None:
         nonlocal used
         if time.process_time() - used < STILL_CPU_SECONDS:
-            os._exit(1)
+            os._exit(STILL)
         used = time.process_time()
 
     signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, STILL_SECONDS, STILL_SECONDS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_of(half: Half, description: str | None, tests: tuple[str, ...]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--every", type=int, default=1, help="try only every n-th mutant")
     parser.add_argument("--first", type=int, default=0, help="begin with this one: another sample")
     parser.add_argument("--only", default="", help="try only mutants with this in their description")
     parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
     parser.add_argument("--seconds", type=float, default=1.0, help="checks take no more of the CPU")
-    parser.add_argument("--tests", default=",".join(TESTS), help="whose quick tests are asked beside lives")
-    parser.add_argument("modules", nargs="*", default=MODULES)
-    options = parser.parse_args()
+    parser.add_argument("--tests", default=",".join(tests), help="whose quick tests are asked beside lives")
+    parser.add_argument("modules", nargs="*", default=half.modules)
+    return parser
+
+
+def hunt(half: Half, options: argparse.Namespace) -> int:
+    """Hunt as the options say; the exit status."""
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in options.tests.split(",")]
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-s", *files], plugins=[Hunt(options)]))
+    return pytest.main(
+        ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-s", *files], plugins=[Hunt(half, options)]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    python = PythonHalf()
+    sys.exit(hunt(python, parser_of(python, __doc__, TESTS).parse_args()))

@@ -27,6 +27,7 @@ from nudging.errors import NumericalError, OutOfBlocks
 from nudging.handle import Handle
 from nudging.lanes import Lanes
 from nudging.policies.protocol import Policy
+from nudging.prefix_cache import Prefix
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
@@ -78,24 +79,24 @@ def state_of(ids: list[int]) -> int:
 
 @dataclass(frozen=True)
 class FakeModel:
-    """Rows as a hash of the state.  `agreement` of 16 rows have the token that all models have there."""
+    """Rows as a hash of the state.  `agreement` of 16 rows have the token that all models have there.
+    `seconds`: of a pass.
+    """
 
     salt: int
     vocab: int
     agreement: int = 11
+    seconds: float = 1.0
     weight_bytes: int = 1000
     head_share: float = 0.5
     precision: str = "of integers"
 
     def row(self, state: int, want: Wanted) -> Row:
-        top = self.token(state, want.vocab_size)
-        params = want.params
-        token = top
+        params, seed, position, size, keeps_logits = want
+        token = top = self.token(state, size)
         if params.temperature or params.logit_bias:
-            drawn = draw(state, params, params.logit_bias or {}, want.seed, want.position)
-            token = self.token(drawn, want.vocab_size)
-        logits = self.logits(state, want.vocab_size) if want.keep_logits else None
-        return Row(token, top, self.top_prob(state), logits)
+            token = self.token(draw(state, params, params.logit_bias or {}, seed, position), size)
+        return Row(token, top, self.top_prob(state), self.logits(state, size) if keeps_logits else None)
 
     def token(self, state: int, vocab: int) -> int:
         own = (state ^ self.salt) * 0x85EBCA6B & MASK
@@ -108,7 +109,7 @@ class FakeModel:
         return TOP_PROBS[(state ^ self.salt) * 0xC2B2AE35 >> 20 & 15]
 
     def logits(self, state: int, vocab: int) -> torch.Tensor:
-        return torch.tensor([float(crc32(BYTES[token], state) >> 24) / 16 for token in range(vocab)])
+        return torch.tensor([(crc32(byte, state) >> 24) / 16 for byte in BYTES[:vocab]])
 
 
 def draw(state: int, params: Any, bias: Mapping[int, float], seed: int, position: int) -> int:
@@ -122,8 +123,7 @@ def draw(state: int, params: Any, bias: Mapping[int, float], seed: int, position
     return state
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The oracle's row; its noise is keyed `offset` later, for texts that go on from earlier ones."""
 
     model: FakeModel
@@ -154,28 +154,25 @@ class SimClock:
 
 
 class SimCache:
-    """What each slot holds: the token that was fed, and the state after it."""
+    """What the slots of each block hold: the token that was fed, and the state after it."""
 
-    def __init__(self, num_slots: int, block_size: int) -> None:
-        self.block_size = block_size
-        self.tokens = bytearray([UNWRITTEN]) * num_slots
-        self.states = [-1] * num_slots
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self._unwritten = bytearray([UNWRITTEN]) * block_size
+        self.tokens = [self._unwritten[:] for _ in range(num_blocks)]
+        self.states = [[-1] * block_size for _ in range(num_blocks)]
 
-    def contents(self, block: int) -> tuple[bytes, list[int]]:
-        cells = slice(block * self.block_size, (block + 1) * self.block_size)
-        return bytes(self.tokens[cells]), self.states[cells]
+    def contents(self, block: int) -> tuple[bytearray, list[int]]:
+        return self.tokens[block][:], self.states[block][:]
 
-    def fill(self, block: int, contents: tuple[bytes, list[int]]) -> None:
-        cells = slice(block * self.block_size, (block + 1) * self.block_size)
-        self.tokens[cells], self.states[cells] = contents
+    def fill(self, block: int, contents: tuple[bytearray, list[int]]) -> None:
+        self.tokens[block], self.states[block] = contents
 
     def forget(self, block: int) -> None:
-        self.fill(block, (bytes([UNWRITTEN]) * self.block_size, [-1] * self.block_size))
+        self.fill(block, (self._unwritten[:], [-1] * len(self._unwritten)))
 
     def read(self, table: list[int], length: int) -> bytes:
         """The tokens of the first `length` slots that a table leads to."""
-        size = self.block_size
-        return b"".join([self.tokens[block * size : (block + 1) * size] for block in table])[:length]
+        return b"".join(map(self.tokens.__getitem__, table))[:length]
 
 
 class SimPool(BlockPool):
@@ -183,12 +180,37 @@ class SimPool(BlockPool):
 
     def __init__(self, total: int, block_size: int, prefix_caching: bool) -> None:
         super().__init__(total, block_size, prefix_caching)
-        self.cache = SimCache(total * block_size, block_size)
+        self.cache = SimCache(total, block_size)
         self.allocations = 0
         self.fails_at = -1
         self._fresh: list[int] = []
 
+        # Whether anything happened since it was checked.
+        self._is_changed = True
+
+    def check(self) -> None:
+        if self._is_changed:
+            super().check()
+            self._is_changed = False
+
+    def share(self, block: int) -> None:
+        self._is_changed = True
+        super().share(block)
+
+    def release(self, block: int) -> None:
+        self._is_changed = True
+        super().release(block)
+
+    def register(self, parent: Prefix, tokens: list[int], block: int) -> Prefix:
+        self._is_changed = True
+        return super().register(parent, tokens, block)
+
+    def forget(self, block: int) -> None:
+        self._is_changed = True
+        super().forget(block)
+
     def allocate(self) -> int:
+        self._is_changed = True
         self.allocations += 1
         if self.allocations == self.fails_at:
             raise OutOfBlocks(f"allocation {self.fails_at} is made to fail")
@@ -199,9 +221,10 @@ class SimPool(BlockPool):
     def begin(self, copies: list[tuple[int, int]]) -> None:
         """What was given out since the last pass forgets what it held, and is then copied into."""
         contents = [self.cache.contents(source) for source, _ in copies]
-        for block in self._fresh:
-            self.cache.forget(block)
-        self._fresh.clear()
+        if self._fresh:
+            for block in self._fresh:
+                self.cache.forget(block)
+            self._fresh.clear()
         for (_, to), content in zip(copies, contents, strict=True):
             self.cache.fill(to, content)
 
@@ -245,62 +268,59 @@ class SimRunner(ModelRunner):
     ) -> list[Row | NumericalError]:
         self.passes += 1
         self.pool.begin([pair for work in works for pair in work.copies])
-        spans = list(map(span_of, works))
         written: set[int] = set()
+        tokens = 0
         if lanes is not None:
+            tokens = lanes.num_tokens
             carried = [Span(*numbers[2:-1]) for numbers in lanes.core.spans()]
             lanes.take(self._rows(carried, wanted_by(lanes), written))
-            spans = carried + spans
-        rows = self._rows(spans[len(spans) - len(works) :], wanted, written)
-        self.clock.now += 1.0 + 0.01 * sum(span.end - span.start for span in spans)
+        tokens += sum([work.end - work.start for work in works])
+        rows = self._rows(list(map(span_of, works)), wanted, written) if works else []
+        self.clock.now += self.decoder.seconds + 0.01 * tokens
         return rows
 
     def _rows(self, spans: list[Span], wanted: list[Wanted], written: set[int]) -> list[Row | NumericalError]:
         wants = iter(wanted)
         rows: list[Row | NumericalError] = []
-        for span in spans:
-            self._claim(span, written)
-            state = self._read(span)
-            for at, token in enumerate(span.ids, start=span.start):
-                state = self._write(span.table, at, token, state)
-                if at + 1 >= span.first_row:
+        size, cache = self.pool.block_size, self.cache
+        for start, _, first_row, ids, table, prefix in spans:
+            state = self._read(start, table, prefix)
+            block, at, is_claimed = start // size, start % size, False
+            for position, token in enumerate(ids, start + 1):
+                if at == size:
+                    block, at, is_claimed = block + 1, 0, False
+                if not is_claimed:
+                    self._claim(table[block], written)
+                    is_claimed = True
+                state = crc32(BYTES[token], state)
+                cache.tokens[table[block]][at] = token
+                cache.states[table[block]][at] = state
+                at += 1
+                if position >= first_row:
                     rows.append(self._row(state, next(wants)))
         assert next(wants, None) is None, "more rows were wanted than there are"
         return rows
 
-    def _claim(self, span: Span, written: set[int]) -> None:
-        """Assert that the blocks that are written are nobody else's."""
-        size = self.pool.block_size
-        for block in span.table[span.start // size : -(-span.end // size)]:
-            assert not self.pool.is_shared(block), f"block {block} is written and shared"
-            assert block not in written, f"block {block} is written twice"
-            written.add(block)
+    def _claim(self, block: int, written: set[int]) -> None:
+        """Assert that a block that is written is nobody else's."""
+        assert not self.pool.is_shared(block), f"block {block} is written and shared"
+        assert block not in written, f"block {block} is written twice"
+        written.add(block)
 
-    def _read(self, span: Span) -> int:
-        """The state before the span, read from the cache; asserts that the cache holds the whole prefix."""
-        prefix = self.cache.read(span.table, span.start)
-        if span.prefix is not None:
-            assert prefix == span.prefix, f"{list(prefix)} is read for {list(span.prefix)}"
-        if not span.start:
+    def _read(self, start: int, table: list[int], known: bytes | None) -> int:
+        """The state before a span, read from the cache; asserts that the cache holds the whole prefix."""
+        prefix = self.cache.read(table, start)
+        assert known is None or prefix == known, f"{list(prefix)} is read for {list(known or b'')}"
+        if not start:
             return 0
-        state: int = self.cache.states[self._slot(span.table, span.start - 1)]
+        last, size = start - 1, self.pool.block_size
+        state: int = self.cache.states[table[last // size]][last % size]
         assert state == crc32(prefix), "a state of another prefix is read"
         return state
 
-    def _write(self, table: list[int], position: int, token: int, state: int) -> int:
-        slot = self._slot(table, position)
-        state = crc32(BYTES[token], state)
-        self.cache.tokens[slot] = token
-        self.cache.states[slot] = state
-        return state
-
-    def _slot(self, table: list[int], position: int) -> int:
-        size = self.pool.block_size
-        return table[position // size] * size + position % size
-
     def _row(self, state: int, want: Wanted) -> Row | NumericalError:
         self.rows_made += 1
-        if self.rows_made - 1 in self.nan_rows:
+        if self.nan_rows and self.rows_made - 1 in self.nan_rows:
             return NumericalError("this row is made to be NaN")
         model: FakeModel = self.decoder
         return model.row(state, want)
@@ -352,6 +372,8 @@ class Setup:
     prefix_caching: bool = True
     drafter: str = "guide"
     carries: bool = True
+    # What a pass of the guide takes beside its rows; one of the base takes 1.
+    guide_seconds: float = 1.0
 
 
 class SimLLM(LLM):
@@ -363,7 +385,7 @@ class SimLLM(LLM):
         self.clock = SimClock()
         runners: dict[str, SimRunner] = {}
         for i, name in enumerate(dict.fromkeys(names)):
-            model = FakeModel(0x1234567 * i, sizes[i], setup.agreement)
+            model = FakeModel(0x1234567 * i, sizes[i], setup.agreement, (1.0, setup.guide_seconds)[i])
             pool = SimPool(setup.blocks[i], setup.block_size, setup.prefix_caching)
             runners[name] = SimRunner(model, pool, self.clock)
         self.runners = list(runners.values())

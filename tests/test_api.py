@@ -14,6 +14,7 @@ import torch
 from nudging import LLM, BadRequest, Base, DeadlineExceeded, EngineClosed, Guide, Nudging, SamplingParams
 from nudging.policies import Step, View
 from tests.pairs import PROMPT, assert_pools_are_whole, one, written
+from tests.weights import set_row
 
 
 def test_default_policy_nudges_where_there_is_a_guide(tiny_llm: LLM, tiny_pair: dict[str, Path]) -> None:
@@ -195,7 +196,7 @@ def test_nan_logits_end_only_their_own_request(tiny_pair: dict[str, Path]) -> No
     with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
         embed = llm._engine.runners["base"].decoder.weights.embed
         clean = one(llm, [70, 71, 72], Base(), max_tokens=8, ignore_eos=True, logit_bias={99: -100.0})
-        embed[99] = float("nan")
+        set_row(embed, 99, float("nan"))
         results = llm.generate(
             [[70, 71, 72], [70, 99], [80]], SamplingParams(max_tokens=8, ignore_eos=True), Base()
         )
@@ -212,7 +213,7 @@ def test_nan_behind_a_refused_draft_is_nobodys_error(tiny_pair: dict[str, Path])
         clean = written(llm.generate([70, 71], params, Nudging(0, "token"), 0)[0].outputs[0])
         guide = written(llm.generate([70, 71], params, Guide())[0].outputs[0])
         refused = next(t for t in guide.token_ids if t not in clean.token_ids)
-        llm._engine.runners["base"].decoder.weights.embed[refused] = float("nan")
+        set_row(llm._engine.runners["base"].decoder.weights.embed, refused, float("nan"))
         drafted = llm.generate([70, 71], params, Nudging(0, "token"), 8)[0].outputs[0]
         assert drafted.stats.drafted > 0
         assert written(drafted) == clean

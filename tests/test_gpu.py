@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nudging import LLM, Nudging, SamplingParams
+from nudging import LLM, Base, Nudging, SamplingParams
 from nudging.kernels.cuda import ARRIVALS
 from nudging.kernels.rms_norm import Norm
 from nudging.kernels.rope_append import HeadNorm
 from nudging.models.decoder import Decoder
+from nudging.policies import Policy
+from nudging.record_ahead import record_ahead
 from nudging.runner import ModelRunner
 from tests.cases import Attention, linear_rope_args, load, noise
 from tests.compare import assert_same_bits
@@ -44,9 +46,9 @@ def launched(monkeypatch: pytest.MonkeyPatch, **options: Any) -> LLM:
     """An LLM on the GPU that records nothing."""
 
     def runner(
-        decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool, team: Any
+        decoder: Decoder, num_blocks: int, block_size: int, prefix_caching: bool, team: Any, flash: Any
     ) -> ModelRunner:
-        return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team)
+        return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team, flash)
 
     monkeypatch.setattr("nudging.loading.make_runner", runner)
     return LLM(device="cuda", kv_cache_memory="4MiB", **options)
@@ -74,6 +76,37 @@ def test_recorded_passes_write_what_launched_ones_write(
         expected = [written(llm.generate(*job)[0].outputs[0]) for job in jobs]
     assert rounds == [expected] * 3
     assert alone == [text for text in expected for _ in range(3)]
+
+
+def test_what_is_recorded_ahead_writes_what_is_launched(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two engines record at once, each whenever it has nothing to do; then they write at once."""
+    prompts = [[60 + i, 61, 62] for i in range(3)]
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    kinds: list[tuple[Policy, Any]] = [
+        (Base(), "off"),
+        (Nudging(0.4, "token"), 4),
+        (Nudging(0.4, "word"), "auto"),
+    ]
+    with launched(monkeypatch, **tiny_pair) as llm:
+        expected = [[written(r.outputs[0]) for r in llm.generate(prompts, params, *kind)] for kind in kinds]
+    monkeypatch.undo()
+    monkeypatch.setattr("nudging.engine_thread.IDLE_SECONDS", 0.01)
+    monkeypatch.setattr("nudging.record_ahead.MAX_TEXTS", 3)
+    options: dict[str, Any] = {**tiny_pair, "device": "cuda", "kv_cache_memory": "4MiB"}
+    with LLM(**options) as one, LLM(**options) as other:
+        for llm in (one, other):
+            for policy, speculate in kinds:
+                llm.generate(prompts[0], params, policy, speculate)
+        for llm in (one, other):
+            while llm._thread.call(lambda llm=llm: record_ahead(llm._engine.runners.values())):  # type: ignore[misc]
+                pass
+        for policy, speculate in kinds:
+            both = [[llm.submit(p, params, policy, speculate) for p in prompts] for llm in (one, other)]
+            for handles in both:
+                found = [written(handle.result().outputs[0]) for handle in handles]
+                assert found == expected[kinds.index((policy, speculate))]
 
 
 def test_a_prompt_read_in_many_parts_is_the_prompt(tiny_pair: dict[str, Path]) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,15 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.gpu import kernels, parts
-from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.__main__ import OTHERS, main
+from benchmarks.gpu.agreement import disturbed
+from benchmarks.gpu.goals import Goal, best, goals_of, lowest, of_copy, value
+from benchmarks.gpu.pairs import Pair
 from benchmarks.gpu.parts import Figure, Found, Part, run_parts
+from benchmarks.gpu.rivals import of_files
 from benchmarks.gpu.sanitize import TESTS, errors_of, run_tools
+from benchmarks.gpu.scale import TINY
+from nudging import LoadedModel
 from tests.test_triton import AGREE
 
 
@@ -26,8 +33,10 @@ def test_every_part_runs_on_tiny_models_and_has_its_figures(tmp_path: Path) -> N
     done = CliRunner().invoke(main, ["--device", "cpu", "--tiny", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert done.exit_code == 0, done.output
-    assert {part["state"] for part in found.values()} == {"measured"}
-    assert all(part["figures"] for name, part in found.items() if name != "device")
+    others = {f"tiny, {arm}" for _, arm in OTHERS}
+    assert {name for name, part in found.items() if part["state"] != "measured"} == others
+    assert {found[name]["state"] for name in others} == {"missing"}
+    assert all(part["figures"] for name, part in found.items() if name != "device" and name not in others)
     figures = {f["what"]: f for part in found.values() for f in part["figures"]}
     assert (figures["tests: failures"]["value"], figures["sanitizer: memcheck"]["value"]) == (1, 3)
     # One computation of one text, whoever computes it.
@@ -35,10 +44,75 @@ def test_every_part_runs_on_tiny_models_and_has_its_figures(tmp_path: Path) -> N
     assert figures["read"]["value"] > 1e8
     assert all(f["value"] > 0 for name, f in figures.items() if f["unit"] in ("us", "tok/s"))
     bounded = ("linear", "gated_linear", "lm_head", "paged_attention", "pass", "path")
+    assert figures["recordings made"]["value"] > 10
     assert all(f["bound"] > 0 for name, f in figures.items() if name.startswith(bounded))
     assert found["tiny, kernels of the base"]["details"]["pass"]
     table = (tmp_path / "gpu.md").read_text().splitlines()
-    assert len(table) == 2 + sum(len(part["figures"]) for part in found.values())
+    goals, rows = table[: table.index("")], table[table.index("") + 1 :]
+    assert len(rows) == 2 + len(others) + sum(len(part["figures"]) for part in found.values())
+    assert any("| tiny, vllm bf16 | missing: " in row for row in rows)
+    # Six tokens of one question hold no step in which authors change and one in which they do not.
+    missing = [row for row in goals if "not measured" in row]
+    assert all("a step in which authors change" in row for row in missing), missing
+    assert len(goals) == 2 + len(goals_of(TINY))
+
+
+def test_goals_are_read_from_the_figures_they_name() -> None:
+    def part(*figures: Figure, **details: object) -> dict[str, object]:
+        return {"figures": [asdict(f) | {"share": f.share} for f in figures], "details": details}
+
+    arms = [
+        {"name": name, "relative": r} for name, r in (("lazy", 3.0), ("adaptive", 1.5), ("speculative", 1.7))
+    ]
+    done = {
+        "memory": part(Figure("read", 5.0, "B/s"), Figure("copied, read and written", 4.0, "B/s")),
+        "p": part(
+            Figure("pass: 1", 10.0, "us", 7.2),
+            Figure("idle, 2", 0.01, ""),
+            Figure("idle, 4", 0.03, ""),
+            arms=arms,
+        ),
+        "p, 1 at once": part(Figure("over, 1", 1.2, "x")),
+        "p, 8 at once": part(Figure("over, 8", 0.9, "x")),
+    }
+    assert of_copy("p", "pass")(done) == (pytest.approx(0.9), "p: pass: 1")
+    assert value("p", "idle")(done) == (0.03, "p: idle, 4")
+    assert lowest("p, ", " at once", "over")(done) == (0.9, "over, 8")
+    assert best("p")(done) == (1.7, "p: speculative")
+    assert [read(done) for read in (of_copy("q", ""), value("q", ""), lowest("q", "", ""), best("q"))] == [
+        None
+    ] * 4
+    least, most = Goal("speed", 1.0, "x", best("p")), Goal("idle", 0.02, "%", value("p", "idle"), True)
+    assert least.row(done) == "| speed | at least 1 x | 1.7 x | yes | p: speculative |"
+    assert most.row(done) == "| idle | at most 2.0% | 3.0% | no | p: idle, 4 |"
+    assert Goal("speed", 1.0, "x", best("q")).row(done) == "| speed | at least 1 x | not measured |  |  |"
+
+
+def test_an_engine_in_a_process_of_its_own_is_measured_or_says_why_not(tmp_path: Path) -> None:
+    pair = Pair(TINY.pairs["tiny"], torch.device("cpu"), TINY, tmp_path)
+    found = of_files(pair, 1e10, "transformers", "transformers bf16", 120)
+    figures = {figure.what: figure.value for figure in found.figures}
+    assert figures["texts that are ours"] == 1
+    assert figures["transformers bf16"] > 0
+    assert figures["ours over it"] == pytest.approx(
+        figures["ours, base alone"] / figures["transformers bf16"]
+    )
+    with pytest.raises(RuntimeError, match="no such arm ended with 1: (.|\n)*not enough values to unpack"):
+        of_files(pair, 1e10, "transformers", "no such arm", 120)
+    with pytest.raises(TimeoutError, match=r"transformers bf16 took more than 0 s"):
+        of_files(pair, 1e10, "transformers", "transformers bf16", 0.1)
+    pair.close()
+
+
+def test_a_guide_is_disturbed_and_then_as_it_was() -> None:
+    model = LoadedModel.load("pocket:guide", device="cpu")
+    norm = model.decoder.weights.norm
+    assert norm is not None
+    kept, rows = norm.clone(), model.decoder.logits([5, 6, 7])
+    with disturbed(model, 2.0):
+        assert not torch.equal(model.decoder.logits([5, 6, 7]), rows)
+    assert torch.equal(norm, kept)
+    assert torch.equal(model.decoder.logits([5, 6, 7]), rows)
 
 
 def test_a_part_that_fails_or_would_take_too_long_stops_no_other(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_nothing_is_written_past_the_output(size: int, dtype: torch.dtype, isa: 
     x, kind = noise(size)(2 * size, dtype=dtype), DTYPES[dtype]
     source, team = x.data_ptr(), _C.Team(1)
     writers: list[Callable[[int], None]] = [
-        lambda out: _C.linear(isa, team, kind, kind, source, source, 0, 0, out, 1, 1, size),
+        lambda out: _C.linear(isa, team, kind, kind, source, source, 0, 0, out, 1, 1, size, False),
         lambda out: _C.rms_norm(isa, team, kind, source, source, out, 1, size, 1e-6, False),
         lambda out: _C.add_rms_norm(isa, team, kind, source, source, source, out, out, 1, size, 1e-6, False),
         lambda out: _C.layer_norm(isa, team, kind, source, out, 1, size, 1e-6),

@@ -84,7 +84,7 @@ def shortened(decoder: Decoder, layers: int) -> Decoder:
 
 @pytest.mark.parametrize("family", LAYER)
 def test_a_layer_is_so_many_launches_and_they_compute_what_the_cpu_does(family: str, tmp_path: Path) -> None:
-    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL))
+    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL), packed=False)
     launched = []
     with triton_runs_all_ops():
         for layers in (1, 2):
@@ -100,7 +100,7 @@ def test_a_layer_is_so_many_launches_and_they_compute_what_the_cpu_does(family: 
 def test_norms_are_launches_of_their_own_where_the_table_says_so(tmp_path: Path) -> None:
     from nudging.kernels.gpu import configs
 
-    decoder = load_model(write_tiny_checkpoint(tmp_path, "llama", **SMALL), torch.bfloat16)
+    decoder = load_model(write_tiny_checkpoint(tmp_path, "llama", **SMALL), torch.bfloat16, packed=False)
     apart, found = replace(configs.DEFAULT, fused_norms=False), Launches()
     with triton_runs_all_ops():
         decoder = shortened(decoder, 1)
@@ -129,7 +129,10 @@ def test_a_row_has_the_same_bits_where_norms_are_within_products_and_where_they_
 ) -> None:
     """From 17 rows on they are launches of their own."""
     decoder = load_model(
-        write_tiny_checkpoint(tmp_path, family, **SMALL), torch.bfloat16, quantization=quantization
+        write_tiny_checkpoint(tmp_path, family, **SMALL),
+        torch.bfloat16,
+        quantization=quantization,
+        packed=False,
     )  # type: ignore[arg-type]
     with triton_runs_all_ops():
         decoder, found = shortened(decoder, 2), Launches()  # made here: it runs op by op
@@ -166,7 +169,7 @@ def buffer_of(rows: int, cache: KVCache) -> tuple[BatchBuffer, PickBuffer]:
 
 def launches(family: str, tmp_path: Path, record: Callable[[Decoder, Counting], object]) -> Counter[str]:
     """What `record` launches of a model of one layer."""
-    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL))
+    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL), packed=False)
     counting = Counting()
     with torch.inference_mode(), triton_runs_all_ops():
         record(shortened(decoder, 1), counting)

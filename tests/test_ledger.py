@@ -111,6 +111,27 @@ def test_what_was_asked_for_is_priced_anew_when_others_come() -> None:
     assert ledger.lazy == ledger.account.lazy == pytest.approx(BASE.of(16, 4) / 4)
 
 
+def test_who_drafts_nothing_never_pays_more_than_lazy_whatever_is_learned_of_prices() -> None:
+    costs = {"base": PassCosts(10**10, 0.25), "guide": PassCosts(10**9, 0.25)}
+    account = Account()
+    first, second = Ledger(costs, account), Ledger(costs, account)
+    for ledger in (first, second):
+        ledger.share({"base": 2.0, "guide": 1.0})
+        ledger.ask("base", 40)
+    second.spare("base", 16, 16)
+    costs["base"].record(64, 2, 7.0)
+    first.pay("base", 24, 0)
+    costs["base"].record(32, 2, 5.0)
+    for ledger, rows in ((first, 16), (second, 24)):
+        ledger.pay("base", rows, 1)
+        ledger.ask("base", 41)
+    costs["base"].record(2, 2, 0.5)
+    for ledger in (first, second):
+        ledger.pay("base", 1, 1)
+    assert second.paid == pytest.approx(second.lazy)
+    assert account.budget >= 0.0
+
+
 def test_passes_of_any_size_are_timed() -> None:
     small = PassCosts(10**10, 0.25)
     small.record(1, 1, 0.5)

@@ -1,7 +1,5 @@
 """What a caller gets back is what the request counted: segments, figures, and the totals of an engine."""
 
-from dataclasses import replace
-
 import pytest
 
 from nudging.decide import TokenLogprob
@@ -74,7 +72,7 @@ def test_an_output_has_a_text_where_there_is_a_tokenizer_and_logprobs_where_they
     assert (output.token_ids, output.authors, output.finish_reason) == ((2, 3), ("base", "guide"), "length")
     job.tokenizer, job.params = TableTokenizer([]), SamplingParams(logprobs=0)
     entry = TokenLogprob(2, -0.5, {})
-    job.pieces[0] = replace(job.pieces[0], text="a", logprob=entry)
+    job.pieces[0] = job.pieces[0]._replace(text="a", logprob=entry)
     job.tail, job.error = "!", ValueError("why")
     output = completion_output(job, 0)
     assert (output.text, output.logprobs, output.error) == ("a!", (entry, None), job.error)

@@ -1,5 +1,7 @@
 """What a runner and its batches do for a device with memory of its own, without one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,9 +66,15 @@ def test_the_shapes_used_last_keep_their_memory(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_pass_that_answers_nobody_is_waited_for_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its cost would go unseen, and its batch be overwritten."""
+    """Else its cost would go unseen, and its batch be overwritten.  Only the stream is waited for: CUDA lets
+    nobody wait for a device while another engine records on it.
+    """
     waited: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+
+    def stream(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(synchronize=lambda: waited.append(device))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
     engine, roles = small_engine(20, max_batch_tokens=4)
     gpu = torch.device("cuda")
     engine.runners["base"].decoder.device = gpu  # type: ignore[assignment]

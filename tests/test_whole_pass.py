@@ -15,6 +15,7 @@ from nudging import _C
 from nudging.batch import Batch, KVCache
 from nudging.kernels.cpu import team, use_team
 from nudging.kernels.op import FORCED
+from nudging.kernels.weight import look_up
 from nudging.models.decoder import Between, Decoder
 from nudging.models.load import load_model
 from nudging.models.whole_pass import WholePass
@@ -69,7 +70,7 @@ def step(decoder: Decoder, batch: Batch, whole: bool) -> list[Tensor]:
     if whole:
         logits = decoder.forward(batch, kv)
     else:
-        x = decoder.weights.embed[batch.ids]
+        x = look_up(decoder.weights.embed, batch.ids)
         if decoder.config.embedding_scale != 1.0:
             x = x * torch.tensor(decoder.config.embedding_scale, dtype=x.dtype)
         logits = decoder.op_by_op(Between(x), batch, kv)
@@ -201,7 +202,7 @@ def test_a_batch_that_does_not_fit_is_refused_and_writes_nothing(small: Decoder,
 def test_tensors_of_another_dtype_shape_or_layout_are_refused(small: Decoder) -> None:
     batch, kv = ragged_batch(small, seed=4), filled_cache(small)
     assert isinstance(small.whole_pass, WholePass)
-    x = small.weights.embed[batch.ids]
+    x = look_up(small.weights.embed, batch.ids)
     for wrong in (x.double(), x[:-1], x.T.contiguous().T):
         with pytest.raises(ValueError, match="decode: x is"):
             small.whole_pass(wrong, batch, kv)

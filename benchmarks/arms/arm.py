@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -11,6 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# How many tokens' log-probabilities are asked of an engine that does not give all of them.
+TOP = 20
+# What rounding may leave of a row's probability beside those of the likeliest tokens.
+LEAST_LEFT = 1e-12
 # For each role, the ids of its prompt.
 Prompts = dict[str, list[int]]
 
@@ -70,6 +74,24 @@ def up_to_end(token_ids: Iterable[int], eos_ids: frozenset[int], limits: Limits)
     if limits.ignore_eos:
         return tuple(token_ids)
     return tuple(takewhile(lambda token: token not in eos_ids, token_ids))
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """What a checkpoint's weights take in its files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def rows_of(tops: Sequence[Mapping[int, float]], vocab: int) -> Tensor:
+    """Log-probabilities [n, vocab] fp32, where an engine names the likeliest tokens of n rows only, {id:
+    log-probability}: the others have equal parts of what is left.
+    """
+    rows = torch.empty(len(tops), vocab)
+    for row, top in zip(rows, tops, strict=True):
+        known = torch.tensor(list(top.values()))
+        left = (1 - known.double().exp().sum()).clamp(min=LEAST_LEFT) / max(vocab - len(top), 1)
+        row.fill_(float(left.log()))
+        row[list(top)] = known
+    return rows
 
 
 class Rival(Arm, Protocol):

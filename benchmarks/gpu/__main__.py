@@ -24,17 +24,24 @@ import torch
 
 from benchmarks.gpu.ceilings import attention, bandwidths, heads, node_gap, products
 from benchmarks.gpu.cycles import cycles
+from benchmarks.gpu.goals import LESS_AGREEMENT, LOOP, goals_of
 from benchmarks.gpu.pairs import Pair
 from benchmarks.gpu.parts import Figure, Found, Part, device_is_well, run_parts
 from benchmarks.gpu.passes import passes, profiled
-from benchmarks.gpu.rivals import base_alone, two_models
+from benchmarks.gpu.rivals import base_alone, missing, of_files, setting_of, two_models
 from benchmarks.gpu.scale import FULL, TINY, Scale
+from benchmarks.gpu.start import ahead, process_start, start_up
 from benchmarks.inflate import Layout
 from benchmarks.pair import RESULTS, device_name
+from benchmarks.rivals import ENGINES
+from nudging import LoadedModel
 
 CLOCKS = (
     "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
 )
+# Arms of engines that read files; to start one takes minutes.
+OTHERS = (("vllm", "vllm bf16"), ("vllm", "vllm bf16 drafted"), ("sglang", "sglang bf16"))
+OTHER_SECONDS = 240.0
 
 
 class Run:
@@ -56,45 +63,75 @@ class Run:
         return self._bandwidth
 
     def parts(self) -> list[Part]:
-        """Everything, in order."""
-        context = self.scale.contexts[0]
+        """Everything, what is wanted most first: see `goals`."""
         listed = [
             Part("device", 0, self.facts),
             Part("tests", 0, self.tests),
             Part("memory", 5, self.memory),
             Part("gap between kernels", 5, lambda: node_gap(self.device, self.scale)),
-            *self.of_ops(),
         ]
-        for name, pair in self.pairs.items():
-            listed.append(Part(f"{name}, start-up", 20, pair.start_up))
-            for index, role in enumerate(("base", "guide")):
-                listed.append(Part(f"{name}, passes of the {role}", 15, partial(self.passes, pair, index)))
-            listed.append(Part(f"{name}, cycles", 45, partial(self.cycles, pair)))
-            listed.append(Part(f"{name}, questions", 20, partial(self.arms, pair, None)))
-            listed.append(Part(f"{name}, context of {context}", 20, partial(self.arms, pair, context)))
-        for name, pair in self.pairs.items():
-            listed.append(Part(f"{name}, time in passes", 10, pair.idle))
-            for index, role in enumerate(("base", "guide")):
-                listed.append(Part(f"{name}, kernels of the {role}", 10, partial(self.kernels, pair, index)))
-        for name, pair in self.pairs.items():
-            for size in self.scale.batches:
-                listed.append(Part(f"{name}, {size} at once", 10, partial(self.batch, pair, size)))
-            listed.append(Part(f"{name}, transformers", 20, partial(self.rival, pair, None)))
-            listed.append(Part(f"{name}, two transformers models", 20, partial(self.loop, pair)))
-        name, pair = next(iter(self.pairs.items()))
+        (name, pair), *others = self.pairs.items()
+        products, ops = self.of_ops()
+        listed += [*self.wanted_most(name, pair), *products]
+        listed.append(Part(f"{name}, process start", 90, partial(process_start, pair)))
+        for other in others:
+            listed += self.wanted_most(*other)
+        listed += ops
+        for both in self.pairs.items():
+            listed += self.rest(*both)
+        listed.append(Part(f"{name}, passes of the base in int8", 60, partial(self.int8, pair)))
         listed.append(Part(f"{name}, transformers, static cache", 90, partial(self.rival, pair, "static")))
+        return listed + [self.of_files(name, pair, *both) for both in OTHERS]
+
+    def of_files(self, name: str, pair: Pair, engine: str, arm: str) -> Part:
+        """Another engine that reads checkpoints, or what it lacks."""
+        obstacle = ENGINES[engine].obstacle(setting_of(pair, pair.folder, pair.folder))
+        if obstacle is not None:
+            return Part(f"{name}, {arm}", 0, partial(missing, obstacle))
+        run = partial(of_files, pair, engine=engine, arm=arm, seconds=OTHER_SECONDS)
+        return Part(f"{name}, {arm}", OTHER_SECONDS, lambda: run(self.bandwidth))
+
+    def wanted_most(self, name: str, pair: Pair) -> list[Part]:
+        """What the goals of a pair are read from."""
+        context = self.scale.contexts[0]
+        listed = [Part(f"{name}, start-up", 20, partial(start_up, pair))]
+        for index, role in enumerate(("base", "guide")):
+            listed.append(Part(f"{name}, passes of the {role}", 15, partial(self.passes, pair, index)))
+        listed.append(Part(f"{name}, questions", 30, partial(self.arms, pair, None)))
+        listed.append(Part(f"{name}, {LESS_AGREEMENT}", 45, partial(self.less_agreement, pair)))
+        listed.append(Part(f"{name}, context of {context}", 30, partial(self.arms, pair, context)))
+        listed.append(Part(f"{name}, cycles", 45, partial(self.cycles, pair)))
+        for size in self.scale.batches:
+            listed.append(Part(f"{name}, {size} at once", 10, partial(self.batch, pair, size)))
+        listed.append(Part(f"{name}, {LOOP}", 20, partial(self.loop, pair)))
         return listed
 
-    def of_ops(self) -> list[Part]:
-        """The ops of a pass, by model of the first pair."""
-        listed = []
+    def rest(self, name: str, pair: Pair) -> list[Part]:
+        listed = [
+            Part(f"{name}, recordings ahead", 20, partial(ahead, pair)),
+            Part(f"{name}, time in passes", 10, pair.idle),
+        ]
+        for index, role in enumerate(("base", "guide")):
+            listed.append(Part(f"{name}, kernels of the {role}", 10, partial(self.kernels, pair, index)))
+        listed.append(Part(f"{name}, transformers", 20, partial(self.rival, pair, None)))
+        for context in self.scale.contexts[1:]:
+            listed.append(Part(f"{name}, context of {context}", 40, partial(self.arms, pair, context)))
+        return listed
+
+    def of_ops(self) -> tuple[list[Part], list[Part]]:
+        """The ops of a pass, by model of the first pair: products with weights, and the others."""
         args = self.device, self.scale
         base, guide = (Layout.of(shape) for shape in next(iter(self.scale.pairs.values())))
-        for role, layout in (("base", base), ("guide", guide)):
-            for name, run in (("products", products), ("head", heads)):
-                listed.append(Part(f"{role}'s {name}", 10, partial(self.op, run, *args, layout)))
-        listed.append(Part("base's attention", 10, partial(self.op, attention, *args, base)))
-        return listed
+
+        def part(name: str, run: Any, layout: Layout) -> Part:
+            return Part(name, 10, partial(self.op, run, *args, layout))
+
+        first = [part("base's products", products, base), part("guide's products", products, guide)]
+        return first, [
+            part("base's head", heads, base),
+            part("guide's head", heads, guide),
+            part("base's attention", attention, base),
+        ]
 
     def op(self, run: Any, *args: Any) -> Found:
         with torch.inference_mode():
@@ -104,6 +141,12 @@ class Run:
     def passes(self, pair: Pair, index: int) -> Found:
         return passes(pair.models[index].decoder, self.scale, self.bandwidth)
 
+    def int8(self, pair: Pair) -> Found:
+        """The base's passes where its weights are int8, which is another precision."""
+        device = str(self.device)
+        model = LoadedModel.load(pair.checkpoints()[0], device=device, quantization="int8")
+        return passes(model.decoder, self.scale, self.bandwidth)
+
     def cycles(self, pair: Pair) -> Found:
         return cycles(pair, self.bandwidth)
 
@@ -112,6 +155,9 @@ class Run:
 
     def arms(self, pair: Pair, context: int | None) -> Found:
         return pair.arms(context, self.bandwidth)
+
+    def less_agreement(self, pair: Pair) -> Found:
+        return pair.less_agreement(0.8, self.bandwidth)
 
     def batch(self, pair: Pair, size: int) -> Found:
         return pair.batch(size, self.bandwidth)
@@ -194,8 +240,9 @@ def main(device: str, tiny: bool, seconds: float, until: float | None, resume: b
         path.unlink(missing_ok=True)
     where, deadline = torch.device(device), time.time() + seconds if until is None else until
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(where, TINY if tiny else FULL, out, Path(folder))
-        is_well = run_parts(run.parts(), path, deadline, lambda: device_is_well(where), click.echo)
+        scale = TINY if tiny else FULL
+        run, goals = Run(where, scale, out, Path(folder)), goals_of(scale)
+        is_well = run_parts(run.parts(), path, deadline, lambda: device_is_well(where), click.echo, goals)
         for pair in run.pairs.values():
             pair.close()
     click.echo(path.with_suffix(".md").read_text())

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.bandwidth import plain_memory, read_bandwidth
 from benchmarks.gpu.parts import Figure, Found
@@ -21,6 +23,9 @@ from nudging.kernels.paged_attention import paged_attention
 from nudging.kernels.rms_norm import Norm
 
 BLOCK_SIZE = 16
+Weights = tuple[Tensor, ...]
+Product = Callable[[Tensor, Tensor], Tensor]
+LINEARS: dict[str, Product] = {"linear": linear, "torch's linear": functional.linear}
 
 
 def micro(what: str, spread: Spread, bound: float | None = None) -> Figure:
@@ -74,23 +79,33 @@ def layout_products(layout: Layout) -> dict[str, tuple[int, int]]:
 
 
 def products(device: torch.device, scale: Scale, layout: Layout, bandwidth: float) -> Found:
-    """A layer's products with their weights, each time with another copy: no cache holds them all."""
-    found = Found()
+    """A layer's products with their weights, each time with another copy: no cache holds them all; beside
+    torch's, which may choose another order of additions for every number of rows.
+    """
+    found, sums = Found(), {rows: dict.fromkeys(LINEARS, 0.0) for rows in scale.rows}
     for name, (cols, features) in layout_products(layout).items():
         count = max(1, scale.copies // (2 * cols * features))
         weights = torch.randn((count, cols, features), device=device).to(torch.bfloat16).unbind(0)
         for rows in scale.rows:
             x = torch.randn((rows, features), device=device).to(torch.bfloat16)
 
-            def run(x: torch.Tensor = x, weights: tuple[torch.Tensor, ...] = weights) -> None:
-                for weight in weights:
-                    linear(x, weight)
+            for op, product in LINEARS.items():
 
-            spread = time_recorded(run, device, scale.repeats, count)
-            bound = weights[0].nbytes / bandwidth
-            found.figures.append(micro(f"linear {name} [{cols}, {features}], {rows} rows", spread, bound))
+                def run(x: Tensor = x, weights: Weights = weights, product: Product = product) -> None:
+                    for weight in weights:
+                        product(x, weight)
+
+                spread = time_recorded(run, device, scale.repeats, count)
+                bound = weights[0].nbytes / bandwidth
+                found.figures.append(micro(f"{op} {name} [{cols}, {features}], {rows} rows", spread, bound))
+                sums[rows][op] += spread[1]
         if name == "gate_up":
             found.figures += gated(device, scale, weights, bandwidth)
+    for rows, seconds in sums.items():
+        ours, torchs = seconds.values()
+        found.figures.append(
+            Figure(f"ours over torch's, a layer's products, {rows} rows", ours / torchs, "x")
+        )
     return found
 
 
@@ -137,11 +152,13 @@ def heads(device: torch.device, scale: Scale, layout: Layout, bandwidth: float) 
 
 
 def attention(device: torch.device, scale: Scale, layout: Layout, bandwidth: float) -> Found:
-    """Attention of all layers, each with a cache of its own, for one text and many."""
+    """Attention of all layers, each with a cache of its own, for one text and, up to the middle context,
+    many.
+    """
     found = Found()
     many = scale.batches[-1] // 4 or 1
-    for context in scale.contexts:
-        for seqs, rows in ((1, 1), (1, 5), (many, 1)):
+    for index, context in enumerate(scale.contexts):
+        for seqs, rows in ((1, 1), (1, 5), (many, 1))[: 3 if index < 2 else 2]:
             run, num_bytes = attend(device, layout, context, seqs, rows)
             spread = time_recorded(run, device, scale.repeats, layout.layers)
             what = f"paged_attention, {seqs} texts of {context}, {rows} rows each"

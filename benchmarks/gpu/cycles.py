@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
@@ -14,9 +15,10 @@ from benchmarks.gpu.pairs import Pair
 from benchmarks.gpu.parts import Figure, Found
 from benchmarks.gpu.passes import Load, Model
 from benchmarks.gpu.scale import Scale
-from benchmarks.gpu.timing import recorder_of, time_on_device, time_on_host
+from benchmarks.gpu.timing import recorder_of, time_on_device, time_on_host, wait
 from benchmarks.pair import pocket_prompts
 from benchmarks.report import quartiles
+from benchmarks.rounds import DifferentText
 from nudging import LLM, Nudging, SamplingParams
 from nudging.cycle import CycleShape, LaneStart, RecordedCycle, Said
 from nudging.cycle import Model as CycleModel
@@ -98,14 +100,24 @@ def texts(pair: Pair) -> list[Figure]:
     """
     figures = []
     prompts = dict(pocket_prompts(pair.llm, 1)[0])
+    params = SamplingParams(max_tokens=pair.scale.tokens, ignore_eos=True)
+    expected = pair.llm.generate(prompts, params, POLICY, "off")[0].outputs[0].token_ids
     for drafts in pair.scale.drafts:
         for name in ("passes", "cycles"):
-            with pair.open() as llm:
+            with pair.open() as llm, Pauses(pair.device) as pauses:
                 if name == "passes":
                     without_cycles(llm)
-                params = SamplingParams(max_tokens=pair.scale.tokens, ignore_eos=True)
-                runs = [steps_of(llm, prompts, params, drafts) for _ in range(2 + pair.scale.rounds)][2:]
-            rates = [run[-1].tokens / run[-1].seconds for run in runs]
+                runs = []
+                for _ in range(2 + pair.scale.rounds):
+                    pauses.clear()
+                    runs.append(steps_of(llm, prompts, params, drafts))
+            if any(run[-1].token_ids != expected for run in runs):
+                raise DifferentText(f"by {name}, {drafts} drafts: {runs[0][-1].token_ids}, lazily {expected}")
+            del runs[:2]
+            if pauses.share is not None:
+                what = f"device idle between cycles, {drafts} drafts"
+                figures.append(Figure(what, pauses.share, ""))
+            rates = [len(run[-1].token_ids) / run[-1].seconds for run in runs]
             lower, median, upper = quartiles(rates)
             what = f"token-level text by {name}, {drafts} drafts"
             figures.append(Figure(what, median, "tok/s", None, lower, upper))
@@ -122,6 +134,55 @@ def texts(pair: Pair) -> list[Figure]:
     return figures
 
 
+class Pauses:
+    """Inside, cycles are timed by the device's own clock; what it does between them is little more than
+    nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[Any, Any]] = []
+
+    def __enter__(self) -> Pauses:
+        launch = RecordedCycle._launch
+
+        def timed(cycle: RecordedCycle, *args: Any) -> None:
+            began = self._mark()
+            launch(cycle, *args)
+            self._marks.append((began, self._mark()))
+
+        self._patch = mock.patch.object(RecordedCycle, "_launch", timed)
+        self._patch.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._patch.stop()
+
+    def clear(self) -> None:
+        self._marks.clear()
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, a: Any, b: Any) -> float:
+        return b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3
+
+    @property
+    def share(self) -> float | None:
+        """Of the time from the first cycle to the end of the last, what lay between cycles; None where there
+        are not two.
+        """
+        if len(self._marks) < 2:
+            return None
+        wait(self._device)
+        paused = sum(self._between(a[1], b[0]) for a, b in pairwise(self._marks))
+        return paused / self._between(self._marks[0][0], self._marks[-1][1])
+
+
 def without_cycles(llm: LLM) -> None:
     """Let the models' passes be recorded one by one."""
     for runner in llm._engine.runners.values():
@@ -130,21 +191,21 @@ def without_cycles(llm: LLM) -> None:
 
 
 class Written(NamedTuple):
-    """What a reader has of a text: when, how many tokens, who wrote the new ones, and who the last one."""
+    """What a reader has of a text: when, which tokens, who wrote the new ones, and who the last one."""
 
     seconds: float
-    tokens: int
+    token_ids: tuple[int, ...]
     authors: tuple[str, ...]
     last: str
 
 
 def steps_of(llm: LLM, prompts: dict[str, list[int]], params: SamplingParams, drafts: int) -> list[Written]:
     """A text, step by step, by the clock."""
-    began, tokens = time.perf_counter(), 0
+    began, token_ids = time.perf_counter(), ()
     steps: list[Written] = []
     for delta in llm.submit(prompts, params, POLICY, drafts):
         if delta.token_ids:
-            tokens += len(delta.token_ids)
+            token_ids += tuple(delta.token_ids)
             now = time.perf_counter() - began
-            steps.append(Written(now, tokens, delta.authors, delta.authors[-1]))
+            steps.append(Written(now, token_ids, delta.authors, delta.authors[-1]))
     return steps

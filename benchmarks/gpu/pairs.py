@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import json
 import random
-import time
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.arms.arm import Arm, Limits, Prompts
 from benchmarks.arms.ours import EngineArm
 from benchmarks.batch import Texts, batch_arms, measure_size
+from benchmarks.gpu.agreement import amount_for, disturbed
+from benchmarks.gpu.goals import OVER_BOTH
 from benchmarks.gpu.parts import Figure, Found
 from benchmarks.gpu.scale import Scale
-from benchmarks.inflate import inflate_model
-from benchmarks.pair import pass_bytes, pocket_prompts
+from benchmarks.gpu.timing import rehearsed_runner
+from benchmarks.inflate import inflate_checkpoint, inflate_model
+from benchmarks.pair import agreement, pass_bytes, pocket_prompts
 from benchmarks.report import figures
 from benchmarks.rounds import Record, run_rounds
 from nudging import LLM, Base, Guide, LoadedModel, Nudging, SamplingParams
 from nudging.loading import resolve
+from nudging.runner import block_bytes
 
 POLICY = Nudging(0.4, "word")
+TOKEN = Nudging(0.4, "token")
 
 
 class Pair:
@@ -37,6 +43,7 @@ class Pair:
         self._models: list[LoadedModel] = []
         self._llm: LLM | None = None
         self._expected: dict[str, Texts] = {}
+        self._written = False
 
     @property
     def models(self) -> list[LoadedModel]:
@@ -56,8 +63,23 @@ class Pair:
         return self._llm
 
     def open(self, **options: Any) -> LLM:
+        """Nothing is recorded ahead: it would be measured, too, and CUDA lets nobody wait for the device
+        meanwhile.  On a CPU it runs as on a GPU, from what stands for recordings.
+        """
         memory = self.scale.kv_cache
-        return LLM(*self.models, device=str(self.device), kv_cache_memory=memory, progress=False, **options)
+        options = {"kv_cache_memory": memory, "progress": False, "record_ahead": False} | options
+        if self.device.type == "cuda":
+            return LLM(*self.models, device=str(self.device), **options)
+        with mock.patch("nudging.loading.make_runner", rehearsed_runner):
+            return LLM(*self.models, device=str(self.device), **options)
+
+    def checkpoints(self) -> tuple[Path, Path]:
+        """The same base and guide as files, written once."""
+        if not self._written:
+            for role, shape in zip(("base", "guide"), self._shapes, strict=True):
+                inflate_checkpoint(resolve(f"pocket:{role}"), self.folder / role, shape, device=self.device)
+            self._written = True
+        return self.folder / "base", self.folder / "guide"
 
     def close(self) -> None:
         """Give the memory back."""
@@ -67,44 +89,54 @@ class Pair:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def start_up(self) -> Found:
-        """What it takes until the first token of each way of writing is there."""
-        began = time.perf_counter()
-        loaded = self.models
-        made = time.perf_counter()
-        prompts = pocket_prompts(self.llm, 1)[0]
-        opened = time.perf_counter()
-        self.llm.generate(dict(prompts), SamplingParams(max_tokens=1), POLICY)
-        first = time.perf_counter()
-        sizes = {role: pass_bytes(self.llm, role) for role in ("base", "guide")}
-        return Found(
-            [
-                Figure("weights made on the device", made - began, "s"),
-                Figure("engine opened", opened - made, "s"),
-                Figure("first token", first - opened, "s"),
-            ],
-            {"pass_bytes": sizes, "parameters": [model.decoder.num_parameters for model in loaded]},
-        )
-
     def arms(self, context: int | None, bandwidth: float) -> Found:
         """One request at a time; the nudged texts of all arms are held to be one, byte for byte.
 
         `context`: tokens before the question, None for the question alone.
         """
-        scale, llm = self.scale, self.llm
-        fixed = [EngineArm(f"speculative k={k}", "nudged", llm, POLICY, k) for k in scale.drafts]
-        arms: list[Arm] = [
-            EngineArm("base alone", "base", llm, Base(), "off"),
-            EngineArm("guide alone", "guide", llm, Guide(), "off"),
-            EngineArm("lazy", "nudged", llm, POLICY, "off"),
-            *fixed,
-            EngineArm("adaptive", "nudged", llm, POLICY, "auto"),
-        ]
-        prompts = pocket_prompts(llm, scale.questions)
-        if context is not None:
-            prompts = [lengthened(prompt, context) for prompt in prompts]
+        prompts = pocket_prompts(self.llm, self.scale.questions)
+        if context is None:
+            return self._measure(self.llm, prompts, bandwidth, self.scale.drafts)
+        prompts = [lengthened(prompt, context) for prompt in prompts]
+        return self._measure(self.llm, prompts, bandwidth, self.scale.drafts[-2:-1])
+
+    def less_agreement(self, share: float, bandwidth: float) -> Found:
+        """The same of a guide that is disturbed until it agrees at `share` of the base's tokens only."""
+        guide, limits = self.models[1], Limits(self.scale.tokens, True)
+        with self.open() as llm:
+            prompts = pocket_prompts(llm, self.scale.questions)
+            lazy = EngineArm("lazy", "nudged", llm, POLICY, "off")
+            amount = amount_for(share, llm, guide, lazy, prompts, limits)
+            with disturbed(guide, amount):
+                found = self._measure(llm, prompts, bandwidth, self.scale.drafts)
+        found.details["disturbance"] = amount
+        return found
+
+    def _measure(self, llm: LLM, prompts: list[Prompts], bandwidth: float, drafts: tuple[int, ...]) -> Found:
+        """Every way of nudging by word and by token beside the models alone."""
+        scale, arms = self.scale, list[Arm]()
+        arms += [EngineArm("base alone", "base", llm, Base(), "off")]
+        arms += [EngineArm("guide alone", "guide", llm, Guide(), "off")]
+        for policy, text, by in ((POLICY, "nudged", ""), (TOKEN, "by token", " by token")):
+            arms.append(EngineArm(f"lazy{by}", text, llm, policy, "off"))
+            arms += [EngineArm(f"speculative{by} k={k}", text, llm, policy, k) for k in drafts]
+            arms.append(EngineArm(f"adaptive{by}", text, llm, policy, "auto"))
         run = run_rounds(arms, prompts, Limits(scale.tokens, True), scale.rounds, seed=0)
-        return arm_figures(run.records, {r: pass_bytes(llm, r) for r in ("base", "guide")}, bandwidth)
+        sizes = {
+            role: pass_bytes(llm, role) + self._kv_bytes(llm, role, prompts) for role in ("base", "guide")
+        }
+        found = arm_figures(run.records, sizes, bandwidth)
+        agreed = agreement(llm, prompts, run.records)
+        if agreed is not None:
+            found.figures.append(Figure("agreement where the base is sure", agreed, ""))
+        return found
+
+    def _kv_bytes(self, llm: LLM, role: str, prompts: list[Prompts]) -> int:
+        """Bytes of keys and values that a pass reads in the middle of a text."""
+        runner = llm._engine.runners[llm.roles[role].model]
+        size = runner.pool.block_size
+        length = statistics.mean(len(prompt[role]) for prompt in prompts) + self.scale.tokens / 2
+        return int(length * block_bytes(runner.decoder, size) / size)
 
     def batch(self, size: int, bandwidth: float) -> Found:
         """Many requests at once, each held to what it wrote in smaller batches."""
@@ -121,6 +153,9 @@ class Pair:
             spread = (point.lower_quartile, point.upper_quartile)
             what = f"{point.arm}, {size} at once ({point.to_base:.2f} x base)"
             found.figures.append(Figure(what, point.tokens_per_second, "tok/s", bound, *spread))
+            if point.arm == "adaptive":
+                over = min(point.to_lazy, point.to_base / 0.97)
+                found.figures.append(Figure(f"{OVER_BOTH}, {size} at once", over, "x"))
         return found
 
     def idle(self) -> Found:
@@ -144,7 +179,9 @@ def lengthened(prompts: Prompts, context: int) -> Prompts:
 
 
 def arm_figures(records: list[Record], sizes: Mapping[str, int], bandwidth: float) -> Found:
-    """Tokens per second of every arm; the bound is that of the weights that its passes read."""
+    """Tokens per second of every arm; the bound is by `sizes`, the bytes of weights and cache that a pass
+    reads.
+    """
     listed = figures(records, sizes, bandwidth)
     found = Found(details={"arms": [asdict(one) for one in listed]})
     for one in listed:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.goals import Goal
 from benchmarks.gpu.table import markdown
 
 
@@ -51,6 +52,10 @@ class Found:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+class Missing(Exception):
+    """What a part measures is not there; its message says what is to be done."""
+
+
 @dataclass(frozen=True)
 class Part:
     """`run` takes about `seconds` at most; it is not started where fewer are left."""
@@ -66,8 +71,10 @@ def run_parts(
     deadline: float,
     is_well: Callable[[], bool],
     say: Callable[[str], None] = print,
+    goals: Sequence[Goal] = (),
 ) -> bool:
     """Run all parts that are not in the file `path` yet, until `deadline` of time.time; whether none failed.
+    `goals`: what the table begins with.
 
     Where `is_well` says that the device is lost, the process starts itself anew for the parts that are left.
     """
@@ -76,7 +83,7 @@ def run_parts(
         if part.name in done:
             continue
         done[part.name] = run_part(part, deadline - time.time())
-        write(done, path)
+        write(done, path, goals)
         say(f"{part.name}: {done[part.name]['state']} in {done[part.name]['seconds']:.1f} s")
         if done[part.name]["state"] == "failed":
             say(done[part.name]["error"])
@@ -93,7 +100,7 @@ def again(deadline: float) -> list[str]:
 
 
 def run_part(part: Part, left: float) -> dict[str, Any]:
-    """The part's entry in the file: `state` is measured, failed or skipped."""
+    """The part's entry in the file: `state` is measured, missing, failed or skipped."""
     if left < part.seconds:
         reason = f"it takes about {part.seconds:.0f} s and {max(left, 0):.0f} s are left"
         return {"state": "skipped", "seconds": 0.0, "error": reason, "figures": [], "details": {}}
@@ -101,6 +108,8 @@ def run_part(part: Part, left: float) -> dict[str, Any]:
     state, error, found = "measured", None, Found()
     try:
         found = part.run()
+    except Missing as absent:
+        state, error = "missing", str(absent)
     except Exception:  # whatever it is, it must not cost the other parts
         state, error = "failed", traceback.format_exc()
     seconds = time.perf_counter() - began
@@ -114,11 +123,11 @@ def run_part(part: Part, left: float) -> dict[str, Any]:
     }
 
 
-def write(done: dict[str, Any], path: Path) -> None:
+def write(done: dict[str, Any], path: Path, goals: Sequence[Goal] = ()) -> None:
     """The file and, beside it, the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(done, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(done))
+    path.with_suffix(".md").write_text(markdown(done, goals))
 
 
 def device_is_well(device: torch.device) -> bool:

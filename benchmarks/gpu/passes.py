@@ -108,8 +108,9 @@ class Model:
 
 
 def loads(scale: Scale) -> list[Load]:
-    """One text with drafts of several lengths, and many texts."""
+    """One text with drafts of several lengths, and in longer contexts; and many texts."""
     alone = [Load(1, rows, scale.contexts[0]) for rows in dict.fromkeys((1, 5, scale.rows[-1]))]
+    alone += [Load(1, 1, context) for context in scale.contexts[1:]]
     return alone + [Load(seqs, 1, scale.contexts[0]) for seqs in scale.batches[len(scale.batches) // 2 :]]
 
 
@@ -129,7 +130,7 @@ def passes(decoder: Decoder, scale: Scale, bandwidth: float) -> Found:
             found.figures.append(micro(f"path of {PATH} recorded: {what}", spread, PATH * bound))
         spread = time_on_device(model.recorded().replay, device, scale.repeats)
         found.figures.append(micro(f"pass recorded: {what}", spread, bound))
-        if load.seqs == 1:
+        if load.seqs == 1 and load.context == scale.contexts[0]:
             for name, changes in configs_for(device).items():
                 with configured(device, **changes):
                     spread = time_on_device(model.recorded().replay, device, scale.repeats)

@@ -1,4 +1,6 @@
-"""transformers on the same weights: the base alone, with a static cache, and a plain loop over two models."""
+"""Other engines on the same models: transformers on our very weights, alone, with a static cache and as a
+plain loop over two models; and those that read files.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,24 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.arms.arm import Limits, Prompts
+from benchmarks.arms.arm import Limits, Prompts, Sample, Setting
 from benchmarks.arms.hf import TransformersArm
 from benchmarks.arms.ours import EngineArm
-from benchmarks.gpu.pairs import Pair
-from benchmarks.gpu.parts import Figure, Found
+from benchmarks.gpu.other_engine import run_elsewhere
+from benchmarks.gpu.pairs import TOKEN, Pair
+from benchmarks.gpu.parts import Figure, Found, Missing
+from benchmarks.gpu.timing import Spread
 from benchmarks.pair import pass_bytes, pocket_prompts
+from benchmarks.report import quartiles
+from benchmarks.rounds import run_rounds
 from nudging import Base, LoadedModel
+from nudging.kernels.weight import PackedWeight, Weight
 from nudging.models.load import layer_shapes
 
 ROUNDS = 2
@@ -51,14 +59,20 @@ def shared(model: LoadedModel) -> Any:
     return made.eval()
 
 
+def plain(weight: Weight) -> Tensor:
+    """The weight in the order of a checkpoint; on a GPU it is."""
+    weight = weight.unpacked() if isinstance(weight, PackedWeight) else weight
+    assert isinstance(weight, Tensor), "transformers has no int8 like ours"
+    return weight
+
+
 def named_weights(model: LoadedModel) -> Iterable[tuple[str, Tensor]]:
     """Our weights by the names of transformers' Llama and Qwen2."""
     weights, config = model.decoder.weights, model.decoder.config
     assert weights.norm is not None
-    assert isinstance(weights.head, Tensor)
-    yield "model.embed_tokens.weight", weights.embed
+    yield "model.embed_tokens.weight", plain(weights.embed)
     yield "model.norm.weight", weights.norm
-    yield "lm_head.weight", weights.head
+    yield "lm_head.weight", plain(weights.head)
     rows = {field: shapes for field, (shapes, _) in layer_shapes(config).items()}
     for index, layer in enumerate(weights.layers):
         for field, names in PLACES.items():
@@ -66,6 +80,7 @@ def named_weights(model: LoadedModel) -> Iterable[tuple[str, Tensor]]:
             for kind, joined in kinds.items():
                 if joined is None:
                     continue
+                joined = plain(joined)
                 parts = joined.split(list(rows[field])) if len(names) > 1 else [joined]
                 for name, part in zip(names, parts, strict=True):
                     yield f"model.layers.{index}.{name}.{kind}", part
@@ -109,6 +124,37 @@ def alike(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def of_files(pair: Pair, bandwidth: float, engine: str, arm: str, seconds: float) -> Found:
+    """The arm of an engine that reads checkpoints, in a process of its own, and then our base alone."""
+    setting = setting_of(pair, *pair.checkpoints())
+    prompts, limits = pocket_prompts(pair.llm, pair.scale.questions), Limits(pair.scale.tokens, True)
+    if pair.device.type == "cuda":
+        # What this process keeps for later, the other one may need now.
+        torch.cuda.empty_cache()
+    rounds = run_elsewhere(engine, arm, setting, prompts, limits, pair.scale.rounds, seconds)
+    ours = EngineArm("base alone", "base", pair.llm, Base(), "off")
+    run = run_rounds([ours], prompts, limits, pair.scale.rounds, seed=0)
+    bound = bandwidth / pass_bytes(pair.llm, "base")
+    speeds, found = [], Found()
+    for name, each in ((arm, rounds), ("ours, base alone", run.records[0].rounds)):
+        lower, median, upper = rates(each)
+        speeds.append(median)
+        found.figures.append(Figure(name, median, "tok/s", bound, lower, upper))
+    found.figures.append(Figure("ours over it", speeds[1] / speeds[0], "x"))
+    pairs = [(a.token_ids, b.token_ids) for a, b in zip(rounds[0], run.records[0].rounds[0], strict=True)]
+    found.figures.append(Figure("texts that are ours", sum(a == b for a, b in pairs) / len(pairs), ""))
+    found.details["first_tokens_alike"] = [alike(*both) for both in pairs]
+    return found
+
+
+def setting_of(pair: Pair, base: Path, guide: Path) -> Setting:
+    return Setting(base, guide, pair.device, torch.get_num_threads(), pair.folder / "other")
+
+
+def missing(reason: str) -> Found:
+    raise Missing(reason)
+
+
 def two_models(pair: Pair, bandwidth: float) -> Found:
     """Nudging token by token as a loop over two transformers models writes it."""
     models = [shared(model) for model in pair.models]
@@ -116,7 +162,19 @@ def two_models(pair: Pair, bandwidth: float) -> Found:
     limit = pair.scale.tokens
     lower, median, upper = speed(lambda prompt: len(nudged(*models, prompt, limit)), prompts)
     bound = bandwidth / pass_bytes(pair.llm, "base")
-    return Found([Figure("a loop over two transformers models", median, "tok/s", bound, lower, upper)])
+    found = Found([Figure("a loop over two transformers models", median, "tok/s", bound, lower, upper)])
+    ways = {"adaptive": "auto", **{f"k={k}": k for k in pair.scale.drafts}}
+    arms = [EngineArm(name, "by token", pair.llm, TOKEN, way) for name, way in ways.items()]
+    for record in run_rounds(arms, prompts, Limits(limit, True), ROUNDS, seed=0).records:
+        name, (low, middle, high) = record.arm.name, rates(record.rounds)
+        found.figures.append(Figure(f"ours by token, {name}", middle, "tok/s", None, low, high))
+        found.figures.append(Figure(f"ours over it, {name}", middle / median, "x"))
+    return found
+
+
+def rates(rounds: Sequence[Sequence[Sample]]) -> Spread:
+    """Tokens per second over rounds."""
+    return quartiles([sum(len(s.token_ids) for s in one) / sum(s.seconds for s in one) for one in rounds])
 
 
 @torch.inference_mode()

@@ -13,13 +13,14 @@ from benchmarks.inflate import SHAPES, shape
 class Scale:
     """`pairs`: for each name the shapes of a base and a guide; the rest are sizes of what is measured.
 
-    copies: bytes that the copies of one small weight take together, more than any cache holds.
+    copies: bytes that the copies of one small weight take together, more than any cache holds; ahead: seconds
+    for recordings that are made ahead.
     """
 
     pairs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
     memory: int
     copies: int
-    contexts: tuple[int, int]
+    contexts: tuple[int, ...]
     rows: tuple[int, ...]
     batches: tuple[int, ...]
     repeats: int
@@ -29,6 +30,7 @@ class Scale:
     tokens: int
     drafts: tuple[int, ...]
     kv_cache: str
+    ahead: float
 
 
 def named(base: str, guide: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -43,7 +45,7 @@ FULL = Scale(
     },
     memory=4 << 30,
     copies=512 << 20,
-    contexts=(1024, 8192),
+    contexts=(1024, 4096, 16000),
     rows=(1, 2, 4, 8, 16),
     batches=(1, 2, 4, 8, 16, 32, 64),
     repeats=20,
@@ -53,6 +55,7 @@ FULL = Scale(
     tokens=48,
     drafts=(2, 4, 8),
     kv_cache="8GiB",
+    ahead=10.0,
 )
 
 TINY = Scale(
@@ -64,7 +67,7 @@ TINY = Scale(
     },
     memory=1 << 20,
     copies=1 << 18,
-    contexts=(64, 128),
+    contexts=(64, 128, 256),
     rows=(1, 2),
     batches=(1, 2),
     repeats=2,
@@ -74,4 +77,5 @@ TINY = Scale(
     tokens=6,
     drafts=(2,),
     kv_cache="8MiB",
+    ahead=0.5,
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.gpu.goals import Goal, table
 
-def markdown(done: Mapping[str, Any]) -> str:
-    """One row for each figure, its bound beside it; one for each part that has none."""
-    lines = ["| part | figure | measured | quartiles | bound | of it |", "|---|---|--:|--:|--:|--:|"]
+
+def markdown(done: Mapping[str, Any], goals: Sequence[Goal] = ()) -> str:
+    """What is wanted and whether it was reached; then one row for each figure, its bound beside it, and one
+    for each part that has none.
+    """
+    lines = [*table(goals, done), ""] if goals else []
+    lines += ["| part | figure | measured | quartiles | bound | of it |", "|---|---|--:|--:|--:|--:|"]
     for name, part in done.items():
         if part["state"] != "measured":
             reason = part["error"].strip().splitlines()[-1].replace("|", "/")

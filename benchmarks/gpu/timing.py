@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from benchmarks.report import quartiles
+from nudging.graph_runner import GraphRunner
 from nudging.graphs import CudaRecorder, Recorder
+from nudging.models.decoder import Decoder
 
 # Lower quartile, median and upper quartile of seconds.
 Spread = tuple[float, float, float]
@@ -23,6 +26,21 @@ class Again:
 
     def mark(self) -> Callable[[], None]:
         return lambda: None
+
+    def has_room(self) -> bool:
+        return True
+
+
+def rehearsed_runner(
+    decoder: Decoder,
+    num_blocks: int,
+    block_size: int,
+    prefix_caching: bool,
+    team: Any,
+    flash: Any,
+) -> GraphRunner:
+    """On a CPU, the runner that a GPU has."""
+    return GraphRunner(decoder, num_blocks, block_size, Again(), prefix_caching, flash)
 
 
 def recorder_of(device: torch.device) -> Recorder:

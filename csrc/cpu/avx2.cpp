@@ -6,7 +6,8 @@
 namespace nudging::cpu {
 
 struct Avx2 : Lanes<Avx2, 8> {
-  static constexpr int kTileRows = 2;
+  // 10 sums, 4 weights and an input: 15 of 16 registers.
+  static constexpr int kTileRows = 5, kTilePanels = 1;
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 
   static F widen(H bits) {

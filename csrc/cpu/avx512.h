@@ -10,11 +10,13 @@ namespace nudging::cpu {
 template <class Arch>
 struct Avx512Lanes : Lanes<Arch, 16> {
   using F = typename Lanes<Arch, 16>::F;
+  using U = typename Lanes<Arch, 16>::U;
+  using I = typename Lanes<Arch, 16>::I;
   using H = typename Lanes<Arch, 16>::H;
   using B = typename Lanes<Arch, 16>::B;
 
-  // With the columns of a tile these are 24 sums, 4 weights and an input: 29 of 32 registers.
-  static constexpr int kTileRows = 6;
+  // 24 sums, 4 weights and an input: 29 of 32 registers.
+  static constexpr int kTileRows = 6, kTilePanels = 4;
 
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 
@@ -24,14 +26,22 @@ struct Avx512Lanes : Lanes<Arch, 16> {
     return _mm512_cvtph_ps(packed);
   }
 
-  // GCC 12 converts a vector of this size in halves.
-  static F widen_bf16(H bits) {
+  // GCC 12 converts vectors of this size in halves.
+  static U widen_bits(H bits) {
     __m256i packed;
     std::memcpy(&packed, &bits, sizeof packed);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16));
+    const __m512i wide = _mm512_cvtepu16_epi32(packed);
+    U result;
+    std::memcpy(&result, &wide, sizeof result);
+    return result;
   }
 
-  // Likewise.
+  static F to_float(I x) {
+    __m512i bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return _mm512_cvtepi32_ps(bits);
+  }
+
   static F widen_int8(B x) {
     __m128i packed;
     std::memcpy(&packed, &x, sizeof packed);

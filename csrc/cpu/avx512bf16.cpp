@@ -17,7 +17,21 @@ struct Avx512Bf16 : Avx512Lanes<Avx512Bf16> {
 
   // Every int8 is a bf16.
   static Pairs load_pairs(const std::int8_t* from) {
-    return _mm512_cvtne2ps_pbh(load_full(from + kLanes), load_full(from));
+    F even, odd;
+    load_both(from, even, odd);
+    const U bits = to_bits(even) >> 16 | to_bits(odd);
+    Pairs pairs;
+    std::memcpy(&pairs, &bits, sizeof pairs);
+    return pairs;
+  }
+
+  static Pairs broadcast_pair(const bf16* from) {
+    std::int32_t bits;
+    std::memcpy(&bits, from, sizeof bits);
+    const __m512i all = _mm512_set1_epi32(bits);
+    Pairs pairs;
+    std::memcpy(&pairs, &all, sizeof pairs);
+    return pairs;
   }
 
   static F fma_pairs(Pairs x, Pairs y, F sum) { return _mm512_dpbf16_ps(sum, x, y); }

@@ -87,7 +87,8 @@ class Pass {
   void project(Worker& worker, const Projection& by, const void* x, void* out, std::int64_t in,
                std::int64_t cols) const {
     run(worker, k_.linear,
-        Linear{x, by.weight, by.scales, by.bias, out, b_.rows, in, cols, m_.dtype, m_.dtype});
+        Linear{x, by.weight, by.scales, by.bias, out, b_.rows, in, cols, m_.dtype, m_.dtype,
+               by.is_packed});
   }
 
   // x + y becomes x where there is a y; returns what the block reads, its norm if there is one.
@@ -221,7 +222,7 @@ class Pass {
     const void* in = add_norm(worker, x, y, m_.norm, b_.num_logits);
     run(worker, k_.linear,
         Linear{in, m_.head.weight, m_.head.scales, m_.head.bias, b_.logits, b_.num_logits,
-               m_.hidden, m_.vocab, m_.dtype, DType::f32});
+               m_.hidden, m_.vocab, m_.dtype, DType::f32, m_.head.is_packed});
     if (m_.final_soft_cap > 0) {
       run(worker, k_.soft_cap,
           SoftCap{b_.logits, b_.logits, b_.num_logits * m_.vocab, m_.final_soft_cap, DType::f32});

@@ -46,7 +46,7 @@ struct AttentionRow {
         keys[c] = at(a.k_cache, start + seen);
       }
       float dots[kHeads][kTileCols];
-      dot_tile<V, kHeads>(queries, keys, a.head_dim, [](std::int64_t) {}, dots);
+      dot_tile<V, kHeads>(queries, keys, a.head_dim, dots);
       for (int h = 0; h < kHeads; ++h) std::memcpy(raw[h] + i, dots[h], sizeof dots[h]);
     }
     for (int h = 0; h < kHeads; ++h) {

@@ -98,7 +98,9 @@ struct Lanes {
   }
 
   static F widen_int8(B x) { return __builtin_convertvector(x, F); }
-  static F widen_bf16(H bits) { return from_bits(__builtin_convertvector(bits, U) << 16); }
+  static U widen_bits(H bits) { return __builtin_convertvector(bits, U); }
+  static F widen_bf16(H bits) { return from_bits(Arch::widen_bits(bits) << 16); }
+  static F to_float(I x) { return __builtin_convertvector(x, F); }
 
   // The whole register from memory, whatever the alignment.
   static F load_full(const float* from) {
@@ -123,6 +125,35 @@ struct Lanes {
     B x;
     std::memcpy(&x, from, sizeof x);
     return Arch::widen_int8(x);
+  }
+
+  // Of pairs that stand side by side the first ones and the second ones.
+  static void load_both(const bf16* from, F& even, F& odd) {
+    U bits;
+    std::memcpy(&bits, from, sizeof bits);
+    even = from_bits(bits << 16);
+    odd = from_bits(bits & 0xffff0000u);
+  }
+
+  static void load_both(const std::int8_t* from, F& even, F& odd) {
+    H bits;
+    std::memcpy(&bits, from, sizeof bits);
+    const U wide = Arch::widen_bits(bits);
+    I low, high;
+    const U to_left = wide << 24, whole = wide << 16;
+    std::memcpy(&low, &to_left, sizeof low);
+    std::memcpy(&high, &whole, sizeof high);
+    even = Arch::to_float(low >> 24);
+    odd = Arch::to_float(high >> 24);
+  }
+
+  static float one(const float* from) { return *from; }
+
+  static float one(const bf16* from) {
+    const std::uint32_t bits = std::uint32_t{from->bits} << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
   }
 
   // The first `left` elements, at most a register of them; lanes past them hold 0.  Nothing past

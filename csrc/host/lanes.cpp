@@ -161,21 +161,23 @@ bool Lanes::onward() {
   return !items_.empty();
 }
 
-std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> Lanes::advance_all(
-    std::vector<double> sharers) {
+std::pair<std::vector<std::int64_t>, std::optional<std::int64_t>> Lanes::advance_before(
+    std::int64_t limit, std::vector<double> sharers) {
   world_.sharers = std::move(sharers);
-  std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> result;
-  for (std::int64_t id : planned_) {
-    Lane& lane = at(id);
+  std::vector<std::int64_t> moved;
+  auto next = planned_.begin();
+  for (; next != planned_.end() && *next < limit; ++next) {
     try {
-      advance(lane, world_);
-      result.first.push_back(id);
+      advance(at(*next), world_);
+      moved.push_back(*next);
     } catch (const NotOrdinary&) {
-      result.second.push_back(id);
+      const std::int64_t back = *next;
+      planned_.erase(planned_.begin(), next + 1);
+      return {std::move(moved), back};
     }
   }
-  planned_.clear();
-  return result;
+  planned_.erase(planned_.begin(), next);
+  return {std::move(moved), std::nullopt};
 }
 
 }  // namespace nudging

@@ -47,15 +47,20 @@ double Books::price(Prices& prices, int role, std::int64_t rows, std::int64_t an
 }
 
 void Books::share(Prices& prices, const std::vector<double>& sharers) {
-  const double before = price_of_last(prices);
   for (std::size_t role = 0; role < models_.size(); ++role) {
     ledger_->roles[role].sharers = sharers[models_[role]];
   }
-  if (ledger_->open != 0) expect(ledger_->open * (price_of_last(prices) / before - 1));
+  price_anew(prices);
+}
+
+void Books::price_anew(Prices& prices) {
+  if (ledger_->open == 0) return;
+  const double before = ledger_->last_price;
+  ledger_->last_price = price_of_last(prices);
+  expect(ledger_->open * (ledger_->last_price / before - 1));
 }
 
 double Books::price_of_last(Prices& prices) const {
-  if (ledger_->last_role < 0) return 0;
   return price(prices, static_cast<int>(ledger_->last_role),
                static_cast<std::int64_t>(ledger_->last_rows), 1);
 }
@@ -74,7 +79,8 @@ void Books::ask(Prices& prices, int role, std::int64_t position) {
   ledger_->last_role = role;
   ledger_->last_rows = static_cast<double>(rows);
   ledger_->open = 0;
-  expect(price_of_last(prices));
+  ledger_->last_price = price_of_last(prices);
+  expect(ledger_->last_price);
 }
 
 void Books::rewind(int role, std::int64_t position) {
@@ -90,7 +96,15 @@ void Books::plan(double cost) {
 }
 
 void Books::pay(Prices& prices, int role, std::int64_t rows, std::int64_t answers) {
+  price_anew(prices);
   const double cost = price(prices, role, rows, answers);
+  if (answers == 0 && role == static_cast<int>(ledger_->last_role) &&
+      static_cast<double>(rows) < ledger_->last_rows) {
+    // As in adaptive.py, which says why.
+    ledger_->last_rows -= static_cast<double>(rows);
+    ledger_->last_price = price_of_last(prices);
+    expect(cost + ledger_->last_price - ledger_->open);
+  }
   ledger_->paid += cost;
   account_->paid += cost;
   plan(std::max(ledger_->owed - cost, 0.0));

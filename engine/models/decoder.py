@@ -21,7 +21,7 @@ from ..kernels.paged_attention import paged_attention
 from ..kernels.rms_norm import Norm
 from ..kernels.rope_append import HeadNorm, rope_append
 from ..kernels.soft_cap import soft_cap
-from ..kernels.weight import Int8Weight, Weight, values_of
+from ..kernels.weight import Weight, num_bytes, num_parameters, parts_of
 from .rope import rope_tables
 from .spec import ModelConfig
 from .weights import Layer, Weights
@@ -58,28 +58,27 @@ class Decoder:
     def num_parameters(self) -> int:
         """Weights, a tied head counted once."""
         config, weights = self.config, self.weights
-        twice = config.tied and values_of(weights.head).data_ptr() != weights.embed.data_ptr()
-        every = sum(values_of(w).numel() for w in weights.distinct())
-        return every - (weights.embed.numel() if twice else 0)
+        twice = config.tied and weights.head is not weights.embed
+        every = sum(map(num_parameters, weights.distinct()))
+        return every - (num_parameters(weights.embed) if twice else 0)
 
     @property
     def precision(self) -> str:
         """What weights are kept in: the dtype, and int8 before it where matrix products read that."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"int8, {dtype}" if isinstance(self.weights.head, Int8Weight) else dtype
+        return f"int8, {dtype}" if parts_of(self.weights.head)[0].dtype == torch.int8 else dtype
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take on the device."""
-        parts = [part for w in self.weights.distinct() for part in (w if isinstance(w, Int8Weight) else (w,))]
-        return sum(part.numel() * part.element_size() for part in parts)
+        return sum(map(num_bytes, self.weights.distinct()))
 
     @property
     def head_share(self) -> float:
         """Of the products that an answered row takes: those of the LM head, which others do without."""
         weights = self.weights
-        head = values_of(weights.head).numel()
-        body = sum(values_of(w).numel() for layer in weights.layers for w in layer if w is not None)
+        head = num_parameters(weights.head)
+        body = sum(num_parameters(w) for layer in weights.layers for w in layer if w is not None)
         return head / (head + body)
 
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:

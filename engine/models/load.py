@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import BadRequest, CheckpointError
-from ..kernels.weight import Int8Weight, Weight, quantize_int8
+from ..kernels.weight import Int8Weight, PackedWeight, Weight, pack, quantize_int8, whole_panels
 from .checkpoint import DTYPES, TensorInfo, describe, list_tensors
 from .config import FAMILIES, read_config
 from .decoder import Decoder
@@ -22,6 +22,7 @@ from .raw import REMEDY, printable
 from .spec import ModelConfig
 from .standard import Family
 from .weights import Arena, Layer, Weights, arena_size
+from .whole_pass import runs_in_cpp
 
 DTYPE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHOWN_NAMES = 5
@@ -49,14 +50,16 @@ def load_model(
     max_len: int | None = None,
     quantization: Quantization = None,
     tensors: Mapping[str, Tensor] | None = None,
+    packed: bool = True,
 ) -> Decoder:
     """The decoder of the checkpoint in directory `path`.
 
     dtype "auto" is the checkpoint's own; quantization "int8" quantises the weights of all matrix products
     (norms, biases and looked-up embeddings keep the dtype); max_len as in `read_config`; progress draws a bar
     on stderr; tensors: the checkpoint's by name, on any device, where they are in memory and the directory
-    has none.  Raises CheckpointError for anything missing, unexpected, damaged, misshapen or not finite,
-    BadRequest for an unsupported dtype or a max_len out of range.
+    has none; packed: False leaves the weights in the order of the checkpoint where C++ would rather have
+    them in its own.  Raises CheckpointError for anything missing, unexpected, damaged, misshapen or not
+    finite, BadRequest for an unsupported dtype or a max_len out of range.
     """
     directory = Path(path)
     config = read_config(directory, max_len)
@@ -71,18 +74,17 @@ def load_model(
     num_bytes = sum(infos[name].num_bytes for slot in wanted for name in slot.names)
     with ExitStack() as stack:
         advance = stack.enter_context(_progress_bar(directory.name, num_bytes, progress))
-        arena = Arena(arena_size(_parts(top, layers, chosen, quantization)), torch.device(device))
+        packs = packed and runs_in_cpp(chosen, torch.device(device))
+        arena = Arena(arena_size(_parts(top, layers, chosen, quantization, packs)), torch.device(device))
         get = _opened(infos, stack) if tensors is None else tensors.__getitem__
-        read = _Reader(infos, get, chosen, arena, advance)
-        matrix: Callable[[Slot], Weight] = read if quantization is None else read.int8
-        embed = read(top["embed"])
+        read = _Reader(infos, get, chosen, arena, advance, packs)
+        matrix: Callable[[Slot], Weight] = read.matrix if quantization is None else read.int8
+        if config.tied:
+            embed, head = _tied(top["embed"], infos, read, quantization)
+        else:
+            embed, head = read(top["embed"]), matrix(top["head"])
         built = tuple(_read_layer(layer, matrix, read) for layer in layers)
         norm = read(top["norm"]) if "norm" in top else None
-        if config.tied:
-            _check_tied(embed, infos, read)
-            head: Weight = embed if quantization is None else read.quantize(embed)
-        else:
-            head = matrix(top["head"])
     return Decoder(config, Weights(embed, built, norm, head))
 
 
@@ -95,18 +97,30 @@ def _read_layer(
 
 
 def _parts(
-    top: dict[str, Slot], layers: list[dict[str, Slot]], dtype: torch.dtype, quantization: Quantization
+    top: dict[str, Slot],
+    layers: list[dict[str, Slot]],
+    dtype: torch.dtype,
+    quantization: Quantization,
+    packs: bool,
 ) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor that the weights will be."""
     slots = [*top.items(), *(item for layer in layers for item in layer.items())]
-    if quantization is not None and "head" not in top:
+    is_tied = "head" not in top
+    if quantization is not None and is_tied:
         slots.append(("head", top["embed"]))
     for field, slot in slots:
+        is_matrix = field in (*MATRICES, "head") or (field == "embed" and is_tied)
+        shape = _held(slot.shape) if is_matrix and packs else slot.shape
         if quantization is not None and field in (*MATRICES, "head"):
-            yield slot.shape, torch.int8
+            yield shape, torch.int8
             yield slot.shape[:1], torch.float32
         else:
-            yield slot.shape, dtype
+            yield shape, dtype
+
+
+def _held(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """With room for what fills up the last panel."""
+    return (whole_panels(shape[0]), *shape[1:])
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -239,28 +253,46 @@ class _Reader:
         dtype: torch.dtype,
         arena: Arena,
         advance: Callable[[int], None],
+        packs: bool,
     ) -> None:
+        """`packs`: whether matrices are packed."""
         self.tensors = tensors
         self.get = get
         self.dtype = dtype
         self.arena = arena
         self.advance = advance
+        self.packs = packs
 
     def __call__(self, slot: Slot) -> Tensor:
         """The slot's tensors joined along dim 0.  Raises CheckpointError when a value is not finite."""
         return self.read(slot, self.arena.empty(slot.shape, self.dtype))
 
-    def int8(self, slot: Slot) -> Int8Weight:
+    def matrix(self, slot: Slot) -> Tensor | PackedWeight:
+        """The same, as products read it best."""
+        held = self.room(slot.shape, self.dtype)
+        self.read(slot, held[: slot.shape[0]])
+        return self.packed(held, slot.shape[0])
+
+    def int8(self, slot: Slot) -> Weight:
         """The same, quantised."""
         return self.quantize(self.read(slot, torch.empty(slot.shape, dtype=self.dtype)))
 
-    def quantize(self, weight: Tensor) -> Int8Weight:
+    def quantize(self, weight: Tensor) -> Weight:
         """An int8 copy of `weight` in the arena."""
-        exact = quantize_int8(weight)
-        made = Int8Weight(*(self.arena.empty(tuple(part.shape), part.dtype) for part in exact))
-        for part, source in zip(made, exact, strict=True):
-            part.copy_(source)
-        return made
+        exact, out = quantize_int8(weight), len(weight)
+        values = self.room(tuple(weight.shape), torch.int8)
+        scales = self.arena.empty((out,), torch.float32)
+        values[:out].copy_(exact.values)
+        scales.copy_(exact.scales)
+        return pack(values, out, scales) if self.packs else Int8Weight(values, scales)
+
+    def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Where a matrix of that shape goes; longer where it will be packed."""
+        return self.arena.empty(_held(shape) if self.packs else shape, dtype)
+
+    def packed(self, held: Tensor, out: int) -> Tensor | PackedWeight:
+        """The matrix in `room`, packed where it is to be."""
+        return pack(held, out) if self.packs else held
 
     def read(self, slot: Slot, out: Tensor) -> Tensor:
         """`out`, filled."""
@@ -293,6 +325,19 @@ def _open(file: Path, stack: ExitStack) -> _TensorFile:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {error}; {REMEDY}") from error
     return handle
+
+
+def _tied(
+    slot: Slot, tensors: dict[str, TensorInfo], read: _Reader, quantization: Quantization
+) -> tuple[Tensor | PackedWeight, Weight]:
+    """Embedding and head, which are one; an int8 head is a copy: embeddings are looked up as they were."""
+    held = read.room(slot.shape, read.dtype)
+    rows = read.read(slot, held[: slot.shape[0]])
+    _check_tied(rows, tensors, read)
+    if quantization is not None:
+        return rows, read.quantize(rows)
+    both = read.packed(held, slot.shape[0])
+    return both, both
 
 
 def _check_tied(head: Tensor, tensors: dict[str, TensorInfo], read: _Reader) -> None:

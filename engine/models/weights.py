@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..kernels.weight import Weight, values_of
+from ..kernels.weight import PackedWeight, Weight, parts_of
 
 ALIGNMENT = 64
 
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
     `head` is `embed` itself where tied, unless it is int8: embeddings are looked up as they were given.
     """
 
-    embed: Tensor
+    embed: Tensor | PackedWeight
     layers: tuple[Layer, ...]
     norm: Tensor | None
     head: Weight
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
         """Every weight once."""
         top = (self.embed, self.norm, self.head)
         every = [w for w in (*top, *(w for layer in self.layers for w in layer)) if w is not None]
-        return list({values_of(w).data_ptr(): w for w in every}.values())
+        return list({parts_of(w)[0].data_ptr(): w for w in every}.values())
 
 
 class Arena:

@@ -10,7 +10,7 @@ from ..batch import Batch, KVCache
 from ..kernels.cpu import BEST, DTYPES, require, team
 from ..kernels.gated_act import ACTIVATIONS
 from ..kernels.linear import linear
-from ..kernels.weight import Int8Weight, Weight
+from ..kernels.weight import PackedWeight, Weight, parts_of, whole_panels
 from .spec import ModelConfig
 from .weights import Layer, Weights
 
@@ -22,8 +22,14 @@ def serves(config: ModelConfig, weights: Weights) -> bool:
 
     It lacks clamped projections (`clip_qkv`) and layer norms of queries and keys: such models run op by op.
     """
-    in_cpp = linear.chosen(weights.embed[:1], weights.embed) == "cpu" and config.head_dim <= _C.MAX_HEAD_DIM
+    in_cpp = runs_in_cpp(weights.embed.dtype, weights.embed.device) and config.head_dim <= _C.MAX_HEAD_DIM
     return in_cpp and not config.clip_qkv and (config.qk_norm == "none" or config.norm == "rms")
+
+
+def runs_in_cpp(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether C++ runs the products of that dtype there."""
+    some = torch.empty((1, 1), dtype=dtype, device=device)
+    return linear.chosen(some, some) == "cpu"
 
 
 class WholePass:
@@ -87,13 +93,16 @@ class WholePass:
     def _vector(self, weight: Tensor | None, dim: int) -> int:
         return 0 if weight is None else _address("a norm", weight, (dim,), self.dtype)
 
-    def _projection(self, weight: Weight, bias: Tensor | None, out: int, into: int) -> tuple[int, int, int]:
-        """The addresses of weight, scales and bias."""
-        to_add = self._vector(bias, out)
-        if not isinstance(weight, Int8Weight):
-            return _address("a weight", weight, (out, into), self.dtype), 0, to_add
-        values = _address("a weight", weight.values, (out, into), torch.int8)
-        return values, _address("scales", weight.scales, (out,), torch.float32), to_add
+    def _projection(
+        self, weight: Weight, bias: Tensor | None, out: int, into: int
+    ) -> tuple[int, int, int, bool]:
+        """The addresses of weight, scales and bias, and whether the weight is packed."""
+        values, scales = parts_of(weight)
+        is_packed = isinstance(weight, PackedWeight)
+        shape = whole_panels(out) if is_packed else out, into
+        at = _address("a weight", values, shape, self.dtype if scales is None else torch.int8)
+        by = 0 if scales is None else _address("scales", scales, (out,), torch.float32)
+        return at, by, self._vector(bias, out), is_packed
 
     def __call__(self, x: Tensor, batch: Batch, kv: KVCache) -> Tensor:
         """The logits as `Decoder.forward` gives them back, from the embeddings x: [rows, hidden]."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..check import require, sizes
 from ..rms_norm import Norm
-from ..weight import Int8Weight, Weight
+from ..weight import Int8Weight, PackedWeight, Weight
 from .rms_norm import rms_norm
 from .squares import groups_of
 
@@ -34,6 +34,8 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, op: str, x: Tensor, weight: Weight, bias: Tensor | None, norm: Norm | None) -> "Source":
         """ValueError for what does not fit; a norm without sums of squares is launched here."""
+        if isinstance(weight, PackedWeight):
+            raise ValueError(f"{op}: weight is packed for the CPU; load the model with packed=False")
         rows, features = sizes(op, "x", x, 2)
         values, scales = weight if isinstance(weight, Int8Weight) else (weight, None)
         cols = sizes(op, "weight", values, 2)[0]

@@ -25,18 +25,22 @@ constexpr std::int64_t kMaxHeadDim = 512;
 // Query heads of one group that attention computes together.
 constexpr std::int64_t kAttentionHeads = 4;
 
-// Columns that linear computes together.
-constexpr std::int64_t kLinearPanel = 4;
+// Columns of a panel of a packed weight.
+constexpr std::int64_t kLinearPanel = 16;
 
 struct Linear {
   const void* x;        // [rows, in]
-  const void* weight;   // [cols, in], int8 where there are scales
+  const void* weight;   // [cols, in], int8 where there are scales; or packed: see pack_weight
   const float* scales;  // [cols], each column's products are multiplied by its own; or null
   const void* bias;     // [cols] or null
   void* out;            // [rows, cols] of out_dtype, which is dtype or f32
   std::int64_t rows, in, cols;
   DType dtype, out_dtype;
+  bool is_packed;
 };
+
+// What a weight consists of.
+enum class WeightType { f32, bf16, f16, int8 };
 
 struct RmsNorm {
   const void* x;       // [rows, dim]
@@ -147,6 +151,15 @@ struct SoftmaxStats {
 
 // What this processor can run, best first; the last is always `portable`.
 std::vector<Isa> available_isas();
+
+// The weight [cols, in] in place as linear reads it best: in panels of kLinearPanel columns, the
+// memory behind it filled up with zeros to a whole panel.
+void pack_weight(void* weight, WeightType type, std::int64_t in, std::int64_t cols, Team& team);
+
+// Columns ids[0], ... of a packed weight, out: [count, in].  Throws std::invalid_argument for an id
+// outside of [0, cols).
+void unpack_columns(const void* weight, WeightType type, std::int64_t in, std::int64_t cols,
+                    const std::int64_t* ids, std::int64_t count, void* out);
 
 // All ops throw std::invalid_argument, naming value and limit, before they write anything.
 void linear(const Linear& args, Isa isa, Team& team);

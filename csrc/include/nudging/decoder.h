@@ -15,6 +15,7 @@ struct Projection {
   const void* weight;
   const float* scales;
   const void* bias;
+  bool is_packed;
 };
 
 // The weights of one layer; null where the model has none.

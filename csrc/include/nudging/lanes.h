@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -204,10 +205,11 @@ class Lanes {
                                                       const std::vector<bool>& is_finite);
   // The next token of every path; false where none goes on.
   bool onward();
-  // Let the policies of what was planned run on.  Returns the lanes that moved and those whose step
-  // is not ordinary.
-  std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> advance_all(
-      std::vector<double> sharers);
+  // Let the policies of what was planned run on, in the order of their ids, up to the first one
+  // whose step is not ordinary or whose id is `limit` or more.  Returns the lanes that moved and
+  // the one that must leave.  Who calls again goes on behind it.
+  std::pair<std::vector<std::int64_t>, std::optional<std::int64_t>> advance_before(
+      std::int64_t limit, std::vector<double> sharers);
   // What passes of the model cost has been learned anew.
   void forget_prices(int model) { world_.prices.forget(model); }
 

@@ -49,7 +49,7 @@ struct Ledger {
   struct Role {
     double asked, sharers;
   };
-  double lazy, paid, agreement, owed, open, last_role, last_rows;
+  double lazy, paid, agreement, owed, open, last_role, last_rows, last_price;
   Role roles[2];
 };
 
@@ -82,6 +82,7 @@ class Books {
 
  private:
   double price_of_last(Prices& prices) const;
+  void price_anew(Prices& prices);
   void expect(double cost);
   double budget(Prices& prices) const;
 

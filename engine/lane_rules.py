@@ -1,0 +1,39 @@
+"""Which requests lanes can carry, and what numbers say of them there."""
+
+from __future__ import annotations
+
+from nudging.policies.nudging import Nudging
+from nudging.policies.solo import Base, Guide
+from nudging.request import Request
+
+NO_ENDS: frozenset[int] = frozenset()
+# As `enum class Writer` counts them.
+WRITERS = {"token": 1, "word": 2}
+# Who writes, threshold, whether equal is unsure, look-ahead.
+Rule = tuple[int, float, bool, int]
+
+
+def number_of(request: Request) -> int:
+    """The request's number: the smaller, the higher its rank."""
+    priority, arrival = request.rank
+    return (priority << 32) + arrival
+
+
+def rule_of(request: Request) -> Rule | None:
+    """How the request's policy decides, if the lanes know it."""
+    policy, params = request.policy, request.params
+    if params.logprobs is not None or "\ufffd" in "".join(params.stop):
+        return None
+    if request.drafter == "ngram" and request.draft_len != 0:
+        return None
+    if type(policy) in (Base, Guide):
+        return (0, 0.0, False, 0)
+    if type(policy) is not Nudging or policy.granularity not in WRITERS:
+        return None
+    if policy.granularity == "word" and request.tokenizer is None:
+        return None
+    return WRITERS[policy.granularity], policy.threshold, policy.comparator == "<=", policy.lookahead
+
+
+def ends_of(request: Request, role: str) -> frozenset[int]:
+    return NO_ENDS if request.params.ignore_eos else request.roles[role].eos_ids
