@@ -12,9 +12,9 @@ from .weight import PackedWeight, look_up
 def embed(weight: Tensor | PackedWeight, ids: Tensor, scale: float = 1.0) -> Stream:
     """weight[ids] * scale, rounded to the weight's dtype: a Stream [rows, dim].
 
-    weight: [vocab, dim]; ids: int32 or int64, [rows], or [seqs, rows of each], wherever they lie.
+    weight: [vocab, dim], packed or not; ids: int32 or int64, [rows] or [seqs, rows of each], anywhere.
     """
-    x = look_up(weight, ids.flatten().long())
+    x = look_up(weight, ids.flatten())
     return Stream(x * scale if scale != 1.0 else x, None)
 
 

@@ -55,9 +55,9 @@ class PackedWeight:
         return prod(self.shape) * self.dtype.itemsize
 
     def columns(self, ids: Tensor) -> Tensor:
-        """The columns `ids`, [n] int64, as rows: [n, in].  ValueError for one that is none."""
+        """The columns `ids`, [n] int32 or int64, as rows: [n, in].  ValueError for one that is none."""
         out, features = self.shape
-        ids = ids.contiguous()
+        ids = ids.long().contiguous()
         found = self.panels.new_empty(len(ids), features)
         args = TYPES[self.dtype], self.panels.data_ptr(), features, out, ids.data_ptr(), len(ids)
         _C.unpack_columns(*args, found.data_ptr())
@@ -111,6 +111,6 @@ def num_bytes(weight: Weight) -> int:
 
 
 def look_up(weight: Tensor | PackedWeight, ids: Tensor) -> Tensor:
-    """Rows `ids`, [n] int64, of a table [out, in]: [n, in]."""
+    """Rows `ids`, [n] int32 or int64, of a table [out, in]: [n, in]."""
     # Indexing would wake torch's threads for a few rows, which then spin where ours are to run.
     return weight.columns(ids) if isinstance(weight, PackedWeight) else weight.index_select(0, ids)

@@ -141,7 +141,7 @@ class PythonHalf:
         return lines
 
 
-def mutants(name: str, tree: ast.Module) -> Iterator[Mutant]:
+def mutants(module: str, tree: ast.Module) -> Iterator[Mutant]:
     """Every mutant of a module."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
@@ -154,7 +154,7 @@ def mutants(name: str, tree: ast.Module) -> Iterator[Mutant]:
                 )
                 changed = ast.fix_missing_locations(copy.deepcopy(tree))
                 _put(parent, name, place, child)
-                yield Mutant(what, partial(install, name, changed), statement_lines(function, child))
+                yield Mutant(what, partial(install, module, changed), statement_lines(function, child))
 
 
 def statement_lines(function: ast.FunctionDef, node: ast.AST) -> frozenset[int]:
@@ -312,7 +312,8 @@ class Hunt:
                 print(f"{name}.{what}", flush=True)
 
         for index, mutant in enumerate(self.half.mutants(name)):
-            if index % self.options.every != self.options.first or self.options.only not in mutant.what:
+            is_asked_for = any(text in mutant.what for text in self.options.only)
+            if index % self.options.every != self.options.first or not is_asked_for:
                 continue
             reaching = [check for check in checks if not mutant.lines.isdisjoint(check.lines[name])]
             running[hunted(mutant, reaching)] = mutant.what + ("" if reaching else "  (not reached)")
@@ -385,7 +386,9 @@ def parser_of(half: Half, description: str | None, tests: tuple[str, ...]) -> ar
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--every", type=int, default=1, help="try only every n-th mutant")
     parser.add_argument("--first", type=int, default=0, help="begin with this one: another sample")
-    parser.add_argument("--only", default="", help="try only mutants with this in their description")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="try only mutants with one of these in what is told of them"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="so many mutants at once")
     parser.add_argument("--seconds", type=float, default=1.0, help="checks take no more of the CPU")
     parser.add_argument("--tests", default=",".join(tests), help="whose quick tests are asked beside lives")

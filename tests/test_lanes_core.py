@@ -44,7 +44,9 @@ class Core:
         return b" x" if token % 2 else b"y"
 
     def cost(self, model: int, rows: float, answers: float) -> float:
-        return self.costs[model].of(rows, answers)
+        costs = self.costs[model]
+        assert not isinstance(costs, PassCosts), "its curve was told"
+        return costs.of(rows, answers)
 
     def curve(self, model: int) -> Any:
         costs = self.costs[model]
@@ -151,13 +153,20 @@ def test_a_need_of_many_tokens_is_a_prompt(begin: int, is_planned: bool) -> None
     assert core.lanes.tokens() == (count if is_planned else 0)
 
 
-@pytest.mark.parametrize(("first", "may_find"), [(9, True), (8, False)])
-def test_a_whole_block_that_others_may_have_made_is_looked_for_by_python(first: int, may_find: bool) -> None:
+@pytest.mark.parametrize(
+    ("first", "blocks", "planned"),
+    [(9, [0], (0, 0, [0])), (8, [0], (4, 1, [])), (9, [0, 40], (5, 1, []))],
+)
+def test_a_whole_block_that_others_may_have_made_is_looked_for_by_python(
+    first: int, blocks: list[int], planned: Any
+) -> None:
     core = Core(prefix_caching=True)
     text = list(range(2, 2 + first))
-    whole = track(begin=0, tokens=text, num_computed=4, context_len=first, registered=1, own_from=1)
+    whole = track(
+        begin=0, tokens=text, num_computed=4, context_len=first, blocks=blocks, registered=1, own_from=1
+    )
     core.enter(SOLO, [whole], need=(0, first, first, 0, False))
-    assert core.lanes.plan(0) == ((0, 0, [0]) if may_find else (4, 1, []))
+    assert core.lanes.plan(0) == planned
 
 
 def test_full_blocks_of_the_text_are_put_where_others_find_them() -> None:
@@ -194,6 +203,14 @@ def test_a_row_that_is_not_finite_fails_where_it_is_needed() -> None:
     assert core.goes_on()
     core.plan(0)
     assert core.lanes.take_rows([None]) == [(0, 0)]
+
+
+def test_blocks_behind_a_row_that_is_not_finite_are_nobody_elses() -> None:
+    core = Core(prefix_caching=True)
+    core.enter(SOLO, [track(begin=0, tokens=PROMPT)])
+    core.plan(0)
+    assert core.lanes.take_rows([None]) == [(0, 0)]
+    assert core.registered == []
 
 
 def word_core(rows: int = 50, **changes: Any) -> Core:
@@ -238,7 +255,23 @@ def test_a_path_ends_where_no_block_is_left(blocks: int, goes_on: bool) -> None:
     core.plan(1)
     core.take((11, 0.9))
     assert core.lanes.onward() == goes_on
+    if goes_on:
+        core.take((12, 0.9))
+        assert core.lanes.onward(), "it has its block already"
     assert core.lanes.held(0) == (0, [1, 2 if goes_on else 1])
+
+
+def test_what_python_carries_is_computed_once_and_not_with_the_paths() -> None:
+    core = word_core()
+    core.plan(1)
+    core.lanes.add_foreign([2, 3], 0, 2, 1, 0, [9])
+    assert core.lanes.sizes(4) == (3, 2, 8, 3)
+    core.plan(1)
+    assert core.lanes.sizes(4) == (1, 1, 8, 1)
+    core.lanes.add_foreign([2, 3], 0, 2, 1, 0, [9])
+    core.take((11, 0.9))
+    assert core.lanes.onward()
+    assert core.lanes.sizes(4) == (1, 1, 8, 1)
 
 
 @pytest.mark.parametrize("path", [(11, 12, END), (END,)], ids=str)
@@ -264,11 +297,11 @@ def test_a_path_ends_where_the_context_is_full(max_len: int, rows: int | None) -
     assert core.lanes.take_written(0) == ([12] * (rows or 0), [1] * (rows or 0))
 
 
-def guide_core(**changes: Any) -> Core:
+def guide_core(of_lane: Any = None, **changes: Any) -> Core:
     """The guide has computed a path of eight tokens behind the prompt, the rows of which are lost."""
     core = Core()
     guide = track(1, begin=0, tokens=[*PROMPT, *[12] * 8], num_computed=12, blocks=[0, 48, 49], **changes)
-    core.enter(TOKEN, [track(), guide])
+    core.enter(TOKEN, [track(), guide], **(of_lane or {}))
     return core
 
 
@@ -290,6 +323,14 @@ def test_a_path_that_the_text_leaves_gives_its_blocks_back() -> None:
     assert (guide.blocks, guide.rows) == ([0], [])
 
 
+def test_without_a_draft_the_guide_is_not_looked_at() -> None:
+    core = guide_core({"drafts": True})
+    assert core.passes(0, SURE)
+    tracks, _, _, need, draft = core.lanes.leave(0)
+    assert tracks[1].tokens == [*PROMPT, *[12] * 8]
+    assert (need, draft) == ((0, 5, 5, 0, False), (1, 0, []))
+
+
 def random_costs(rng: random.Random, scale: float) -> Costs:
     """What passes cost: so much a row, or as they were timed, some times or never."""
     if rng.random() < 0.4:
@@ -302,7 +343,7 @@ def random_costs(rng: random.Random, scale: float) -> Costs:
 
 def compare_drafts(rng: random.Random) -> int:
     """One draft, planned by a lane and by its twin in Python from the same numbers; its length."""
-    core = Core(costs=(random_costs(rng, 1.0), random_costs(rng, rng.choice([0.02, 0.1, 0.3, 0.9]))))
+    core = Core(costs=(random_costs(rng, 1.0), random_costs(rng, rng.choice([0.02, 0.1, 0.3, 2.0]))))
     sharers = {"base": rng.choice([1.0, 1.0, 2.5, 6.0]), "guide": rng.choice([1.0, 1.5])}
     max_tokens, behind = rng.choice([4, 50]), rng.randrange(3)
     guide = track(1, begin=0, tokens=PROMPT, num_computed=3 - behind)
@@ -313,20 +354,23 @@ def compare_drafts(rng: random.Random) -> int:
     twin.paid = twin.lazy * rng.uniform(0.8, 1.03)
     twin.account.paid = twin.account.lazy * rng.uniform(0.8, 1.02)
     twin.agreement = rng.choice([rng.random(), 0.9, 0.98, 1.0])
+    twin.ask("base", 4)
+    twin.plan(twin.price("base", rng.choice([1, 2]), 1))
     for mine, theirs in ((ledger, twin), (ledger.account, twin.account)):
         mine.numbers[:] = theirs.numbers
     core.plan(0)
     core.take(SURE)
+    twin.pay("base", 1, 1)
+    assert ledger.numbers == twin.numbers
     assert core.goes_on((sharers["base"], sharers["guide"]))
     # The same in Python.
-    twin.pay("base", 1, 1)
-    twin.ask("base", 4)
     twin.ask("base", 5)
     twin.share(sharers)
     drafting = Drafting("guide", 0, 2 + behind)
     length = draft_length(twin, "base", 1, drafting, max_tokens - 2)
     twin.plan(drafting_cost(twin, drafting, length) + twin.price("base", 1 + length, 1 + length))
-    assert core.lanes.leave(0)[-1] == (1, length, [])
+    need = (1, 5, 5, length - 1, True) if length else (0, 5, 5, 0, False)
+    assert core.lanes.leave(0)[-2:] == (need, (1, length, []))
     assert ledger.numbers == twin.numbers
     assert ledger.account.numbers == twin.account.numbers
     return length

@@ -194,10 +194,9 @@ class Run {
   bool propose(const Need& need) {
     Draft& draft = lane_.draft;
     std::vector<Token> path;
+    // To the end of the run: behind a draft nothing is asked for.
     is_drafting_ = true;
-    const bool is_known = follow(GUIDE, context(GUIDE), draft.length, path);
-    is_drafting_ = false;
-    if (!is_known) return false;
+    if (!follow(GUIDE, context(GUIDE), draft.length, path)) return false;
     const Track& guide = lane_.tracks[GUIDE];
     auto is_end = [&](Token token) { return guide.is_end(token); };
     path.erase(std::remove_if(path.begin(), path.end(), is_end), path.end());
