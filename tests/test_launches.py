@@ -169,7 +169,7 @@ def buffer_of(rows: int, cache: KVCache) -> tuple[BatchBuffer, PickBuffer]:
 
 def launches(family: str, tmp_path: Path, record: Callable[[Decoder, Counting], object]) -> Counter[str]:
     """What `record` launches of a model of one layer."""
-    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL))
+    decoder = load_model(write_tiny_checkpoint(tmp_path, family, **SMALL), packed=False)
     counting = Counting()
     with torch.inference_mode(), triton_runs_all_ops():
         record(shortened(decoder, 1), counting)
