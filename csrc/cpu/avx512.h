@@ -17,6 +17,8 @@ struct Avx512Lanes : Lanes<Arch, 16> {
 
   // 24 sums, 4 weights and an input: 29 of 32 registers.
   static constexpr int kTileRows = 6, kTilePanels = 4;
+  // Rows that go through a chunk of the weights while it is in the nearest cache.
+  static constexpr std::int64_t kBlockRows = 64;
 
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 

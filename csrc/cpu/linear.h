@@ -5,9 +5,6 @@
 
 namespace nudging::cpu {
 
-// Rows that go through a chunk of the weights while it is in the nearest cache.
-constexpr std::int64_t kRowBlock = 64;
-
 // Bytes of a column in a chunk.  The sums of a chunk begin at zero and are added to those of the
 // chunks before: so errors do not grow with the number of terms.
 constexpr std::int64_t kChunkBytes = 256;
@@ -141,7 +138,7 @@ class Block {
         row_(row),
         panel_(panel),
         end_(end),
-        rows_(a.rows - row < kRowBlock ? a.rows - row : kRowBlock) {
+        rows_(a.rows - row < V::kBlockRows ? a.rows - row : V::kBlockRows) {
     std::memset(sums_, 0, static_cast<std::size_t>(rows_ * kPanels * kLinearPanel) * sizeof *sums_);
   }
 
@@ -221,16 +218,16 @@ class Block {
 
   const Linear& a_;
   std::int64_t row_, panel_, end_, rows_;
-  alignas(64) float sums_[kRowBlock * kPanels * kLinearPanel];
+  alignas(64) float sums_[V::kBlockRows * kPanels * kLinearPanel];
   // Used where x is not multiplied as it is, and where the weight is not packed.
-  alignas(64) float wide_[std::is_same_v<X, T> ? 1 : kRowBlock * kChunk<W>];
+  alignas(64) float wide_[std::is_same_v<X, T> ? 1 : V::kBlockRows * kChunk<W>];
   alignas(64) W packed_[kPanels * kChunk<W> * kLinearPanel];
 };
 
 // Panels [begin, end) of kLinearPanel columns each.
 template <class V, class T, class W>
 void linear_panels(const Linear& a, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t row = 0; row < a.rows; row += kRowBlock) {
+  for (std::int64_t row = 0; row < a.rows; row += V::kBlockRows) {
     std::int64_t panel = begin;
     for (; panel + V::kTilePanels <= end; panel += V::kTilePanels) {
       Block<V, V::kTilePanels, T, W>(a, row, panel, end).compute();

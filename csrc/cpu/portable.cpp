@@ -6,6 +6,7 @@ namespace nudging::cpu {
 
 struct Portable : Lanes<Portable, 4> {
   static constexpr int kTileRows = 2, kTilePanels = 1;
+  static constexpr std::int64_t kBlockRows = 20;
   static F fma(F a, F b, F c) { return a * b + c; }
 
   // A half's exponent is 112 less than a float's.  Multiplying by 2^112 moves it, subnormal numbers
