@@ -188,3 +188,11 @@ def test_what_a_close_overtakes_ends_as_if_it_had_run() -> None:
     world.close_server()
     output = job.handle.result(timeout=0).outputs[0]
     assert (output.finish_reason, output.error, output.token_ids) == ("abort", None, ())
+
+
+def test_who_listens_to_what_is_over_is_told_once() -> None:
+    handle, _ = watched("b")
+    told: list[bool] = []
+    handle.add_listener(lambda: told.append(handle.is_finished))
+    handle.notify(handle._requests[0])
+    assert told == [True]

@@ -76,3 +76,8 @@ def test_one_that_lacks_a_block_and_is_alone_says_so() -> None:
     finish(engine, limit=4)
     assert isinstance(job.error, OutOfBlocks)
     assert len(job.output) == 3, "as far as its blocks go"
+
+
+def test_what_a_request_does_not_have_nobody_fetches() -> None:
+    with pytest.raises(AttributeError, match="Request has no attribute 'texts'"):
+        getattr(writing(()), "texts")  # noqa: B009

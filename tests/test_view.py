@@ -8,6 +8,8 @@ import pytest
 
 from nudging import BadRequest, Base, Nudging, SamplingParams
 from nudging.policies import Step, View
+from nudging.request import Need
+from nudging.view import MissingRow
 from tests.simulated import Setup, SimLLM, SimTokenizer
 from tests.simulation import Broken, World
 
@@ -99,3 +101,7 @@ def test_the_reserve_of_a_client_holds_whatever_it_writes() -> None:
                 )
     world.drain()
     assert world.finished["error"] == 0
+
+
+def test_a_row_that_is_missing_says_whose_it_is_and_where() -> None:
+    assert str(MissingRow(Need("guide", 7, 9))) == "guide has not answered at 7 yet"
