@@ -59,8 +59,7 @@ void unpack_columns(const void* weight, WeightType type, std::int64_t in, std::i
     for (std::int64_t row = 0; row < count; ++row) {
       const std::int64_t col = ids[row] % kLinearPanel;
       const W* panel = static_cast<const W*>(weight) + (ids[row] - col) * in;
-      W* to = static_cast<W*>(out) + row * in;
-      for (std::int64_t i = 0; i < in; ++i) to[i] = panel[cpu::place<W>(i, in, col)];
+      cpu::unpack(panel, col, in, static_cast<W*>(out) + row * in);
     }
   });
 }

@@ -19,13 +19,6 @@ constexpr std::int64_t kTerms = std::is_same_v<W, bf16> || std::is_same_v<W, std
 
 // These functions are static: every instruction set's file has code of its own.
 
-// Where term `i` of `count` of the panel's column `col` stands.
-template <class W>
-static std::int64_t place(std::int64_t i, std::int64_t count, std::int64_t col) {
-  if (kTerms<W> == 1 || (i == count - 1 && count % 2 == 1)) return i * kLinearPanel + col;
-  return (i / 2 * kLinearPanel + col) * 2 + i % 2;
-}
-
 // Panel `to` of `count` terms of `cols` columns that begin `stride` apart; further ones are zeros.
 template <class W>
 static void pack(const W* from, std::int64_t stride, std::int64_t cols, std::int64_t count, W* to) {
@@ -43,6 +36,16 @@ static void pack(const W* from, std::int64_t stride, std::int64_t cols, std::int
   for (std::int64_t col = 0; whole < count && col < cols; ++col) {
     to[whole * kLinearPanel + col] = from[col * stride + whole];
   }
+}
+
+// Column `col` of a panel of `count` terms.
+template <class W>
+static void unpack(const W* panel, std::int64_t col, std::int64_t count, W* to) {
+  const std::int64_t whole = count / kTerms<W> * kTerms<W>;
+  for (std::int64_t i = 0; i < whole; i += kTerms<W>) {
+    std::memcpy(to + i, panel + i * kLinearPanel + col * kTerms<W>, kTerms<W> * sizeof(W));
+  }
+  if (whole < count) to[whole] = panel[whole * kLinearPanel + col];
 }
 
 }  // namespace nudging::cpu
