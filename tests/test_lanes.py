@@ -170,6 +170,33 @@ def test_what_other_threads_may_read_is_read_while_the_request_is_carried() -> N
     world.drain()
 
 
+@pytest.mark.parametrize("name", ["pieces", "counters"])
+def test_who_reads_while_the_request_is_handed_back_reads_what_came_back(name: str) -> None:
+    world = World(ROOMY, stride=1000)
+    request = carried_request(world)
+    for _ in range(5):
+        world.turn()
+    lock = request._reading
+
+    class TakenFirst:
+        """The engine's thread has the lock before the reader gets it."""
+
+        def __enter__(self) -> None:
+            request._reading = lock
+            request.bring_back()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    request._reading = TakenFirst()
+    seen = getattr(request, name)
+    assert not request.is_carried
+    assert seen is getattr(request, name), "what is there now, not what the lanes had"
+    assert len(request.pieces) == len(request.output) > 0
+    world.drain()
+
+
 def test_an_abort_while_carried_keeps_what_was_written() -> None:
     world = World(ROOMY, stride=1000)
     request = carried_request(world)
