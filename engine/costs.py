@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # So many timings of a bucket are remembered: enough against noise, few enough to follow a busy machine.
@@ -34,6 +35,13 @@ class Timing(NamedTuple):
         rows = self.rows + part * (other.rows - self.rows)
         seconds = self.seconds + part * (other.seconds - self.seconds)
         return Timing(rows, seconds, min(times, MEMORY))
+
+
+class CycleTime(NamedTuple):
+    """What a cycle took: `passes` by role, how many of how many rows, all answered; in seconds."""
+
+    passes: Mapping[str, tuple[int, int]]
+    seconds: float
 
 
 class PassCosts:
@@ -97,6 +105,14 @@ class PassCosts:
         left, right = line[after - 1 : after + 1] if after < len(line) else line[-2:]
         slope = (right.seconds - left.seconds) / (right.rows - left.rows)
         return left.seconds + slope * (rows - left.rows)
+
+
+def learn_cycle(costs: Mapping[str, PassCosts], cycle: CycleTime) -> None:
+    """Learn from a cycle, by role: what is known of its passes says which part of the time was each one's."""
+    expected = {role: count * costs[role].of(rows, rows) for role, (count, rows) in cycle.passes.items()}
+    scale = cycle.seconds / sum(expected.values())
+    for role, (count, rows) in cycle.passes.items():
+        costs[role].record(rows, rows, scale * expected[role] / count)
 
 
 def rising(timings: list[Timing]) -> list[Timing]:

@@ -2,7 +2,8 @@
 
 The guide writes its drafts, the base reads them, the policy is replayed over what both said (`draft_verify`),
 and the device itself knows where each text stands then: the next cycle can be started before anybody has
-looked at what this one said.  The host only says which blocks the texts own.
+looked at what this one said.  The host only says which blocks the texts own and how many drafts they get.
+Without a guide nothing is drafted, and a cycle is the next token of each text.
 
 What the device decides is no text: it foresees what the policy will decide from the same rows; see
 `nudging.foresight`.
@@ -21,7 +22,7 @@ from nudging.batch import Batch, KVCache
 from nudging.graphs import Picks, Recorder, answer, read
 from nudging.kernels.cycle_advance import cycle_advance
 from nudging.kernels.cycle_rows import STATES, CycleRows, cycle_rows
-from nudging.kernels.draft_verify import draft_verify
+from nudging.kernels.draft_verify import MAX_DRAFT, draft_verify
 from nudging.kernels.lm_head import LINES, MAX, TOKEN
 from nudging.models.decoder import Decoder
 
@@ -35,7 +36,10 @@ Told = tuple[int, int, float, float]
 
 
 class CycleShape(NamedTuple):
-    """What a cycle is recorded for: lanes, drafts of each, and entries of the models' block tables."""
+    """What a cycle is recorded for: lanes, drafts of each, and entries of the models' block tables.
+
+    Where nobody drafts, `drafts` and `guide_width` are 0.
+    """
 
     lanes: int
     drafts: int
@@ -64,13 +68,22 @@ class LaneStart(NamedTuple):
     alive: int
     guide_prompt: int
     base_prompt: int
-    drafts: int
     first: int
     threshold: float
     or_equal: bool
     ignore_eos: bool
     temperature: float
     seed: int
+
+
+class LaneBlocks(NamedTuple):
+    """What a lane gets in one cycle: how many drafts, and the blocks of its guide and its base, which have to
+    hold all that the cycle may write.
+    """
+
+    drafts: int = 0
+    guide: Sequence[int] = ()
+    base: Sequence[int] = ()
 
 
 class Said(NamedTuple):
@@ -99,28 +112,36 @@ class Side:
 
 
 class RecordedCycle:
-    """One recording of a whole cycle over memory of its own.
+    """One recording of a whole cycle.
 
     Two cycles may be on their way at once: what the host writes for one and reads of it is not the other's.
+    What the device keeps of the texts is shared by all cycles of so many lanes: each goes on where the one
+    before it, of however many drafts, has left them.
     """
 
     def __init__(
-        self, guide: Model, base: Model, shape: CycleShape, vocab: int, marks: Tensor, recorder: Recorder
+        self,
+        guide: Model | None,
+        base: Model,
+        shape: CycleShape,
+        vocab: int,
+        marks: Tensor,
+        memory: Tensor,
+        recorder: Recorder,
     ) -> None:
-        """`vocab`: how many ids both models know; `marks`: [vocab] uint8, on the device, see
-        `draft_verify`.
+        """`vocab`: how many ids both models know; `marks`: [vocab] uint8, on the device, see `draft_verify`;
+        `memory`: see `cycle_memory`.  No cycle that shares it may be on its way.
         """
         self.shape = shape
         self._guide, self._base, self._vocab, self._marks = guide, base, vocab, marks
         self._recorder = recorder
-        device = guide.decoder.device
+        device = base.decoder.device
         lanes, drafts = shape.lanes, shape.drafts
-        self._layouts = _lanes_layout(shape), _tables_layout(shape), _result_layout(shape)
+        self._layouts = _lanes_layout(lanes), _tables_layout(shape), _result_layout(lanes, drafts)
         lanes_bytes, tables_bytes, result_bytes = map(_num_bytes, self._layouts)
         # What is written for a cycle ends with the states of the texts, what is read of it begins with them.
-        state_at = lanes_bytes - torch.int32.itemsize * STATES * lanes
-        memory = torch.zeros(state_at + result_bytes, dtype=torch.uint8, device=device)
-        self._lane_memory, self._result = memory[:lanes_bytes], memory[state_at:]
+        state_at = _state_at(lanes)
+        self._lane_memory, self._result = memory[:lanes_bytes], memory[state_at : state_at + result_bytes]
         self._table_memory = torch.zeros(tables_bytes, dtype=torch.uint8, device=device)
         self._lanes, self._tables, said = map(
             _views, (self._lane_memory, self._table_memory, self._result), self._layouts
@@ -134,22 +155,22 @@ class RecordedCycle:
         rows = torch.arange(lanes * (drafts + 1), device=device)
         self._answers = each[:-1].long() * 2 + 1, each[:-1].long(), rows
         self._by_word = torch.zeros(lanes, dtype=torch.bool, device=device)
-        # No lane takes part yet: running it changes nothing.
+        # No lane takes part: running it changes nothing.
+        memory.zero_()
         self.replay = recorder.record(self._run)
 
     def start(
-        self, tables: Sequence[tuple[Sequence[int], Sequence[int]]], lanes: Sequence[LaneStart] | None = None
+        self, blocks: Sequence[LaneBlocks], lanes: Sequence[LaneStart] | None = None
     ) -> Callable[[], Said]:
         """Start a cycle and return what waits for it and reads it.
 
-        tables: for each lane the guide's and the base's blocks, which have to hold all that the cycle may
-        write.  lanes: the texts to start with; None goes on from where the cycle before left them.
+        lanes: the texts to start with; None goes on from where the cycle before, of as many lanes, left them.
         """
         self._sides.reverse()
         side = self._sides[0]
         # Whoever did not read what it was used for has to wait now, before it is overwritten.
         side.finish()
-        self._fill_tables(_views(side.tables, self._layouts[1]), tables)
+        self._fill_tables(_views(side.tables, self._layouts[1]), blocks)
         if lanes is not None:
             self._fill_lanes(_views(side.lanes, self._layouts[0]), lanes)
         self._launch(side, lanes is not None)
@@ -179,20 +200,24 @@ class RecordedCycle:
 
     def _run(self) -> None:
         lanes, tables = self._lanes, self._tables
-        guide, base = self._guide.cache, self._base.cache
+        base = self._base.cache
+        # Without a guide, what the rows of one are does not count.
+        guide, drafter = ("base", base) if self._guide is None else ("guide", self._guide.cache)
         # The last tokens of each text with the guide's behind them: what the passes read.
         tokens = self._guide_said[TOKEN]
         rows = cycle_rows(
-            lanes["state"], lanes["prompts"], lanes["drafts"], lanes["first"],
-            tables["guide"], tables["base"], tokens[:TAIL],
-            self.shape.drafts, guide.block_size, guide.spare_slot, base.spare_slot,
+            lanes["state"], lanes["prompts"], tables["drafts"], lanes["first"],
+            lanes["temperature"], lanes["seed"], tables[guide], tables["base"], tokens[:TAIL],
+            self.shape.drafts, base.block_size, drafter.spare_slot, base.spare_slot,
         )  # fmt: skip
-        self._draft(rows, tokens)
+        if self._guide is not None:
+            self._draft(self._guide, rows, tokens)
         self._verify(rows, tokens)
         top, lse = (one.view(torch.float32).view(self.shape.lanes, -1) for one in self._base_said[MAX:])
         picked = self._base_said[TOKEN].view(self.shape.lanes, -1)
+        path = tokens[TAIL:] if self.shape.drafts else tokens[1:]
         verified = draft_verify(
-            top, lse, picked, rows.drafted, tokens[TAIL:].T, rows.drafted,
+            top, lse, picked, rows.drafted, path.T, rows.drafted,
             lanes["threshold"], lanes["or_equal"], self._by_word, lanes["ignore_eos"],
             rows.room, self._marks,
         )  # fmt: skip
@@ -200,7 +225,7 @@ class RecordedCycle:
         wrote = verified.tokens, verified.written, verified.finish
         cycle_advance(lanes["state"], rows.drafted, *wrote, *said)
 
-    def _draft(self, rows: CycleRows, tokens: Tensor) -> None:
+    def _draft(self, guide: Model, rows: CycleRows, tokens: Tensor) -> None:
         """The guide's passes: the first one reads what it has not read of the text, each further one what
         the one before it picked.
         """
@@ -214,28 +239,30 @@ class RecordedCycle:
                 tokens[step + 1] if step else tokens[:TAIL].T, positions[step], slots[step],
                 self._begins[kind], rows.guide_lens[step], self._tables["guide"], self._answers[kind],
             )  # fmt: skip
-            picks = Picks(lanes["guide_temperature"], lanes["guide_seed"], rows.guide_noise[step])
-            answer(*self._guide, batch, picks, self._vocab, self._guide_said[:, TAIL + step])
+            picks = Picks(lanes["temperature"], lanes["seed"], rows.guide_noise[step])
+            answer(*guide, batch, picks, self._vocab, self._guide_said[:, TAIL + step])
 
     def _verify(self, rows: CycleRows, tokens: Tensor) -> None:
         """The base's pass over the last token of each text and its drafts."""
-        lanes = self._lanes
         batch = Batch(
             tokens[1:].T, rows.base_positions, rows.base_slots, self._begins[2], rows.base_lens,
             self._tables["base"], self._answers[2],
         )  # fmt: skip
-        picks = Picks(lanes["base_temperature"], lanes["base_seed"], rows.base_noise)
+        picks = Picks(rows.base_temperature, rows.base_seed, rows.base_noise)
         answer(*self._base, batch, picks, self._vocab, self._base_said)
 
-    def _fill_tables(self, tables: Views, blocks: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Write the lanes' blocks; behind them, where rows that do not count may look, stands the block that
-        is nobody's.
+    def _fill_tables(self, tables: Views, blocks: Sequence[LaneBlocks]) -> None:
+        """Write the lanes' drafts and blocks; behind those, where rows that do not count may look, stands the
+        block that is nobody's.
         """
-        for index, (name, model) in enumerate((("guide", self._guide), ("base", self._base))):
+        tables["drafts"].numpy()[: len(blocks)] = [lane.drafts for lane in blocks]
+        for name, model in (("guide", self._guide), ("base", self._base)):
+            if model is None:
+                continue
             table = tables[name].numpy()
             table.fill(model.cache.spare_slot // model.cache.block_size)
-            for line, owned in zip(table, blocks, strict=False):
-                own = owned[index][: len(line)]
+            for line, lane in zip(table, blocks, strict=False):
+                own = getattr(lane, name)[: len(line)]
                 line[: len(own)] = own
 
     def _fill_lanes(self, fields: Views, lanes: Sequence[LaneStart]) -> None:
@@ -246,27 +273,30 @@ class RecordedCycle:
         count = len(lanes)
         fields["state"][:, :count] = torch.tensor(list(columns.values())[:STATES])
         fields["prompts"][:, :count] = torch.tensor([columns["guide_prompt"], columns["base_prompt"]])
-        for name in ("drafts", "first", "threshold", "or_equal", "ignore_eos"):
+        columns["seed"] = tuple((seed + 2**63) % 2**64 - 2**63 for seed in columns["seed"])
+        for name in ("first", "seed", "threshold", "temperature", "or_equal", "ignore_eos"):
             fields[name][:count] = torch.tensor(columns[name])
-        seeds = torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in columns["seed"]])
-        for name, times in (("guide", 1), ("base", self.shape.drafts + 1)):
-            warmth = torch.tensor(columns["temperature"]).repeat_interleave(times)
-            fields[f"{name}_temperature"][: len(warmth)] = warmth
-            fields[f"{name}_seed"][: len(warmth)] = seeds.repeat_interleave(times)
 
 
-def _lanes_layout(shape: CycleShape) -> Layout:
+def cycle_memory(lanes: int, device: torch.device) -> Tensor:
+    """What all cycles of so many lanes keep of their texts and leave: [bytes] uint8, on the device."""
+    num_bytes = _state_at(lanes) + _num_bytes(_result_layout(lanes, MAX_DRAFT))
+    return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+
+
+def _state_at(lanes: int) -> int:
+    """Where the states of the texts begin in that memory."""
+    return _num_bytes(_lanes_layout(lanes)) - torch.int32.itemsize * STATES * lanes
+
+
+def _lanes_layout(lanes: int) -> Layout:
     """What the device has to know of the texts; their states come last."""
-    lanes, drafts = shape.lanes, shape.drafts
     return {
         "first": (torch.int64, (lanes,)),
-        "guide_seed": (torch.int64, (lanes,)),
-        "base_seed": (torch.int64, (lanes * (drafts + 1),)),
+        "seed": (torch.int64, (lanes,)),
         "threshold": (torch.float64, (lanes,)),
-        "guide_temperature": (torch.float32, (lanes,)),
-        "base_temperature": (torch.float32, (lanes * (drafts + 1),)),
+        "temperature": (torch.float32, (lanes,)),
         "prompts": (torch.int32, (2, lanes)),
-        "drafts": (torch.int32, (lanes,)),
         "or_equal": (torch.bool, (lanes,)),
         "ignore_eos": (torch.bool, (lanes,)),
         "state": (torch.int32, (STATES, lanes)),
@@ -277,14 +307,14 @@ def _tables_layout(shape: CycleShape) -> Layout:
     return {
         "guide": (torch.int32, (shape.lanes, shape.guide_width)),
         "base": (torch.int32, (shape.lanes, shape.base_width)),
+        "drafts": (torch.int32, (shape.lanes,)),
     }
 
 
-def _result_layout(shape: CycleShape) -> Layout:
+def _result_layout(lanes: int, drafts: int) -> Layout:
     """What a cycle leaves: the states of the texts, and what `lm_head` said of the guide's rows, pass by pass
     behind the last two tokens of each text, and of the base's.
     """
-    lanes, drafts = shape.lanes, shape.drafts
     return {
         "state": (torch.int32, (STATES, lanes)),
         "guide": (torch.int32, (LINES, TAIL + drafts, lanes)),

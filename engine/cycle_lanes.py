@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nudging.cycle import TAIL, LaneStart
+from nudging.adaptive import MAX_ADAPTIVE_DRAFT
+from nudging.cycle import TAIL, LaneBlocks, LaneStart
 from nudging.decide import Wanted
 from nudging.errors import NumericalError
 from nudging.graphs import is_picked_by_head
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.policies.nudging import Nudging
+from nudging.policies.solo import Base, Guide
 from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.sequence import Row
 from nudging.work import Work
-
-ROLES = ("guide", "base")
 
 Rows = list[Row | NumericalError]
 
@@ -25,15 +25,16 @@ Rows = list[Row | NumericalError]
 class Lane:
     """A request's part in one cycle.
 
-    `start`: how many tokens its text had when the cycle began, None where that is not known, or nothing
-    counts; `before`: the last of them, which the cycle before had foreseen; `lag`: how many tokens of the
-    text the guide read; `stopped`: the device writes nothing for it.  `blocks` by role: what it was given.
-    Once the cycle is read, `path` are the guide's tokens behind the text, and `rows` by role those from the
-    end of the text on.
+    `wanted`: how many tokens the guide drafts for it, where the text has room for so many.  `start`: how many
+    tokens its text had when the cycle began, None where that is not known, or nothing counts; `before`: the
+    last of them, which the cycle before had foreseen; `lag`: how many tokens of the text the guide read;
+    `stopped`: the device writes nothing for it.  `blocks` by role: what it was given.  Once the cycle is
+    read, `path` are the guide's tokens behind the text, and `rows` by role those from the end of the text on.
     """
 
     request: Request
     preemptions: int
+    wanted: int
     start: int | None = None
     lag: int = 1
     before: list[int] = field(default_factory=list)
@@ -49,8 +50,8 @@ class Lane:
 
     @property
     def drafts(self) -> int:
-        """How many tokens the guide drafts."""
-        return cycle_length(self.request, self.start or 0)
+        """How many tokens the guide drafts: the base's own last one needs no draft."""
+        return min(self.wanted, self.request.max_tokens - (self.start or 0) - 1)
 
     def end(self, role: str) -> int:
         """Where prompt and text of the role end."""
@@ -58,8 +59,9 @@ class Lane:
 
     def reach(self, role: str) -> int:
         """Up to where this cycle and the next one may write."""
-        drafts = self.request.draft_len or 0
-        return min(self.end(role) + 2 * drafts + 1, self.request.max_sequence(role))
+        length = self.request.draft_len
+        behind = 0 if not self.wanted else MAX_ADAPTIVE_DRAFT if length is None else length
+        return min(self.end(role) + self.wanted + behind + 1, self.request.max_sequence(role))
 
     def answers(self, work: Work) -> Rows | None:
         """The work's rows, where the cycle has computed them over the very tokens and blocks."""
@@ -86,67 +88,84 @@ def is_at_text(lanes: Sequence[Lane]) -> bool:
     return False
 
 
-def cycle_length(request: Request, written: int) -> int:
-    """How many tokens are drafted behind a text of so many: the base's own last one needs no draft."""
-    return min(request.draft_len or 0, request.max_tokens - written - 1)
-
-
-def begins(work: Work, want: Wanted, runners: Mapping[str, ModelRunner]) -> bool:
-    """Whether the work is the guide's first pass of a cycle: of the next draft, behind a text that the base
-    has read but for its last token.
+def begins(work: Work, want: Wanted, runners: Mapping[str, ModelRunner]) -> int | None:
+    """How many tokens the cycle drafts, if there is room, that the work is the first pass of: the guide's, of
+    the next draft, behind a text that the base has read but for its last token; or, 0, the pass behind a text
+    that one model writes alone.  None where no cycle begins.
     """
-    request, policy = work.request, work.request.policy
+    request = work.request
+    if not is_picked_by_head(want) or request.known_ahead or request.keeps_sequences:
+        # Behind a text that others go on with nobody may write.
+        return None
+    drafts = _drafts_of(request, work.role, tuple(runners))
+    if drafts is None or request.need_now.ahead != max(drafts - 1, 0):
+        return None
+    for role, runner in runners.items():
+        sequence, end = request.sequences[role], request.context_length(role)
+        lag = TAIL if role == work.role and drafts else 1
+        if sequence.block_table.pool is not runner.pool or sequence.context_len != end:
+            return None
+        if end < TAIL or sequence.num_computed < end - lag:
+            return None
+    end = request.context_length(work.role)
+    if work.end != end or end - work.start > (TAIL if drafts else 1):
+        return None
+    # Near the end of a text the shape of its cycles stays as it is.
+    is_cut = drafts and drafts == min(request.drafts_next, request.max_tokens - len(request.output) - 1)
+    return request.drafts_next if is_cut else drafts
+
+
+def _drafts_of(request: Request, role: str, roles: tuple[str, ...]) -> int | None:
+    """How many tokens a cycle of these roles drafts for the request now; None where it serves none."""
+    policy, draft = request.policy, request.draft
+    if type(policy) in (Base, Guide):
+        is_drafted = draft is not None and draft.length > 0
+        return None if is_drafted or roles != policy.roles else 0
     if type(policy) is not Nudging or policy.granularity != "token" or policy.threshold > 1:
-        return False
-    if work.role != "guide" or request.drafter != "guide" or not is_picked_by_head(want):
-        return False
-    sequences = [request.sequences[role] for role in ROLES]
-    if any(s.block_table.pool is not runners[r].pool for s, r in zip(sequences, ROLES, strict=True)):
-        return False
-    draft, length = request.draft, cycle_length(request, len(request.output))
-    if draft is None or draft.tokens or not 0 < length <= MAX_DRAFT:
-        return False
-    # Behind a text that others go on with nobody may write.
-    if request.known_ahead or request.keeps_sequences:
-        return False
+        return None
+    if len(roles) == 1 or role != "guide" or request.drafter != "guide":
+        return None
+    if draft is None or draft.tokens:
+        return None
     # A draft may begin with the token that the guide has to write; see `nudging.draft`.
     led = draft.start - len(request.output)
-    guide, base = (request.context_length(role) for role in ROLES)
-    return (
-        led in (0, 1)
-        and draft.length == length - led
-        and request.need_now.ahead == length - 1
-        and work.end == guide >= TAIL
-        and work.end - work.start <= TAIL
-        and sequences[1].context_len == base
-        and sequences[1].num_computed >= base - 1
-    )
+    drafts = draft.length + led
+    return drafts if led in (0, 1) and 0 < drafts <= MAX_DRAFT else None
 
 
-def lane_start(work: Work, want: Wanted) -> LaneStart:
+def lane_start(work: Work) -> LaneStart:
     """The text of a work that begins a cycle, for the device."""
     request, policy = work.request, work.request.policy
-    assert isinstance(policy, Nudging)
-    guide = request.sequences["guide"]
+    prompts = {role: len(prompt.ids) for role, prompt in request.prompts.items()}
+    tokens = request.sequences[work.role].tokens
+    # One model alone is a base that is never unsure.
+    threshold, comparator = (
+        (policy.threshold, policy.comparator) if isinstance(policy, Nudging) else (0.0, "<")
+    )
+    writer = "base" if isinstance(policy, Nudging) else work.role
     return LaneStart(
         written=len(request.output),
         room=request.max_tokens - len(request.output),
-        before=guide.tokens[work.end - 2],
-        last=guide.tokens[work.end - 1],
+        before=tokens[work.end - 2],
+        last=tokens[work.end - 1],
         lag=work.end - work.start,
         alive=1,
-        guide_prompt=len(request.prompts["guide"].ids),
-        base_prompt=len(request.prompts["base"].ids),
-        drafts=request.draft_len or 0,
+        guide_prompt=prompts[work.role],
+        base_prompt=prompts[writer],
         first=request.first_position,
-        threshold=policy.threshold,
-        or_equal=policy.comparator == "<=",
+        threshold=threshold,
+        or_equal=comparator == "<=",
         ignore_eos=request.params.ignore_eos,
         temperature=request.params.temperature,
         seed=request.seed,
     )
 
 
-def tables_of(lanes: Sequence[Lane]) -> list[tuple[list[int], list[int]]]:
-    """The blocks of each lane, the guide's and the base's; none for those that write nothing."""
-    return [([], []) if lane.stopped else (lane.blocks["guide"], lane.blocks["base"]) for lane in lanes]
+def blocks_of(lanes: Sequence[Lane], roles: Sequence[str]) -> list[LaneBlocks]:
+    """What each lane gets of the models of these roles, the writer's last; none if it writes nothing."""
+
+    def of(lane: Lane) -> LaneBlocks:
+        *guide, base = (lane.blocks[role] for role in roles)
+        return LaneBlocks(lane.wanted, guide[0] if guide else (), base)
+
+    return [LaneBlocks() if lane.stopped else of(lane) for lane in lanes]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nudging.adaptive import Ledger, draft_length, drafting_cost
+from nudging.adaptive import Drafting, Ledger, draft_length, drafting_cost
 from nudging.drafters import DRAFTERS, Drafter
 from nudging.request import Draft, Need, Request
 from nudging.view import MissingRow, RequestView
@@ -28,7 +28,7 @@ def draft_ahead(
     if request.known_ahead:
         return _read_known(request, need)
     if _leads_a_draft(request, need):
-        return _lead(request, view, ledger)
+        return _lead(request, view, ledger, sharers)
     drafter = DRAFTERS[request.drafter]
     if drafter is None or not _is_draftable(request, drafter, need):
         ledger.share(sharers)
@@ -75,17 +75,20 @@ def _leads_a_draft(request: Request, need: Need) -> bool:
     """Whether the guide drafts on behind the token that it has to write: the base, which has answered, is
     computed by whole cycles (see `nudging.foresight`), and those begin with the guide's next token.
     """
-    base, drafts = request.sequences.get("base"), request.draft_len or 0
-    if base is None or not base.reserved or need.role != "guide" or need.ahead:
+    if not request.drafts_under_way or need.role != "guide" or need.ahead:
         return False
-    return need.first == request.context_length("guide") and drafts > 0 and request.drafter == "guide"
+    return need.first == request.context_length("guide")
 
 
-def _lead(request: Request, view: RequestView, ledger: Ledger) -> Need:
+def _lead(request: Request, view: RequestView, ledger: Ledger, sharers: Mapping[str, float]) -> Need:
     """The path of the guide's next token and a draft behind it, as long together as a draft."""
     settle_draft(request, ledger)
-    length = min(request.draft_len or 0, view.max_tokens - 1)
+    ledger.share(sharers)
+    length = min(request.drafts_under_way, view.max_tokens - 1)
     request.draft = Draft(len(request.output) + 1, max(length - 1, 0))
+    if length > 0:
+        drafting = drafting_cost(ledger, Drafting("guide", *view.known_path("guide")), length)
+        ledger.plan(drafting + ledger.price("base", length, length))
     try:
         view.draft("guide", max(length, 1))
     except MissingRow as missing:
@@ -101,6 +104,10 @@ def _length(request: Request, view: RequestView, ledger: Ledger, drafter: Drafte
     rows = need.first - request.sequences[need.role].num_computed
     drafting = drafter.drafting(view)
     length = draft_length(ledger, need.role, rows, drafting, limit)
+    if length < limit or length > request.drafts_next:
+        request.drafts_next = length
+    # What the device has begun to draft is not given up.
+    length = min(request.drafts_under_way, limit) or length
     read = ledger.price(need.role, rows + length, 1 + length)
     ledger.plan(drafting_cost(ledger, drafting, length) + read)
     return length

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from nudging.adaptive import Account, Ledger
 from nudging.cosched import cheapest_first, path_steps
-from nudging.costs import PassCosts
+from nudging.costs import PassCosts, learn_cycle
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, OutOfBlocks
@@ -271,6 +271,10 @@ class Engine:
             if not work.request.is_finished:
                 sequence.register()
         # What was made is paid at the prices it was planned at; lanes have paid already.
+        if runner.cycle_time is not None:
+            roles = {role: self.costs[name] for role, name in self.models_of.items()}
+            learn_cycle(roles, runner.cycle_time)
+            runner.cycle_time = None
         if runner.passes_made:
             self.costs[model].record(rows, asked, seconds / runner.passes_made)
             self.lanes.learned(model)

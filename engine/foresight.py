@@ -13,25 +13,29 @@ otherwise ordinary passes compute them again, over whatever was written meanwhil
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 
+from nudging.costs import CycleTime
 from nudging.cycle import TAIL, CycleShape, LaneStart, Model, RecordedCycle, Said, Told
-from nudging.cycle_lanes import ROLES, Lane, Rows, begins, is_at_text, lane_start, tables_of
+from nudging.cycle_book import CycleBook
+from nudging.cycle_lanes import Lane, Rows, begins, blocks_of, is_at_text, lane_start
 from nudging.decide import Wanted, row_of
 from nudging.errors import OutOfBlocks
 from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
 from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
 from nudging.policies.nudging import Nudging
-from nudging.record_ahead import MAX_AHEAD, widths
 from nudging.request import Request
 from nudging.roles import Role
 from nudging.runner import ModelRunner
 from nudging.work import Work
+
+# Requests that stand where a cycle begins: how many drafts each wants, and its text for the device.
+Starts = dict[Request, tuple[int, LaneStart]]
 
 
 @dataclass
@@ -41,34 +45,50 @@ class Flight:
     recorded: RecordedCycle
     lanes: list[Lane]
     said: Callable[[], Said]
+    # Whether it was started while another one was under way.
+    is_behind: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many drafts each lane wants."""
+        return [lane.wanted for lane in self.lanes]
 
 
 class Foresight:
-    """The cycles of one base and its guide, and what they have computed for whom.
+    """The cycles of a base and its guide, or of one model alone, and what they have computed for whom.
 
-    It serves token-level nudging with drafts of the guide of a fixed length, where the head picks the tokens.
+    It serves token-level nudging with the guide's drafts, or a model that writes alone, where the head picks
+    the tokens.
     """
 
     def __init__(
-        self, guide: ModelRunner, base: ModelRunner, roles: Mapping[str, Role], recorder: Recorder
+        self,
+        runners: Mapping[str, ModelRunner],
+        roles: Mapping[str, Role],
+        recorder: Recorder,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._runners = {"guide": guide, "base": base}
-        self._recorder = recorder
-        self._recorded: dict[CycleShape, RecordedCycle] = {}
-        self._seen: set[CycleShape] = set()
-        # What came: drafts and widths; and how many recordings were made ahead.
-        self._families: set[tuple[int, int, int]] = set()
-        self._ahead = 0
-        self._vocab = min(roles[role].vocab_size for role in ROLES)
+        """`runners` by role: the guide's and the base's, or that of the model that writes alone; `clock`: the
+        seconds of now.
+        """
+        self._clock = clock
+        self._runners = runners
+        self._first, self._writer = next(iter(runners.values())), list(runners)[-1]
         self._marked = self._mark_ends(roles)
-        self._marks = torch.tensor(self._marked, dtype=torch.uint8, device=base.decoder.device)
+        marks = torch.tensor(self._marked, dtype=torch.uint8, device=self._first.decoder.device)
+        *guide, base = (Model(runner.decoder, runner.cache) for runner in runners.values())
+        self._book = CycleBook(guide[0] if guide else None, base, len(marks), marks, recorder)
         self._flight: Flight | None = None
+        # When the device went from one cycle to the next, None where it did something else; and what that
+        # one took.
+        self._turned_at: float | None = None
+        self._time: CycleTime | None = None
         # The last cycles of each request that were read.
         self._lanes: dict[Request, list[Lane]] = {}
 
     def rows(self, runner: ModelRunner, works: Sequence[Work], wanted: Sequence[Wanted]) -> list[Rows | None]:
         """For each of the runner's works its rows, None where they have to be computed."""
-        if runner is self._runners["guide"]:
+        if runner is self._first:
             self._turn(self._beginning(works, wanted))
         found = [self._answers(work) for work in works]
         for work, rows in zip(works, found, strict=True):
@@ -78,25 +98,30 @@ class Foresight:
 
     def record_ahead(self, texts: int) -> bool:
         """Record one more cycle of so many texts that may come; False where none is left."""
-        if self._ahead == MAX_AHEAD or not self._recorder.has_room():
-            return False
-        lanes, limits = at_least(SIZES, texts), [self._max_blocks(role) for role in ROLES]
-        for drafts, *seen in sorted(self._families):
-            for both in product(*map(widths, seen, limits)):
-                shape = CycleShape(lanes, drafts, *both)
-                if shape not in self._recorded and texts * (drafts + 1) <= SIZES[-1]:
-                    self._ahead += 1
-                    self._record(shape)
-                    return True
-        return False
+        # Nobody runs: what is still on its way will not be read.
+        self._flight = None
+        return self._book.record_ahead(texts, self._by_side(self._max_blocks))
+
+    def take_time(self) -> CycleTime | None:
+        """What the last cycle took, once."""
+        taken, self._time = self._time, None
+        return taken
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a cycle is, that somebody waits for."""
+        flight = self._flight
+        return flight is not None and not all(lane.request.is_finished for lane in flight.lanes)
+
+    def disturb(self) -> None:
+        """The device does something else, too."""
+        self._turned_at = None
 
     def close(self) -> None:
         """Wait for the cycles that are under way, and forget all of them."""
-        for recorded in self._recorded.values():
-            recorded.finish()
+        self._book.close()
         self._flight = None
         self._lanes.clear()
-        self._recorded.clear()
 
     def _answers(self, work: Work) -> Rows | None:
         answers = (lane.answers(work) for lane in self._lanes.get(work.request, []))
@@ -120,16 +145,18 @@ class Foresight:
         for lane in lanes:
             lane.start = None
 
-    def _beginning(self, works: Sequence[Work], wanted: Sequence[Wanted]) -> dict[Request, LaneStart]:
-        """Those who stand where a cycle begins."""
+    def _beginning(self, works: Sequence[Work], wanted: Sequence[Wanted]) -> Starts:
+        """Those who stand where a cycle begins, and how many drafts they want."""
         found, at = {}, 0
         for work in works:
-            if work.first_row == work.end and begins(work, wanted[at], self._runners):
-                found[work.request] = lane_start(work, wanted[at])
+            if work.first_row == work.end and work.role in self._runners:
+                drafts = begins(work, wanted[at], self._runners)
+                if drafts is not None:
+                    found[work.request] = drafts, lane_start(work)
             at += max(work.end - work.first_row + 1, 0)
         return found
 
-    def _turn(self, starts: dict[Request, LaneStart]) -> None:
+    def _turn(self, starts: Starts) -> None:
         """Read the cycle that these texts begin with, once the next one is on its way."""
         # A cycle before the last one may still be asked for by those who were answered in part.
         self._lanes = {r: lanes[-2:] for r, lanes in self._lanes.items() if not r.is_finished}
@@ -147,46 +174,40 @@ class Foresight:
         for old in filter(None, (before, flight)):
             self._let_go(old)
 
-    def _ready(self, flight: Flight, starts: Mapping[Request, LaneStart]) -> set[Request]:
+    def _ready(self, flight: Flight, starts: Starts) -> set[Request]:
         """Those whose next cycle this is."""
         return {lane.request for lane in flight.lanes if lane.request in starts and is_at_text([lane])}
 
-    def _start(self, starts: dict[Request, LaneStart]) -> Flight | None:
+    def _start(self, starts: Starts) -> Flight | None:
         """A cycle from these texts on; None where its shape is new or blocks are missing: then single passes
         do it.
         """
         lanes = [
-            Lane(request, request.counters.preemptions, start.written, start.lag)
-            for request, start in starts.items()
+            Lane(request, request.counters.preemptions, drafts, start.written, start.lag)
+            for request, (drafts, start) in starts.items()
         ]
-        shape = self._shape(lanes)
+        shape = self._shape(lanes, lanes)
         if shape is None:
             return None
-        recorded = self._find(shape)
+        recorded = self._book.find(shape)
         if recorded is None or not self._own_blocks(lanes):
             return None
-        return Flight(recorded, lanes, recorded.start(tables_of(lanes), list(starts.values())))
+        texts = [start for _, start in starts.values()]
+        return self._launch(recorded, lanes, texts)
 
-    def _find(self, shape: CycleShape) -> RecordedCycle | None:
-        """A recording for the shape.  Recording takes time: where the shape is new, one for a few more lanes
-        does, and where there is none, None.
-        """
-        self._families.add(shape[1:])
-        if shape not in self._recorded and shape not in self._seen:
-            self._seen.add(shape)
-            fitting = [
-                known
-                for known in self._recorded
-                if shape.lanes <= known.lanes <= 2 * shape.lanes and shape[1:] == known[1:]
-            ]
-            return self._recorded[min(fitting)] if fitting else None
-        return self._recorded.get(shape) or self._record(shape)
+    def _launch(
+        self, recorded: RecordedCycle, lanes: list[Lane], texts: Sequence[LaneStart] | None
+    ) -> Flight:
+        """Send a cycle on its way, from these texts or from where the one before leaves them."""
+        for lane in lanes:
+            lane.request.drafts_under_way = lane.wanted
+        said = recorded.start(blocks_of(lanes, list(self._runners)), texts)
+        return Flight(recorded, lanes, said, texts is None)
 
-    def _record(self, shape: CycleShape) -> RecordedCycle:
-        guide, base = (Model(self._runners[r].decoder, self._runners[r].cache) for r in ROLES)
-        recorded = RecordedCycle(guide, base, shape, self._vocab, self._marks, self._recorder)
-        self._recorded[shape] = recorded
-        return recorded
+    def _by_side(self, of: Callable[[str], int]) -> tuple[int, int]:
+        """Something of the guide and of the base; 0 where nobody drafts."""
+        *guide, base = map(of, self._runners)
+        return (guide[0] if guide else 0), base
 
     def _max_blocks(self, role: str) -> int:
         """How many blocks a text of the role takes at most, with what a cycle may write behind it."""
@@ -195,24 +216,36 @@ class Foresight:
         return min(-(-(runner.decoder.config.max_len + 2 * MAX_DRAFT + 1) // size), runner.pool.total)
 
     def _go_on(self, flight: Flight) -> Flight | None:
-        """The cycle behind one that is not read yet; None where blocks are missing or it needs another
-        shape.
+        """The cycle behind one that is not read yet; None where blocks are missing, somebody wants no draft
+        any more, or it needs a shape that is not recorded.
         """
-        shape = self._shape(flight.lanes)
-        is_larger = shape is None or any(a > b for a, b in zip(shape, flight.recorded.shape, strict=True))
-        if is_larger or not self._own_blocks([lane for lane in flight.lanes if not lane.stopped]):
+        going = [lane for lane in flight.lanes if not lane.stopped]
+        if any(lane.wanted and not lane.request.drafts_next for lane in going):
             return None
-        lanes = [
-            Lane(lane.request, lane.preemptions, stopped=lane.stopped, blocks=lane.blocks)
-            for lane in flight.lanes
+        # As many drafts as each wants now; where that is not recorded yet, as many as it has.
+        wishes = [
+            lane.request.drafts_next if lane.wanted and not lane.stopped else 0 for lane in flight.lanes
         ]
-        return Flight(flight.recorded, lanes, flight.recorded.start(tables_of(lanes)))
+        for lengths in (wishes, flight.lengths):
+            lanes = [
+                Lane(lane.request, lane.preemptions, wanted, stopped=lane.stopped, blocks=lane.blocks)
+                for lane, wanted in zip(flight.lanes, lengths, strict=True)
+            ]
+            shape, known = self._shape(flight.lanes, lanes), flight.recorded.shape
+            recorded = self._book.find_onward(shape, known) if shape else None
+            if recorded is not None:
+                break
+            if shape is None or lengths == flight.lengths or self._book.is_due(shape, known):
+                return None
+        if recorded is None or not self._own_blocks(going):
+            return None
+        return self._launch(recorded, lanes, None)
 
     def _own_blocks(self, lanes: Sequence[Lane]) -> bool:
         """Own, alone, all that this cycle and the next one may write."""
         for lane in lanes:
-            for role in ROLES:
-                sequence, runner = lane.request.sequences[role], self._runners[role]
+            for role, runner in self._runners.items():
+                sequence = lane.request.sequences[role]
                 try:
                     copies = sequence.prepare_write(sequence.num_computed, lane.reach(role))
                 except OutOfBlocks:
@@ -227,33 +260,44 @@ class Foresight:
         staying = set() if self._flight is None else {lane.request for lane in self._flight.lanes}
         for lane in flight.lanes:
             if lane.request not in staying:
-                for role in ROLES:
+                lane.request.drafts_under_way = 0
+                for role in self._runners:
                     lane.request.sequences[role].reserved = 0
 
-    def _shape(self, lanes: Sequence[Lane]) -> CycleShape | None:
-        """The smallest shape with a recording that holds the lanes; None where there is none."""
-        drafts = max(lane.request.draft_len or 0 for lane in lanes)
-        size = self._runners["base"].pool.block_size
+    def _shape(self, texts: Sequence[Lane], lanes: Sequence[Lane]) -> CycleShape | None:
+        """The smallest shape with a recording that holds the lanes, which begin where the cycle of `texts`
+        does or ends; None where there is none.
+        """
+        drafts = max(lane.wanted for lane in lanes)
+        size = self._first.pool.block_size
         # Rows that do not count stand as far behind the text as those that do.
-        widths = [max(-(-(lane.end(role) + 2 * drafts + 1) // size) for lane in lanes) for role in ROLES]
-        if len(lanes) * (drafts + 1) > SIZES[-1] or max(widths) > WIDTHS[-1]:
+        reach = max(lane.wanted for lane in texts) + drafts + 1
+        if len(lanes) * (drafts + 1) > SIZES[-1]:
             return None
-        return CycleShape(
-            at_least(SIZES, len(lanes)), drafts, *(at_least(WIDTHS, max(w, drafts + 1)) for w in widths)
-        )
+
+        def width(role: str) -> int:
+            return max(-(-(lane.end(role) + reach) // size) for lane in texts)
+
+        widths = self._by_side(width)
+        if max(widths) > WIDTHS[-1]:
+            return None
+        sizes = (at_least(WIDTHS, max(w, drafts + 1)) if w else 0 for w in widths)
+        return CycleShape(at_least(SIZES, len(lanes)), drafts, *sizes)
 
     def _mark_ends(self, roles: Mapping[str, Role]) -> list[int]:
         """Which ids end a text, and whose; see `draft_verify`."""
-        marks = [0] * self._vocab
-        for role, bit in (("base", BASE_EOS), ("guide", GUIDE_EOS)):
+        vocab = min(roles[role].vocab_size for role in self._runners)
+        marks = [0] * vocab
+        for role in self._runners:
             for token in roles[role].eos_ids:
-                if token < self._vocab:
-                    marks[token] |= bit
+                if token < vocab:
+                    marks[token] |= BASE_EOS if role == self._writer else GUIDE_EOS
         return marks
 
     def _land(self, flight: Flight, onward: Flight | None) -> None:
         """Wait for a cycle and take over its rows; now it is known where the one behind it begins."""
         said = flight.said()
+        self._time_of(flight)
         for index, lane in enumerate(flight.lanes):
             if lane.start is None:
                 continue
@@ -261,7 +305,8 @@ class Foresight:
             guide = [rows[index] for rows in said.guide[: lane.drafts]]
             base = said.base[first : first + lane.drafts + 1]
             lane.path = [token for token, *_ in guide]
-            lane.rows = {"guide": [row_of(*one) for one in guide], "base": [row_of(*one) for one in base]}
+            lane.rows = {"guide": [row_of(*one) for one in guide]} if guide else {}
+            lane.rows[self._writer] = [row_of(*one) for one in base]
             written, last, is_on = (said.state[index][i] for i in (WRITTEN, LAST, ALIVE))
             foreseen = self._replayed(lane, base) if is_on else []
             if is_on and (written != lane.start + len(foreseen) or last != foreseen[-1]):
@@ -274,16 +319,26 @@ class Foresight:
                     behind.start, behind.lag, behind.before = written, said.state[index][LAG], foreseen
             self._lanes.setdefault(lane.request, []).append(lane)
 
+    def _time_of(self, flight: Flight) -> None:
+        """Note what a cycle took that has just ended, if the device began it when the one before ended."""
+        before, self._turned_at = self._turned_at, self._clock()
+        if before is None or not flight.is_behind:
+            return
+        shape = flight.recorded.shape
+        passes = dict.fromkeys(self._runners, (shape.drafts, shape.lanes))
+        passes[self._writer] = 1, shape.lanes * (shape.drafts + 1)
+        self._time = CycleTime(passes, self._turned_at - before)
+
     def _replayed(self, lane: Lane, base: Sequence[Told]) -> list[int]:
         """What the policy writes in this cycle, by the rows that were read."""
         policy, request = lane.request.policy, lane.request
-        assert isinstance(policy, Nudging)
+        # One model alone is a base that is never unsure.
+        gate = (policy.threshold, policy.comparator == "<=") if isinstance(policy, Nudging) else (0.0, False)
         written, _ = replay(
             [(top, lse, token) for token, _, top, lse in base],
             lane.path,
             self._marked,
-            policy.threshold,
-            policy.comparator == "<=",
+            *gate,
             False,
             request.params.ignore_eos,
             request.max_tokens - (lane.start or 0),

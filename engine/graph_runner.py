@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nudging.batch import BatchBuffer, BatchShape
+from nudging.cycle_lanes import Rows
 from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.foresight import Foresight
@@ -63,8 +64,8 @@ class GraphRunner(ModelRunner):
         # Of the batches that came, those whose works were alike; and how many recordings were made ahead.
         self._families: set[Family] = set()
         self._ahead = 0
-        # The cycles of this model and another one, where there are any.
-        self.foresight: Foresight | None = None
+        # The cycles that this model takes part in, where there are any.
+        self.foresights: list[Foresight] = []
 
     @property
     def takes_lanes(self) -> bool:
@@ -75,14 +76,20 @@ class GraphRunner(ModelRunner):
         self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
     ) -> list[Row | NumericalError]:
         assert lanes is None, "recordings are of requests that Python carries"
-        if self.foresight is None:
+        if not self.foresights:
             return self._execute(works, wanted)
         if not all(work.is_onward for work in works):
             self._foreseen.clear()
         # Before a cycle begins in these blocks, and for those whose rows are there already, too.
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         works = [work._replace(copies=()) if work.copies else work for work in works]
-        found = self.foresight.rows(self, works, wanted)
+        found: list[Rows | None] = [None] * len(works)
+        for foresight in self.foresights:
+            rows = foresight.rows(self, works, wanted)
+            self.cycle_time = foresight.take_time() or self.cycle_time
+            found = [a if a is not None else b for a, b in zip(found, rows, strict=True)]
+        if sum(foresight.is_under_way for foresight in self.foresights) > 1:
+            self._disturb()
         answers = [max(work.end - work.first_row + 1, 0) for work in works]
         ends = [0, *accumulate(answers)]
         rest = [i for i, rows in enumerate(found) if rows is None]
@@ -95,13 +102,13 @@ class GraphRunner(ModelRunner):
         return [row for rows in found for row in rows or []]
 
     def close(self) -> None:
-        if self.foresight is not None:
-            self.foresight.close()
-            self.foresight = None
+        for foresight in self.foresights:
+            foresight.close()
+        self.foresights.clear()
 
     @torch.inference_mode()
     def record_ahead(self, texts: int) -> bool:
-        if self.foresight is not None and self.foresight.record_ahead(texts):
+        if any(foresight.record_ahead(texts) for foresight in self.foresights):
             return True
         if self._ahead == MAX_AHEAD or not self.recorder.has_room():
             return False
@@ -114,26 +121,39 @@ class GraphRunner(ModelRunner):
                 return True
         return False
 
+    def _disturb(self) -> None:
+        for foresight in self.foresights:
+            foresight.disturb()
+
     def _execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         known = self._known(works)
         if known is not None:
             self.passes_made = 0
             return known
         self._foreseen.clear()
+        self._disturb()
         self.passes_made = 1
         shape = self._shape(works, wanted)
         if shape is None:
             return super().execute(works, wanted)
         vocab = wanted[0].vocab_size if wanted else self.decoder.config.vocab_size
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
-        steps = self._path_length(works)
+        steps, num_known = self._path_length(works), self._num_known
         said = self._answers((shape, vocab, 0), works, wanted)
         path = self._start_path((shape, vocab, steps), works, wanted, said) if steps else None
         rows = read_rows(said, len(wanted))
         if path is not None:
             self._foreseen = read_path(path, works)
             self.passes_made += steps
+        if self._num_known != num_known:
+            # Kernels were compiled, or recorded: that says nothing of the next one.
+            self.passes_made = 0
         return rows
+
+    @property
+    def _num_known(self) -> int:
+        """How many shapes came, and how many of them were recorded."""
+        return len(self._seen) + len(self._passes) + len(self._paths)
 
     def _known(self, works: list[Work]) -> list[Row | NumericalError] | None:
         """The works' rows where the path that they go on along was computed before."""

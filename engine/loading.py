@@ -247,12 +247,16 @@ def make_runners(
 
 
 def foresee(runners: Mapping[str, ModelRunner], roles: Mapping[str, Role]) -> None:
-    """Let the base and its guide run whole cycles, where their passes are recorded."""
-    if not {"base", "guide"} <= roles.keys():
-        return
-    guide, base = (runners[roles[role].model] for role in ("guide", "base"))
-    if isinstance(guide, GraphRunner) and isinstance(base, GraphRunner):
-        guide.foresight = base.foresight = Foresight(guide, base, roles, guide.recorder)
+    """Let the base and its guide run whole cycles, and each by itself, where their passes are recorded."""
+    writers = [name for name in ("guide", "base") if name in roles]
+    for who in dict.fromkeys([tuple(writers), *((name,) for name in writers)]):
+        taking = {
+            name: runner for name in who if isinstance(runner := runners[roles[name].model], GraphRunner)
+        }
+        if who and len(taking) == len(who):
+            foresight = Foresight(taking, roles, taking[who[0]].recorder)
+            for runner in set(taking.values()):
+                runner.foresights.append(foresight)
 
 
 def make_runner(

@@ -7,6 +7,7 @@ import torch
 from nudging import _C
 from nudging.batch import BatchBuilder, KVCache
 from nudging.blocks import BlockPool
+from nudging.costs import CycleTime
 from nudging.decide import Wanted, decide, tell
 from nudging.errors import NumericalError
 from nudging.kernels.cpu import use_team
@@ -22,6 +23,9 @@ class ModelRunner:
     """A decoder, its block pool and its cache of `num_blocks` blocks; `team`: the threads of CPU ops;
     `flash`: what computes the attention of prompts, if not our kernel.
     """
+
+    # What the last cycle took that it computed, until somebody has taken note of it.
+    cycle_time: CycleTime | None = None
 
     def __init__(
         self,
@@ -45,7 +49,8 @@ class ModelRunner:
             decoder.dtype,
             decoder.device,
         )
-        # How many passes the last `execute` took: none where its rows had been computed before.
+        # How many passes the last `execute` took: none where its rows had been computed before, or where it
+        # took what such passes will not take again.
         self.passes_made = 1
         self._flash = flash
         self._builder = BatchBuilder(block_size, decoder.device, self.cache.spare_slot)

@@ -26,8 +26,9 @@ def cycle_advance(
     anywhere, and base_said: [LINES, lanes * (drafts + 1)] int32: what lm_head said of the rows.
 
     The guide has read all but the last token of its drafts: where all of them and one more were written it
-    lags by two tokens, else by one.  A lane takes part no more once its text has ended, has room for one
-    token only, or a row that counts is not finite: then the host looks at it first.
+    lags by two tokens, else by one, as where nobody drafts.  A lane takes part no more once its text has
+    ended, has no room, or for drafting room for one token only, or a row that counts is not finite: then the
+    host looks at it first.
     """
     _, drafts, lanes = guide_said.shape
     row = torch.arange(drafts + 1, device=state.device)
@@ -44,8 +45,8 @@ def cycle_advance(
     out[WRITTEN], out[ROOM] = state[WRITTEN] + written, state[ROOM] - written
     out[LAST] = written_at(written - 1, state[LAST])
     out[BEFORE] = written_at(written - 2, torch.where(written == 1, state[LAST], state[BEFORE]))
-    out[LAG] = 1 + (written == drafted + 1)
-    goes_on = is_finite & (finish == RUNNING) & (written > 0) & (out[ROOM] > 1)
+    out[LAG] = 1 + ((written == drafted + 1) & (drafts > 0))
+    goes_on = is_finite & (finish == RUNNING) & (written > 0) & (out[ROOM] > min(drafts, 1))
     out[ALIVE] = state[ALIVE] * goes_on
     state.copy_(out)
 

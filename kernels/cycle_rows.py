@@ -19,8 +19,9 @@ class CycleRows(NamedTuple):
     guide_positions, guide_slots: [lanes * (drafts + 1)] int64, two rows a lane for its first pass, then one
     for each further one; guide_lens: [drafts, lanes] int32; base_positions, base_slots: [lanes * (drafts +
     1)] int64; base_lens: [lanes] int32; guide_noise [drafts, lanes] and base_noise [lanes * (drafts + 1)]
-    int64: the output positions whose noise the answers are picked with; drafted, room: [lanes] int32, how
-    many drafts of each lane count, and how many tokens it may write, 0 where it takes no part.
+    int64: the output positions whose noise the answers are picked with; base_temperature fp32, base_seed
+    int64: [lanes * (drafts + 1)], each lane's own; drafted, room: [lanes] int32, how many drafts of each lane
+    count, and how many tokens it may write, 0 where it takes no part.
     """
 
     guide_positions: Tensor
@@ -31,6 +32,8 @@ class CycleRows(NamedTuple):
     base_lens: Tensor
     guide_noise: Tensor
     base_noise: Tensor
+    base_temperature: Tensor
+    base_seed: Tensor
     drafted: Tensor
     room: Tensor
 
@@ -41,6 +44,8 @@ def cycle_rows(
     lengths: Tensor,
     wanted: Tensor,
     first: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
     guide_table: Tensor,
     base_table: Tensor,
     tails: Tensor,
@@ -52,17 +57,18 @@ def cycle_rows(
     """The rows of `drafts` passes of the guide and one of the base, for each lane's text as `state` has it.
 
     state: [STATES, lanes] int32; lengths: [2, lanes] int32, the tokens of the guide's and the base's prompt;
-    wanted: [lanes] int32, 1 to `drafts`, the drafts each lane wants, of which it gets at most one less than
-    it has room for; first: [lanes] int64, the output position of the text's first token; guide_table,
-    base_table: [lanes, any] int32, the blocks of its cache; tails: [2, lanes] int32, where the last two
-    tokens of each text are written to; guide_spare, base_spare: slots that are nobody's.
+    wanted: [lanes] int32, at most `drafts`, the drafts each lane wants, of which it gets at most one less
+    than it has room for; first: [lanes] int64, the output position of the text's first token; temperature
+    [lanes] fp32, seed [lanes] int64: how its tokens are picked; guide_table, base_table: [lanes, any] int32,
+    the blocks of its cache; tails: [2, lanes] int32, where the last two tokens of each text are written to;
+    guide_spare, base_spare: slots that are nobody's.
 
     With e tokens of prompt and text, the guide's first pass feeds tokens e - 2 and e - 1, pass i the token
     e - 1 + i; the base's feeds e - 1 to e - 1 + drafts.  What is not to be kept goes to the spare slot: the
     guide's first row where it lags by one token only, rows behind a lane's drafts, which stand where the last
-    one does, and lanes that take no part, which stand at the beginning.
+    one does, and lanes that take no part, which stand at the beginning.  Where nobody drafts, what is the
+    guide's says nothing.
     """
-    lanes = state.shape[1]
     long = state.long()
     written, room, lag = long[WRITTEN], long[ROOM], long[LAG]
     alive = long[ALIVE] > 0
@@ -87,7 +93,9 @@ def cycle_rows(
         _slots(base_table, base, base_kept, block_size, base_spare).flatten(),
         torch.where(alive, base_end + drafts, drafts + 1).int(),
         noise[:, :drafts].T.contiguous(),
-        noise.expand(lanes, drafts + 1).flatten(),
+        noise.flatten(),
+        temperature.repeat_interleave(drafts + 1),
+        seed.repeat_interleave(drafts + 1),
         drafted.int(),
         torch.where(alive, room, 0).int(),
     )

@@ -302,7 +302,21 @@ ship("draft_verify", "eight", verify_args, ("fp32",))
 def cycle_rows_args(dtype: torch.dtype) -> Args:
     state, lengths, one = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (2, 8), (8,)))
     table = torch.empty(8, 512, dtype=torch.int32)
-    return state, lengths, one, one.long(), table, table, lengths, 4, 16, 1 << 20, 1 << 20
+    return (
+        state,
+        lengths,
+        one,
+        one.long(),
+        one.float(),
+        one.long(),
+        table,
+        table,
+        lengths,
+        4,
+        16,
+        1 << 20,
+        1 << 20,
+    )
 
 
 def cycle_advance_args(dtype: torch.dtype) -> Args:

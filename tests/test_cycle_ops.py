@@ -30,7 +30,8 @@ def test_the_rows_of_a_cycle_by_hand() -> None:
     lengths = ints([3, 6, 1], [8, 3, 1])
     tables = ints([5, 6, 7], [8, 9, 4], [0, 0, 0]), ints([1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 0])
     wanted, first, tails = torch.tensor([3, 3, 3]).int(), torch.tensor([0, 10, 0]), torch.zeros(2, 3).int()
-    rows = cycle_rows(state, lengths, wanted, first, *tables, tails, 3, 4, 400, 800)
+    temperature, seed = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([7, -8, 9])
+    rows = cycle_rows(state, lengths, wanted, first, temperature, seed, *tables, tails, 3, 4, 400, 800)
     assert rows.drafted.tolist() == [3, 1, 0]
     assert rows.room.tolist() == [9, 2, 0]
     assert tails.tolist() == [[60, 61, 0], [70, 71, 0]]
@@ -44,6 +45,24 @@ def test_the_rows_of_a_cycle_by_hand() -> None:
     assert rows.base_lens.tolist() == [13, 7, 4]
     assert rows.guide_noise.tolist() == [[2, 11, 5], [3, 12, 6], [4, 13, 7]]
     assert rows.base_noise.tolist() == [2, 3, 4, 5, 11, 12, 13, 14, 5, 6, 7, 8]
+    assert rows.base_temperature.tolist() == [0.0] * 4 + [0.5] * 4 + [1.0] * 4
+    assert rows.base_seed.tolist() == [7] * 4 + [-8] * 4 + [9] * 4
+
+
+def test_the_rows_of_a_cycle_without_drafts_by_hand() -> None:
+    """The last token of each text, where there is one token of room, too; the third lane is out."""
+    state = ints([2, 1, 5], [9, 1, 3], [60, 61, 0], [70, 71, 0], [1, 1, 1], [1, 1, 0])
+    lengths, table = ints([8, 3, 1], [8, 3, 1]), ints([1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 0])
+    wanted, first, tails = torch.zeros(3).int(), torch.tensor([0, 10, 0]), torch.zeros(2, 3).int()
+    picks = torch.zeros(3), torch.tensor([7, 8, 9])
+    rows = cycle_rows(state, lengths, wanted, first, *picks, table, table, tails, 0, 4, 800, 800)
+    assert (rows.drafted.tolist(), rows.room.tolist()) == ([0, 0, 0], [9, 1, 0])
+    assert tails.tolist() == [[60, 61, 0], [70, 71, 0]]
+    assert rows.base_positions.tolist() == [9, 3, 0]
+    assert rows.base_slots.tolist() == [13, 23, 800]
+    assert rows.base_lens.tolist() == [10, 4, 1]
+    assert rows.base_noise.tolist() == [2, 11, 5]
+    assert rows.base_seed.tolist() == [7, 8, 9]
 
 
 def test_the_texts_after_a_cycle_by_hand() -> None:
@@ -64,6 +83,20 @@ def test_the_texts_after_a_cycle_by_hand() -> None:
         [2, 1, 1, 2, 1, 1],
         [1, 1, 0, 0, 0, 0],
     ]
+
+
+def test_the_texts_after_a_cycle_without_drafts_by_hand() -> None:
+    """One token written, the last one there was room for, and the end of the text."""
+    state = ints([4] * 3, [9, 1, 9], [60] * 3, [70] * 3, [1] * 3, [1] * 3)
+    tokens = torch.full((3, WIDTH), -1, dtype=torch.int32)
+    tokens[:2, 0] = 20
+    written, finish = torch.tensor([1, 1, 0]).int(), torch.tensor([RUNNING, LENGTH, STOP]).to(torch.int8)
+    said = torch.zeros(LINES, 0, 3).int(), torch.zeros(LINES, 3).int()
+    cycle_advance(state, torch.zeros(3).int(), tokens, written, finish, *said)
+    assert state.tolist() == [[5, 5, 4], [8, 0, 9], [70, 70, 60], [20, 20, 70], [1, 1, 1], [1, 0, 0]]
+    state[1, 0], state[5] = 2, 1
+    cycle_advance(state, torch.zeros(3).int(), tokens, written, torch.zeros(3).to(torch.int8), *said)
+    assert state[5].tolist() == [1, 0, 0], "room for one more token is enough, no room or no token is not"
 
 
 def advanced(advance: Run, arguments: tuple[Tensor, ...]) -> Tensor:
@@ -111,17 +144,18 @@ def a_state(rng: random.Random, lanes: int) -> Tensor:
     return state
 
 
-@pytest.mark.parametrize("drafts", [1, 2, 3, 8])
+@pytest.mark.parametrize("drafts", [0, 1, 2, 3, 8])
 def test_triton_gives_the_references_rows_and_texts(drafts: int) -> None:
     rng = random.Random(drafts)
     lanes, block_size = 5, 4
     state = a_state(rng, lanes)
     lengths = torch.tensor([rng.choices(range(2, 30), k=lanes) for _ in range(2)]).int()
-    wanted = torch.tensor(rng.choices(range(1, drafts + 1), k=lanes)).int()
+    wanted = torch.tensor(rng.choices(range(min(drafts, 1), drafts + 1), k=lanes)).int()
     tables = (torch.randint(0, 90, (lanes, width), dtype=torch.int32) for width in (16, 14))
     first = torch.tensor(rng.choices(range(2**32 - 99), k=lanes))
     tails = torch.zeros(2, lanes).int(), torch.zeros(2, lanes).int().to(DEVICE)
-    before, rest = (state, lengths, wanted, first, *tables), (drafts, block_size, 400, 800)
+    picks = torch.rand(lanes), torch.randint(-(2**63), 2**63 - 1, (lanes,))
+    before, rest = (state, lengths, wanted, first, *picks, *tables), (drafts, block_size, 400, 800)
     want = cycle_rows.reference(*before, tails[0], *rest)
     got = triton("cycle_rows")(*on_device(before), tails[1], *rest)
     assert torch.equal(tails[0], tails[1].cpu())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache
 from nudging.cli_info import gpu_tiles
-from nudging.cycle import CycleShape, Model, RecordedCycle
+from nudging.cycle import CycleShape, Model, RecordedCycle, cycle_memory
 from nudging.graphs import PickBuffer, RecordedPass, RecordedPath
 from nudging.kernels.rms_norm import rms_norm
 from nudging.models.decoder import Decoder
@@ -208,7 +208,18 @@ def test_a_recorded_cycle_is_its_passes_and_three_launches(tmp_path: Path) -> No
     def record(decoder: Decoder, counting: Counting) -> None:
         guide, base = (Model(decoder, cache_of(decoder)) for _ in range(2))
         marks = torch.zeros(90, dtype=torch.uint8)
-        RecordedCycle(guide, base, CycleShape(2, 2, 32, 32), 90, marks, counting)
+        memory = cycle_memory(2, guide.decoder.device)
+        RecordedCycle(guide, base, CycleShape(2, 2, 32, 32), 90, marks, memory, counting)
 
     cycle = {"_cycle_rows": 1, "_draft_verify": 1, "_cycle_advance": 1}
     assert launches("llama", tmp_path, record) == of_passes(3, "llama", **cycle)
+
+
+def test_a_recorded_cycle_without_drafts_is_one_pass_and_three_launches(tmp_path: Path) -> None:
+    def record(decoder: Decoder, counting: Counting) -> None:
+        base, marks = Model(decoder, cache_of(decoder)), torch.zeros(90, dtype=torch.uint8)
+        memory = cycle_memory(2, decoder.device)
+        RecordedCycle(None, base, CycleShape(2, 0, 0, 32), 90, marks, memory, counting)
+
+    cycle = {"_cycle_rows": 1, "_draft_verify": 1, "_cycle_advance": 1}
+    assert launches("llama", tmp_path, record) == of_passes(1, "llama", **cycle)

@@ -70,9 +70,9 @@ def made(llm: LLM) -> dict[Any, int]:
     """All recordings there are, with how many texts each is for at most."""
     found: dict[Any, int] = {}
     for index, runner in enumerate(runners_of(llm)):
-        assert runner.foresight is not None
         found |= {(index, key): key[0].seqs - 1 for key in (*runner._passes, *runner._paths)}
-        found |= {shape: shape.lanes for shape in runner.foresight._recorded}
+        for foresight in runner.foresights:
+            found |= {(*foresight._runners, shape): shape.lanes for shape in foresight._book.shapes}
     return found
 
 
@@ -195,7 +195,7 @@ def wait_until(is_done: Callable[[], bool]) -> None:
 
 def test_number_and_memory_are_bounded(tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nudging.graph_runner.MAX_AHEAD", 3)
-    monkeypatch.setattr("nudging.foresight.MAX_AHEAD", 2)
+    monkeypatch.setattr("nudging.cycle_book.MAX_AHEAD", 2)
     room = False
     recording = Recording()
     monkeypatch.setattr(recording, "has_room", lambda: room)

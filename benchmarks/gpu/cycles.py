@@ -20,7 +20,7 @@ from benchmarks.pair import pocket_prompts
 from benchmarks.report import quartiles
 from benchmarks.rounds import DifferentText
 from nudging import LLM, Nudging, SamplingParams
-from nudging.cycle import CycleShape, LaneStart, RecordedCycle, Said
+from nudging.cycle import CycleShape, LaneBlocks, LaneStart, RecordedCycle, Said, cycle_memory
 from nudging.cycle import Model as CycleModel
 from nudging.graph_runner import GraphRunner
 from nudging.models.decoder import Decoder
@@ -42,11 +42,12 @@ class Cycle:
         device, vocab = base.decoder.device, min(decoder.config.vocab_size for decoder in models)
         marks = torch.zeros(vocab, dtype=torch.uint8, device=device)
         parts = (CycleModel(model.decoder, model.cache) for model in (guide, base))
-        self.recorded = RecordedCycle(*parts, shape, vocab, marks, recorder_of(device))
+        memory = cycle_memory(seqs, device)
+        self.recorded = RecordedCycle(*parts, shape, vocab, marks, memory, recorder_of(device))
         blocks = [range(seq * base.width, (seq + 1) * base.width) for seq in range(seqs)]
-        self.tables = [(list(own), list(own)) for own in blocks]
+        self.blocks = [LaneBlocks(drafts, own, own) for own in blocks]
         self.lanes = [
-            LaneStart(0, behind, 300, 301, 1, 1, context, context, drafts, 0, 0.4, False, True, 0.0, 0)
+            LaneStart(0, behind, 300, 301, 1, 1, context, context, 0, 0.4, False, True, 0.0, 0)
         ] * seqs
 
     def bound(self, drafts: int, bandwidth: float) -> float:
@@ -56,13 +57,13 @@ class Cycle:
 
     def once(self) -> Said:
         """A cycle from the beginning, waited for."""
-        return self.recorded.start(self.tables, self.lanes)()
+        return self.recorded.start(self.blocks, self.lanes)()
 
     def behind_each_other(self) -> None:
         """A run of cycles, each read once the next one is on its way."""
-        said: Callable[[], Said] = self.recorded.start(self.tables, self.lanes)
+        said: Callable[[], Said] = self.recorded.start(self.blocks, self.lanes)
         for _ in range(RUN - 1):
-            next_said = self.recorded.start(self.tables)
+            next_said = self.recorded.start(self.blocks)
             said()
             said = next_said
         said()
@@ -187,7 +188,7 @@ def without_cycles(llm: LLM) -> None:
     """Let the models' passes be recorded one by one."""
     for runner in llm._engine.runners.values():
         if isinstance(runner, GraphRunner):
-            runner.foresight = None
+            runner.foresights.clear()
 
 
 class Written(NamedTuple):

@@ -24,6 +24,7 @@ def _cycle_advance(
     lanes, drafts, line_stride, MAX: tl.constexpr, LSE: tl.constexpr,
     WRITTEN: tl.constexpr, ROOM: tl.constexpr, BEFORE: tl.constexpr, LAST: tl.constexpr, LAG: tl.constexpr,
     ALIVE: tl.constexpr, RUNNING: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    DRAFTING: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0)
     count, drafted = tl.load(count_ptr + lane), tl.load(drafted_ptr + lane)
@@ -46,14 +47,15 @@ def _cycle_advance(
     lse = tl.load(base_ptr + LSE * rows, mask=counts, other=0)
     bad += tl.sum((is_finite(top) & is_finite(lse) == 0).to(tl.int32), 0)
 
-    goes_on = (bad == 0) & (tl.load(finish_ptr + lane) == RUNNING) & (count > 0) & (room - count > 1)
+    goes_on = (bad == 0) & (tl.load(finish_ptr + lane) == RUNNING) & (count > 0)
+    goes_on = goes_on & (room - count > DRAFTING)
     alive = tl.load(state_ptr + ALIVE * lanes + lane)
     state_ptr += lane
     tl.store(state_ptr + WRITTEN * lanes, written + count)
     tl.store(state_ptr + ROOM * lanes, room - count)
     tl.store(state_ptr + LAST * lanes, tl.where(count > 0, last_written, last))
     tl.store(state_ptr + BEFORE * lanes, tl.where(count > 1, one_before, tl.where(count == 1, last, before)))
-    tl.store(state_ptr + LAG * lanes, tl.where(count == drafted + 1, 2, 1))
+    tl.store(state_ptr + LAG * lanes, tl.where(count == drafted + 1, 1 + DRAFTING, 1))
     tl.store(state_ptr + ALIVE * lanes, tl.where(goes_on, alive, 0))
 
 
@@ -85,5 +87,5 @@ def cycle_advance(
         _cycle_advance[(lanes,)](
             state, *arguments, lanes, drafts, guide_said.stride(0), MAX, LSE,
             WRITTEN, ROOM, BEFORE, LAST, LAG, ALIVE, RUNNING, TOKENS,
-            triton.next_power_of_2(drafts + 1), num_warps=1,
+            triton.next_power_of_2(drafts + 1), min(drafts, 1), num_warps=1,
         )  # fmt: skip

@@ -18,12 +18,13 @@ def slots_of(table_ptr, position, kept, block_size, spare):
 
 @triton.jit
 def _cycle_rows(
-    state_ptr, lengths_ptr, wanted_ptr, first_ptr, guide_table_ptr, base_table_ptr,
-    tails_ptr, guide_positions_ptr, guide_slots_ptr, guide_lens_ptr,
-    base_positions_ptr, base_slots_ptr, base_lens_ptr, guide_noise_ptr, base_noise_ptr, drafted_ptr, room_ptr,
+    state_ptr, lengths_ptr, wanted_ptr, first_ptr, temperature_ptr, seed_ptr,
+    guide_table_ptr, base_table_ptr, tails_ptr, guide_positions_ptr, guide_slots_ptr, guide_lens_ptr,
+    base_positions_ptr, base_slots_ptr, base_lens_ptr, guide_noise_ptr, base_noise_ptr,
+    base_temperature_ptr, base_seed_ptr, drafted_ptr, room_ptr,
     lanes, guide_width, base_width, drafts, block_size, guide_spare, base_spare,
     WRITTEN: tl.constexpr, ROOM: tl.constexpr, BEFORE: tl.constexpr, LAST: tl.constexpr, LAG: tl.constexpr,
-    ALIVE: tl.constexpr, ROWS: tl.constexpr,
+    ALIVE: tl.constexpr, ROWS: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0)
     written, room = tl.load(state_ptr + WRITTEN * lanes + lane), tl.load(state_ptr + ROOM * lanes + lane)
@@ -46,7 +47,7 @@ def _cycle_rows(
     kept = there & alive & tl.where(row == 0, lag > 1, (row == 1) | (row <= drafted))
     slots = slots_of(guide_table_ptr + lane.to(tl.int64) * guide_width, guide, kept, block_size, guide_spare)
     # Two rows of each lane for the first pass, then one for each pass.
-    at = tl.where(row < 2, 2 * lane + row, row * lanes + lane)
+    at = tl.where(row < 2, FIRST * lane + row, row * lanes + lane)
     tl.store(guide_positions_ptr + at, guide.to(tl.int64), mask=there)
     tl.store(guide_slots_ptr + at, slots, mask=there)
     tl.store(guide_lens_ptr + (row - 1) * lanes + lane, guide + 1, mask=there & (row > 0))
@@ -61,6 +62,8 @@ def _cycle_rows(
     noise = tl.load(first_ptr + lane) + written + row
     tl.store(guide_noise_ptr + row * lanes + lane, noise, mask=row < drafts)
     tl.store(base_noise_ptr + at, noise, mask=there)
+    tl.store(base_temperature_ptr + at, tl.load(temperature_ptr + lane), mask=there)
+    tl.store(base_seed_ptr + at, tl.load(seed_ptr + lane), mask=there)
 
 
 def cycle_rows(
@@ -68,6 +71,8 @@ def cycle_rows(
     lengths: Tensor,
     wanted: Tensor,
     first: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
     guide_table: Tensor,
     base_table: Tensor,
     tails: Tensor,
@@ -84,6 +89,8 @@ def cycle_rows(
         require(op, "lengths", lengths, (2, lanes), torch.int32, device),
         require(op, "wanted", wanted, (lanes,), torch.int32, device),
         require(op, "first", first, (lanes,), torch.int64, device),
+        require(op, "temperature", temperature, (lanes,), torch.float32, device),
+        require(op, "seed", seed, (lanes,), torch.int64, device),
         require(op, "guide_table", guide_table, (lanes, guide_width), torch.int32, device),
         require(op, "base_table", base_table, (lanes, base_width), torch.int32, device),
         tails,
@@ -98,11 +105,12 @@ def cycle_rows(
     out = CycleRows(
         empty(rows), empty(rows), empty(drafts, lanes, dtype=short),
         empty(rows), empty(rows), empty(lanes, dtype=short), empty(drafts, lanes), empty(rows),
-        empty(lanes, dtype=short), empty(lanes, dtype=short),
+        empty(rows, dtype=torch.float32), empty(rows), empty(lanes, dtype=short), empty(lanes, dtype=short),
     )  # fmt: skip
     if lanes > 0:
         _cycle_rows[(lanes,)](
             *arguments, *out, lanes, guide_width, base_width, drafts, block_size, guide_spare, base_spare,
-            WRITTEN, ROOM, BEFORE, LAST, LAG, ALIVE, triton.next_power_of_2(drafts + 1), num_warps=1,
+            WRITTEN, ROOM, BEFORE, LAST, LAG, ALIVE, triton.next_power_of_2(drafts + 1), min(drafts + 1, 2),
+            num_warps=1,
         )  # fmt: skip
     return out
