@@ -299,31 +299,27 @@ def verify_args(dtype: torch.dtype) -> Args:
 ship("draft_verify", "eight", verify_args, ("fp32",))
 
 
-def cycle_rows_args(dtype: torch.dtype) -> Args:
-    state, lengths, one = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (2, 8), (8,)))
-    table = torch.empty(8, 512, dtype=torch.int32)
-    return (
-        state,
-        lengths,
-        one,
-        one.long(),
-        one.float(),
-        one.long(),
-        table,
-        table,
-        lengths,
-        4,
-        16,
-        1 << 20,
-        1 << 20,
-    )
+def cycle_rows_args(drafts: int) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        state, lengths, one = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (2, 8), (8,)))
+        table = torch.empty(8, 512, dtype=torch.int32)
+        picks = one.float(), one.long()
+        return state, lengths, one, one.long(), *picks, table, table, lengths, drafts, 16, 1 << 20, 1 << 20
+
+    return make
 
 
-def cycle_advance_args(dtype: torch.dtype) -> Args:
-    state, one, tokens = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (8,), (8, 24)))
-    guide_said, base_said = (torch.empty(shape, dtype=torch.int32) for shape in ((4, 6, 8), (4, 40)))
-    return state, one, tokens, one, one.to(torch.int8), guide_said[:, 2:], base_said
+def cycle_advance_args(drafts: int) -> Callable[[torch.dtype], Args]:
+    def make(dtype: torch.dtype) -> Args:
+        state, one, tokens = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (8,), (8, 24)))
+        guide_said, base_said = (
+            torch.empty(shape, dtype=torch.int32) for shape in ((4, 2 + drafts, 8), (4, 8 * (drafts + 1)))
+        )
+        return state, one, tokens, one, one.to(torch.int8), guide_said[:, 2:], base_said
+
+    return make
 
 
-ship("cycle_rows", "eight", cycle_rows_args, ("fp32",))
-ship("cycle_advance", "eight", cycle_advance_args, ("fp32",))
+for drafts, name in ((4, "eight"), (0, "eight alone")):
+    ship("cycle_rows", name, cycle_rows_args(drafts), ("fp32",))
+    ship("cycle_advance", name, cycle_advance_args(drafts), ("fp32",))

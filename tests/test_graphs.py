@@ -128,6 +128,7 @@ JOBS = [
     (Guide(), "off", {}),
     (Nudging(0.4, "token"), "off", {}),
     (Nudging(0.4, "token"), 4, {}),
+    (Nudging(0.4, "token"), "auto", {}),
     (Nudging(0.4, "word"), 3, {}),
     (Nudging(0.4, "word"), "auto", {}),
     (Nudging(0.4, "token"), 3, {"temperature": 1.0, "seed": 5}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 from unittest import mock
@@ -19,11 +19,12 @@ from benchmarks.gpu.timing import recorder_of, time_on_device, time_on_host, wai
 from benchmarks.pair import pocket_prompts
 from benchmarks.report import quartiles
 from benchmarks.rounds import DifferentText
-from nudging import LLM, Nudging, SamplingParams
+from nudging import LLM, Base, Nudging, SamplingParams
 from nudging.cycle import CycleShape, LaneBlocks, LaneStart, RecordedCycle, Said, cycle_memory
 from nudging.cycle import Model as CycleModel
 from nudging.graph_runner import GraphRunner
 from nudging.models.decoder import Decoder
+from nudging.policies import Policy
 
 POLICY = Nudging(0.4, "token")
 # Cycles that follow each other without a pause, for the time between them.
@@ -96,14 +97,18 @@ def cycles(pair: Pair, bandwidth: float) -> Found:
 
 
 def texts(pair: Pair) -> list[Figure]:
-    """One request, nudged by token: tokens per second with whole cycles and without; and how much longer a
-    step takes in which the author changes.
+    """One request, nudged by token or by the base alone: tokens per second with whole cycles and without; and
+    how much longer a step takes in which the author changes.
     """
-    figures = []
     prompts = dict(pocket_prompts(pair.llm, 1)[0])
     params = SamplingParams(max_tokens=pair.scale.tokens, ignore_eos=True)
-    expected = pair.llm.generate(prompts, params, POLICY, "off")[0].outputs[0].token_ids
-    for drafts in pair.scale.drafts:
+    arms: list[tuple[Policy, int | str]] = [(POLICY, drafts) for drafts in pair.scale.drafts]
+    arms += [(POLICY, "auto"), (Base(), "off")]
+    figures = []
+    for policy, speculate in arms:
+        text = "base alone" if isinstance(policy, Base) else "token-level text"
+        drafts = {"off": "", "auto": ", drafts as they pay"}.get(str(speculate), f", {speculate} drafts")
+        expected = pair.llm.generate(prompts, params, policy, "off")[0].outputs[0].token_ids
         for name in ("passes", "cycles"):
             with pair.open() as llm, Pauses(pair.device) as pauses:
                 if name == "passes":
@@ -111,28 +116,30 @@ def texts(pair: Pair) -> list[Figure]:
                 runs = []
                 for _ in range(2 + pair.scale.rounds):
                     pauses.clear()
-                    runs.append(steps_of(llm, prompts, params, drafts))
+                    runs.append(steps_of(llm, prompts, params, policy, speculate))
             if any(run[-1].token_ids != expected for run in runs):
-                raise DifferentText(f"by {name}, {drafts} drafts: {runs[0][-1].token_ids}, lazily {expected}")
+                raise DifferentText(f"{text} by {name}{drafts}: {runs[0][-1].token_ids}, lazily {expected}")
             del runs[:2]
+            what = f"{text} by {name}{drafts}"
             if pauses.share is not None:
-                what = f"device idle between cycles, {drafts} drafts"
-                figures.append(Figure(what, pauses.share, ""))
+                figures.append(Figure(f"device idle between cycles, {what}", pauses.share, ""))
             rates = [len(run[-1].token_ids) / run[-1].seconds for run in runs]
             lower, median, upper = quartiles(rates)
-            what = f"token-level text by {name}, {drafts} drafts"
             figures.append(Figure(what, median, "tok/s", None, lower, upper))
-            steps = [step for run in runs for step in pairwise(run)]
-            seconds = {
-                changes: [
-                    b.seconds - a.seconds for a, b in steps if (len({a.last, *b.authors}) > 1) is changes
-                ]
-                for changes in (True, False)
-            }
-            if all(seconds.values()):
-                extra = quartiles(seconds[True])[1] - quartiles(seconds[False])[1]
-                figures.append(Figure(f"step in which authors change, {what}", 1e6 * extra, "us longer"))
+            figures += changes(runs, what)
     return figures
+
+
+def changes(runs: Sequence[list[Written]], what: str) -> list[Figure]:
+    """How much longer a step takes in which the author changes, where there are such steps and others."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for run in runs:
+        for a, b in pairwise(run):
+            seconds[len({a.last, *b.authors}) > 1].append(b.seconds - a.seconds)
+    if not all(seconds.values()):
+        return []
+    extra = quartiles(seconds[True])[1] - quartiles(seconds[False])[1]
+    return [Figure(f"step in which authors change, {what}", 1e6 * extra, "us longer")]
 
 
 class Pauses:
@@ -200,11 +207,13 @@ class Written(NamedTuple):
     last: str
 
 
-def steps_of(llm: LLM, prompts: dict[str, list[int]], params: SamplingParams, drafts: int) -> list[Written]:
+def steps_of(
+    llm: LLM, prompts: dict[str, list[int]], params: SamplingParams, policy: Policy, speculate: int | str
+) -> list[Written]:
     """A text, step by step, by the clock."""
     began, token_ids = time.perf_counter(), ()
     steps: list[Written] = []
-    for delta in llm.submit(prompts, params, POLICY, drafts):
+    for delta in llm.submit(prompts, params, policy, speculate):
         if delta.token_ids:
             token_ids += tuple(delta.token_ids)
             now = time.perf_counter() - began
