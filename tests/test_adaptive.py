@@ -188,6 +188,19 @@ def test_looking_up_takes_the_latest_occurrence_of_the_longest_end() -> None:
     assert look_up([0x0100, 0x0100, 9, 0x00010000, 0x00010000], 2) == []
 
 
+def test_a_guide_that_always_agrees_adds_a_token_a_draft() -> None:
+    assert [expected_tokens(length, 1) for length in range(4)] == [1, 2, 3, 4]
+
+
+def test_what_one_request_may_waste_is_its_own_allowance_and_a_loan_however_much_others_saved() -> None:
+    rich = Account(lazy=1e6)
+    ledger = Ledger({"base": FixedCosts(1.0), "guide": FixedCosts(0.1)}, rich, lazy=50.0)
+    ledger.share({"base": 1.0, "guide": 1.0})
+    assert ledger.budget == pytest.approx((1 + ALLOWANCE) * 50 + LOAN * 1.0)
+    ledger.pay("base", 1, 1)
+    assert ledger.budget == pytest.approx((1 + ALLOWANCE) * 50 + LOAN * 1.0 - 1)
+
+
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 8))
 def test_looking_up_equals_trying_every_place(ids: list[int], length: int) -> None:
     expected: list[int] = []

@@ -16,13 +16,36 @@ from tests.simulated import Setup, SimLLM
 from tests.simulation import Broken, World
 from tests.test_cosched import models
 from tests.test_prefix_cache import PROMPT_IDS
-from tests.test_scheduler import COSTS, finish, request, small_engine
+from tests.test_scheduler import COSTS, MODELS, finish, request, small_engine
 
 
 def started(engine: Engine, job: Request) -> Request:
     engine.add(job)
     engine.step()
     return job
+
+
+@pytest.mark.parametrize("carries", [False, True])
+def test_a_step_tells_who_moved_until_the_end(carries: bool) -> None:
+    engine, roles = small_engine(40, carries=carries)
+    jobs = [
+        request(roles, name, 5, 6, policy) for name, policy in (("a", Base()), ("b", Nudging(2, "token")))
+    ]
+    for job in jobs:
+        engine.add(job)
+    while engine.has_work:
+        running = [job for job in jobs if not job.is_finished]
+        moved = engine.step()
+        assert sorted(job.id for job in moved) == [job.id for job in running]
+
+
+def test_what_a_step_without_a_draft_will_cost_is_planned() -> None:
+    """A row and an answer, whatever stands before it."""
+    costs = {"base": FixedCosts(1.0, 0.1, 0.01), "guide": FixedCosts(0.5)}
+    engine, roles = fake_engine(MODELS, costs, 40, carries=False)
+    started(engine, request(roles, "r", 9, 5, Base(), None))
+    engine.step()
+    assert engine._ledgers["r"]._owed == pytest.approx(1.11)
 
 
 def test_a_step_that_leaves_nothing_to_do_asserts_that_no_block_is_lost() -> None:

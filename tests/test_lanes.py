@@ -197,6 +197,15 @@ def test_who_reads_while_the_request_is_handed_back_reads_what_came_back(name: s
     world.drain()
 
 
+def test_a_carried_request_has_no_more_attributes_than_another_one() -> None:
+    world = World(ROOMY, stride=1000)
+    request = carried_request(world)
+    with pytest.raises(AttributeError, match="Request has no attribute 'nothing'"):
+        _ = request.nothing
+    assert request.is_carried, "asking for it changes nothing"
+    world.drain()
+
+
 def test_an_abort_while_carried_keeps_what_was_written() -> None:
     world = World(ROOMY, stride=1000)
     request = carried_request(world)

@@ -81,3 +81,29 @@ def test_one_that_lacks_a_block_and_is_alone_says_so() -> None:
 def test_what_a_request_does_not_have_nobody_fetches() -> None:
     with pytest.raises(AttributeError, match="Request has no attribute 'texts'"):
         getattr(writing(()), "texts")  # noqa: B009
+
+
+def test_the_first_token_has_its_time_and_keeps_it() -> None:
+    job = writing(())
+    job.clock = iter([3.0, 7.0]).__next__
+    job.commit(0, "base")
+    job.commit(0, "base")
+    assert job.counters.first_token_at == 3.0
+
+
+def test_blocks_that_are_given_back_are_not_reserved_and_those_of_another_text_come_instead() -> None:
+    engine, roles = small_engine(20)
+    jobs = [request(roles, name, [3] * 9, 3) for name in ("a", "b")]
+    for job in jobs:
+        engine.add(job)
+    engine.step()
+    one, other = (job.sequences["base"] for job in jobs)
+    pool = engine.runners["base"].pool
+    one.reserved = 12
+    held, free = len(set(one.block_table.ids) - set(other.block_table.ids)), pool.num_available
+    assert one.take_from(other, 7) == 7
+    assert one.reserved == 0
+    assert pool.num_available == free + held, "the ones it had are free, but for those both have"
+    one.release()
+    assert (one.reserved, one.block_table.ids, pool.num_available) == (0, [], free + held)
+    other.check()
