@@ -37,6 +37,8 @@ from nudging.kernels.softmax_stats import softmax_stats
 from nudging.runner import ModelRunner
 
 ROWS = (1, 2, 4, 8, 9, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+# The guide as it is shipped, of two million parameters.
+POCKET = "pocket"
 CONTEXT = 60  # tokens before the ones that a timed pass reads
 
 
@@ -164,7 +166,7 @@ def bound(lazy: Counted, prices: Mapping[str, Prices], tokens: int) -> float:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--base-shape", type=click.Choice(list(SHAPES)), default="100m")
-@click.option("--guide-shape", type=click.Choice(list(SHAPES)), default="10m")
+@click.option("--guide-shape", type=click.Choice([POCKET, *SHAPES]), default="10m", help="Or as it is.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
 @click.option("--turns", default=12, help="Timed passes of each size.")
 @click.option("--size", "sizes", type=int, multiple=True, default=SIZES, help="A batch size; repeatable.")
@@ -174,7 +176,7 @@ def main(base_shape: str, guide_shape: str, dtype: str, turns: int, **flags: Any
     """Price the passes of a pair and count those of all arms."""
     with ExitStack() as stack:
         paths = [
-            stack.enter_context(inflated(f"pocket:{role}", shape, "cpu"))
+            stack.enter_context(inflated(f"pocket:{role}", None if shape == POCKET else shape, "cpu"))
             for role, shape in (("base", base_shape), ("guide", guide_shape))
         ]
         llm = stack.enter_context(LLM(*paths, dtype=dtype, kv_cache_memory="2GiB"))
@@ -204,6 +206,7 @@ def main(base_shape: str, guide_shape: str, dtype: str, turns: int, **flags: Any
         "counted": [asdict(entry) for entry in counted],
         "bounds": bounds,
     }
+    flags["out"].mkdir(parents=True, exist_ok=True)
     path = flags["out"] / f"crowd-{base_shape}-{guide_shape}.json"
     path.write_text(json.dumps(facts, indent=2) + "\n")
     print(f"written to {path}")

@@ -22,6 +22,7 @@ def main(measured: Path, out: Path) -> None:
                 "requests": params["count"],
                 "in": "C++" if params["carries"] else "Python",
                 "passes": round(one["extra_info"]["passes_per_request_and_step"], 2),
+                "fake_models": round(one["extra_info"]["models_us_per_step"], 1),
                 **{name: round(1e6 * stats[name], 1) for name in ("min", "q1", "median", "q3")},
             }
         )

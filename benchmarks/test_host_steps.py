@@ -3,11 +3,12 @@
     python -m pytest benchmarks/test_host_steps.py --benchmark-json=benchmarks/results/host-steps.json
 
 The models answer at once, over few tokens: what is measured is the bookkeeping of whole steps, and a little
-of torch for each pass.  A step makes one pass of each model that is needed, or several of the guide where it
+of torch for each pass, of which `models_us_per_step` is the fake models' own.  A step makes one pass of each model that is needed, or several of the guide where it
 writes a path.  Where `carries` is False all of it is done by the twin in Python.
 """
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -37,9 +38,13 @@ class Table(FakeDecoder):
     def __init__(self, seed: int) -> None:
         super().__init__(lambda ids: torch.zeros(VOCAB), VOCAB)
         self.rows = opinions(VOCAB, seed, 9.0, 1.0)
+        self.seconds = 0.0
 
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
-        return self.rows.index_select(0, batch.ids.index_select(0, batch.logit_rows))
+        began = time.perf_counter()
+        logits = self.rows.index_select(0, batch.ids.index_select(0, batch.logit_rows))
+        self.seconds += time.perf_counter() - began
+        return logits
 
 
 def running(arm: str, count: int, carries: bool) -> Engine:
@@ -70,7 +75,12 @@ def test_step(benchmark: Any, arm: str, count: int, carries: bool) -> None:
     torch.set_num_threads(1)
     engine = running(arm, count, carries)
     before = sum(sum(r.counters.passes.values()) for r in engine.scheduler.running)
+    decoders: list[Any] = [runner.decoder for runner in engine.runners.values()]
+    inside = sum(decoder.seconds for decoder in decoders)
     benchmark.pedantic(engine.step, rounds=ROUNDS)
     assert len(engine.scheduler.running) == count, "the texts are long enough"
     passes = sum(sum(r.counters.passes.values()) for r in engine.scheduler.running) - before
     benchmark.extra_info["passes_per_request_and_step"] = passes / count / ROUNDS
+    # The fake models' own share of a step.
+    inside = sum(decoder.seconds for decoder in decoders) - inside
+    benchmark.extra_info["models_us_per_step"] = 1e6 * inside / ROUNDS

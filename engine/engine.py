@@ -110,7 +110,7 @@ class Engine:
         late = self._retire_late()
         with self._tracer.span("engine", "admit"):
             moved = [request for request in self.scheduler.admit() if request.id not in self._views]
-            sharers = self._sharers
+            sharers = self._sharers if moved else {}
             for request in moved:
                 self._open(request)
                 self._advance(request, sharers)

@@ -140,7 +140,7 @@ class Scheduler:
         """
         ends = self._beside_carried(model)
         works = []
-        for request in tuple(self.running):
+        for request in tuple(self.running) if ends else ():
             if request not in ends or request in self._preempted:
                 continue
             work = self._own_blocks(request, ends[request])
@@ -228,7 +228,10 @@ class Scheduler:
         """
         short: list[Request] = []
         long: list[Request] = []
-        for request in self.in_python:
+        others = self.in_python
+        if not others and reserved <= self.max_batch_tokens:
+            return {}
+        for request in others:
             need = request.need_now
             if self.models_of[need.role] != model or not self._find_computed(request):
                 continue
