@@ -3,8 +3,9 @@
     python -m pytest benchmarks/test_host_steps.py --benchmark-json=benchmarks/results/host-steps.json
 
 The models answer at once, over few tokens: what is measured is the bookkeeping of whole steps, and a little
-of torch for each pass, of which `models_us_per_step` is the fake models' own.  A step makes one pass of each model that is needed, or several of the guide where it
-writes a path.  Where `carries` is False all of it is done by the twin in Python.
+of torch for each pass, of which `models_us_per_step` is the fake models' own.  A step makes one pass of each
+model that is needed, or several of the guide where it writes a path.  Where `carries` is False all of it is
+done by the twin in Python.
 """
 
 import random
