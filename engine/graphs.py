@@ -58,39 +58,54 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs that share one pool of memory: they never run at the same time.
+    """CUDA graphs of one device that share one pool of memory: they never run at the same time.
 
     What a graph computes lies where another one computes, too, and is gone when that one is replayed, unless
     it is copied to memory that was there before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # Graphs share memory where they were captured on one stream; made with the first of them.
+        self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        with torch.cuda.device(self._device):
+            graph = self._capture(run)
+
+        def replay() -> None:
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return replay
+
+    def mark(self) -> Callable[[], None]:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
+    def has_room(self) -> bool:
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return free >= LEFT_FREE
+
+    def _capture(self, run: Callable[[], None]) -> Any:
+        """What `run` launches, as a graph of the current device."""
+        # Not the stream that torch would take: that one is of the device that was the first to record.
+        stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # Once as it is, on the stream that records: kernels are compiled and libraries set up.
-        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Another engine of this process may be at work on a thread of its own, or about to record.
-        with CAPTURING, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        options = {"pool": self._pool, "stream": stream, "capture_error_mode": "thread_local"}
+        with CAPTURING, torch.cuda.graph(graph, **options):
             run()
         self._pool = graph.pool()
-        replay: Callable[[], None] = graph.replay
-        return replay
-
-    def mark(self) -> Callable[[], None]:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        wait: Callable[[], None] = event.synchronize
-        return wait
-
-    def has_room(self) -> bool:
-        free, _ = torch.cuda.mem_get_info()
-        return free >= LEFT_FREE
+        return graph
 
 
 class Picks(NamedTuple):

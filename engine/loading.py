@@ -269,5 +269,7 @@ def make_runner(
 ) -> ModelRunner:
     """The runner for the decoder's device: a GPU's passes are recorded and replayed."""
     if decoder.device.type == "cuda":
-        return GraphRunner(decoder, num_blocks, block_size, CudaRecorder(), prefix_caching, flash)
+        return GraphRunner(
+            decoder, num_blocks, block_size, CudaRecorder(decoder.device), prefix_caching, flash
+        )
     return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team, flash)

@@ -44,7 +44,7 @@ def rehearsed_runner(
 
 
 def recorder_of(device: torch.device) -> Recorder:
-    return CudaRecorder() if device.type == "cuda" else Again()
+    return CudaRecorder(device) if device.type == "cuda" else Again()
 
 
 def wait(device: torch.device) -> None:
