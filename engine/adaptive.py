@@ -34,8 +34,10 @@ CROWD_LOAN = 2.0
 PRIOR_AGREEMENT = 0.8
 # A draft has to promise this many times lazy's tokens per second: estimates of costs and agreement err.
 GAIN = 1.05
-# One pass verifies up to 16 rows at about the price of one; longer drafts rarely survive.
-MAX_ADAPTIVE_DRAFT = 8
+# One pass verifies up to 16 rows at about the price of one.
+MAX_ADAPTIVE_DRAFT = 15
+# More rows than anybody would compute in advance.
+MANY_ROWS = 1000
 # How fast the estimate of agreement forgets, per drafted token.
 FORGETTING = 0.05
 
@@ -202,10 +204,21 @@ class Ledger:
     @property
     def budget(self) -> float:
         """What may be wasted now: of what all have saved, no more than this request may borrow."""
+        return min(self.account.budget + self._owed, self._own_budget)
+
+    @property
+    def _own_budget(self) -> float:
+        """What this request has saved, and its loan."""
         dearest = max(self.costs, key=lambda role: self.costs[role].of(1, 1))
         loan = LOAN * min(self.costs[dearest].of(1, 1), CROWD_LOAN * self.price(dearest, 1, 1))
-        own = (1 + ALLOWANCE) * self.lazy - self.paid + loan
-        return min(self.account.budget + self._owed, own)
+        return (1 + ALLOWANCE) * self.lazy - self.paid + loan
+
+    def affordable_rows(self, role: str, running: int) -> int:
+        """How many answered rows of a role may be computed besides what is planned, were all of so many
+        requests to do so.
+        """
+        spare = min(self.account.budget / running, self._own_budget - self._owed)
+        return int(min(max(spare, 0.0) / self.price(role, 1, 1), MANY_ROWS))
 
 
 def drafting_cost(ledger: Ledger, drafting: Drafting, length: int, sharers: float | None = None) -> float:

@@ -212,8 +212,9 @@ class Engine:
 
     def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
-        works = [work._replace(ahead=min(work.ahead, steps - 1)) if work.ahead else work for work in works]
-        self.lanes.cap_paths(steps)
+        running = len(self.scheduler.running)
+        works = [work._replace(ahead=self._path_ahead(work, steps, running)) for work in works]
+        self.lanes.cap_paths(steps, running)
         shared, passes = 0, 0
         while works or self.lanes.num_planned:
             shared += len(works) + self.lanes.num_planned
@@ -222,8 +223,22 @@ class Engine:
             works = [onward for work in works if (onward := self._onward(work)) is not None]
             self.lanes.onward()
         if passes and model != dearest:
-            share = shared / passes / len(self.scheduler.running)
+            share = shared / passes / running
             self._share[model] += SHARE_SMOOTHING * (share - self._share[model])
+
+    def _path_ahead(self, work: Work, steps: int, running: int) -> int:
+        """How many tokens of its path a work gets behind its first row: of those it wants as many as there
+        are steps, and while others write theirs, a word's guide writes on as far as it may be needed soon.
+        """
+        wanted, request = min(work.ahead, steps - 1), work.request
+        if request.draft_len is not None or request.drafter != "guide" or work.role != "guide":
+            return wanted
+        if not request.policy.shares_ids or not request.policy.lookahead:
+            return wanted
+        end = request.context_length(work.role) + request.ahead
+        room = min(end, request.max_sequence(work.role)) - work.end
+        affordable = self._ledgers[request.id].affordable_rows(work.role, running)
+        return max(wanted, min(steps - 1, room, affordable))
 
     def _onward(self, work: Work) -> Work | None:
         """The next token of a work's path: the one that its last row picked; None where the path ends."""

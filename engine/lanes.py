@@ -176,8 +176,9 @@ class Lanes:
     def ready(self, model: str) -> int:
         return self._core.ready(self._models.index(model))
 
-    def cap_paths(self, steps: int) -> None:
-        self._core.cap_paths(steps)
+    def cap_paths(self, steps: int, running: int) -> None:
+        """Write paths of at most so many tokens; see `Engine._path_ahead`."""
+        self._core.cap_paths(steps, running)
 
     def onward(self) -> None:
         """Go on to the next token of every path."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from .cuda import on_cuda
 from .op import Op
 
-MAX_DRAFT = 8
+MAX_DRAFT = 15
 LOOKAHEAD = 16
 # The most tokens that one call writes: a word of the guide may begin after the last token of the draft.
 WIDTH = MAX_DRAFT + LOOKAHEAD

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nudging.kernels.cuda import ARRIVALS
+from nudging.kernels.draft_verify import MAX_DRAFT, WIDTH
 from nudging.kernels.rms_norm import Norm
 from nudging.kernels.rope_append import HeadNorm
 from nudging.kernels.weight import Int8Weight, Weight
@@ -290,9 +291,10 @@ ship("mix_logits", "probabilities", mix_args(True), ("fp32",))
 
 
 def verify_args(dtype: torch.dtype) -> Args:
-    floats, ids = torch.empty(8, 9, dtype=dtype), torch.empty(8, 9, dtype=torch.int32)
+    rows = 8, MAX_DRAFT + 1
+    floats, ids = torch.empty(rows, dtype=dtype), torch.empty(rows, dtype=torch.int32)
     one, yes = torch.empty(8, dtype=torch.int32), torch.empty(8, dtype=torch.bool)
-    path, marks = torch.empty(8, 24, dtype=torch.int32), torch.empty(128256, dtype=torch.uint8)
+    path, marks = torch.empty(8, WIDTH, dtype=torch.int32), torch.empty(128256, dtype=torch.uint8)
     return floats, floats, ids, one, path, one, one.double(), yes, yes, yes, one, marks
 
 
@@ -311,7 +313,7 @@ def cycle_rows_args(drafts: int) -> Callable[[torch.dtype], Args]:
 
 def cycle_advance_args(drafts: int) -> Callable[[torch.dtype], Args]:
     def make(dtype: torch.dtype) -> Args:
-        state, one, tokens = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (8,), (8, 24)))
+        state, one, tokens = (torch.empty(shape, dtype=torch.int32) for shape in ((6, 8), (8,), (8, WIDTH)))
         guide_said, base_said = (
             torch.empty(shape, dtype=torch.int32) for shape in ((4, 2 + drafts, 8), (4, 8 * (drafts + 1)))
         )

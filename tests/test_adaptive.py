@@ -272,7 +272,8 @@ def test_a_bad_text_cannot_spend_what_others_saved() -> None:
     saved = [ledger.lazy - ledger.paid for ledger in served.ledgers]
     assert sum(saved[:8]) > 100
     assert -(LOAN + ALLOWANCE * 60) <= saved[8] < 0
-    assert saved[9] >= saved[7] - 2, "the next good one is hardly slower"
+    # It begins with what the bad one has taught: 35.5 passes of the base instead of 33.
+    assert saved[9] >= 0.9 * saved[7], "the next good one is hardly slower"
 
 
 def test_texts_that_are_given_up_leave_nothing_to_spend() -> None:
@@ -316,7 +317,7 @@ def test_a_hopeless_guide_is_not_asked_again_and_again() -> None:
     assert ledger.paid <= 1.02 * len(output)
 
 
-@pytest.mark.parametrize(("agreement", "guide", "best"), [(0.6, 0.165, 2), (0.8, 0.165, 4), (0.9, 0.04, 8)])
+@pytest.mark.parametrize(("agreement", "guide", "best"), [(0.6, 0.165, 2), (0.8, 0.165, 4), (0.9, 0.04, 15)])
 def test_the_length_with_the_most_tokens_per_second_is_chosen(
     agreement: float, guide: float, best: int
 ) -> None:

@@ -71,9 +71,10 @@ def cost_per_token(
     costs: Mapping[str, FixedCosts | Processor] = COSTS,
     agreement: float = 0.85,
     length: int = LENGTH,
+    carries: bool = True,
 ) -> float:
     """What `count` requests at once cost, passes counted and not timed, by the tokens they write."""
-    engine, fakes = fake_engine(models(agreement), costs, num_blocks=4000)
+    engine, fakes = fake_engine(models(agreement), costs, num_blocks=4000, carries=carries)
     roles = {name: replace(role, tokenizer=TOKENIZER) for name, role in fakes.items()}
     spent = 0.0
 
@@ -140,6 +141,20 @@ def test_drafts_cost_nothing_where_many_share_a_processor(count: int, agreement:
     assert adaptive <= 1.02 * lazy
     if agreement > 0.9 and count <= 4:
         assert adaptive <= base / 0.97
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 16])
+def test_where_rows_cost_little_guides_write_on_while_others_write(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word waits for the guide's next sixteen tokens: the fewer passes that takes, the better."""
+    policy = Nudging(0.4, "word")
+    together = cost_per_token(count, policy, None, COSTS, 0.97)
+    assert cost_per_token(count, policy, None, COSTS, 0.97, carries=False) == pytest.approx(together)
+    monkeypatch.setattr("nudging.adaptive.MANY_ROWS", 0)
+    by_themselves = cost_per_token(count, policy, None, COSTS, 0.97, carries=False)
+    print(f"{count}: {by_themselves:.3f} -> {together:.3f}")
+    assert together < 0.93 * by_themselves
 
 
 def test_a_path_is_one_unit_of_work() -> None:

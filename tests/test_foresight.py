@@ -100,7 +100,7 @@ def prompts_and_params(count: int, **more: Any) -> tuple[list[list[int]], list[S
     ]
 
 
-@pytest.mark.parametrize("k", range(1, 9))
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6, 8, 11, 15])
 def test_cycles_write_what_the_oracle_writes(
     tiny_pair: dict[str, Path], k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -341,5 +341,5 @@ def test_real_models_write_the_same_either_way(policy: Policy, monkeypatch: pyte
 def test_what_a_rule_says() -> None:
     world = World(ROOMY, stride=1000)
     request = carried_request(world, Nudging(0.3, "word", "<="))
-    assert rule_of(request) == (2, 0.3, True, Nudging.lookahead)
+    assert rule_of(request) == (2, 0.3, True, 16)
     world.drain()

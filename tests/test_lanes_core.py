@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from nudging import _C
-from nudging.adaptive import Account, Costs, Drafting, Ledger, draft_length, drafting_cost
+from nudging.adaptive import (
+    MANY_ROWS,
+    MAX_ADAPTIVE_DRAFT,
+    Account,
+    Costs,
+    Drafting,
+    Ledger,
+    draft_length,
+    drafting_cost,
+)
 from nudging.costs import PassCosts
 from nudging.shared_numbers import address
 from tests.fake import FixedCosts
@@ -222,12 +231,67 @@ def word_core(rows: int = 50, **changes: Any) -> Core:
     return core
 
 
+@pytest.mark.parametrize(
+    ("changes", "of_track", "saved", "length"),
+    [
+        ({}, {}, 99.0, 8),
+        # A row of the guide costs .11, and five run.
+        ({}, {}, 5 * 0.11 * 4.5, 5),
+        ({}, {}, 5 * 0.11 * 0.5, 2),
+        ({}, {}, -1.0, 2),
+        # Its sequence may hold so many tokens, of which four are there.
+        ({}, {"max_sequence": 7}, 99.0, 4),
+        ({"draft_len": 4}, {}, 99.0, 2),
+        ({"draft_len": 0}, {}, 99.0, 2),
+        ({"drafts": False}, {}, 99.0, 2),
+        # The look-ahead and the longest draft.
+        ({"steps": 50}, {}, 99.0, 1 + 5 + MAX_ADAPTIVE_DRAFT),
+        ({"steps": 1}, {}, 99.0, 1),
+    ],
+)
+def test_a_words_guide_writes_on_while_others_write_as_far_as_it_can_afford(
+    changes: dict[str, Any], of_track: dict[str, Any], saved: float, length: int
+) -> None:
+    core, steps = Core(), changes.pop("steps", 8)
+    base = track(num_computed=4, rows=[(4, *UNSURE[:1] * 2, 0.1)])
+    wanted = {"need": (1, 4, 4, 1, True), "drafts": True, "draft_len": -1} | changes
+    ledger = core.enter(WORD, [base, track(1, **of_track)], **wanted)
+    ledger.account.paid, ledger.lazy = -saved, 1e6
+    core.plan(1)
+    core.lanes.cap_paths(steps, 5)
+    assert core.lanes.path_lengths() == [length]
+    if wanted["draft_len"] < 0 and wanted["drafts"] and steps == 8 and not of_track:
+        assert min(7, max(1, ledger.affordable_rows("guide", 5))) + 1 == length
+
+
+def test_by_token_a_guide_writes_no_further_than_it_was_asked() -> None:
+    core = Core()
+    base = track(num_computed=4, rows=[(4, *UNSURE[:1] * 2, 0.1)])
+    ledger = core.enter(TOKEN, [base, track(1)], need=(1, 4, 4, 1, True), drafts=True, draft_len=-1)
+    ledger.account.paid, ledger.lazy = -99.0, 1e6
+    core.plan(1)
+    core.lanes.cap_paths(8, 1)
+    assert core.lanes.path_lengths() == [2]
+
+
+def test_what_one_has_not_saved_itself_it_does_not_spend_beyond_its_loan() -> None:
+    rich = Account(lazy=1e6)
+    ledger = Ledger({"base": FIXED[0], "guide": FIXED[1]}, rich, lazy=10.0)
+    ledger.share({"base": 1.0, "guide": 1.0})
+    ledger.pay("base", 1, 1)
+    ledger.plan(3.0)
+    # 10.2 less 1.01 paid and 3 planned, and a loan of 1.01; a row costs .11.
+    assert ledger.affordable_rows("guide", 1) == int((1.02 * 10 - 3) / 0.11)
+    assert ledger.affordable_rows("guide", 1000) == int((1.02 * 10 - 3) / 0.11), "what others saved suffices"
+    assert Ledger(ledger.costs, Account(lazy=1e9), lazy=1e9).affordable_rows("guide", 1) == MANY_ROWS
+
+
 def test_a_path_goes_on_until_its_end_and_its_first_word_is_written() -> None:
     core = word_core()
     assert (core.lanes.ready(0), core.lanes.ready(1)) == (0, 1)
     assert core.plan(1) == (1, 1, [])
     assert core.lanes.path_lengths() == [5]
-    core.lanes.cap_paths(4)
+    core.lanes.cap_paths(4, 1)
     assert core.lanes.path_lengths() == [4]
     spans = []
     for token in (11, 12, 13, 14):
@@ -379,4 +443,4 @@ def compare_drafts(rng: random.Random) -> int:
 @pytest.mark.parametrize("first", range(0, 2000, 500))
 def test_a_draft_is_as_long_as_in_python_on_the_same_numbers(first: int) -> None:
     lengths = [compare_drafts(random.Random(seed)) for seed in range(first, first + 500)]
-    assert set(lengths) == set(range(9))
+    assert set(lengths) == set(range(MAX_ADAPTIVE_DRAFT + 1))

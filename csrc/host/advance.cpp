@@ -8,8 +8,6 @@ namespace nudging {
 
 namespace {
 
-constexpr int BASE = 0, GUIDE = 1;
-
 // One step's tokens and who wrote them; none where a row is missing.
 struct Step {
   std::vector<Token> tokens;

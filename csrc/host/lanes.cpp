@@ -88,8 +88,20 @@ Position Lanes::ready(int model) const {
   });
 }
 
-void Lanes::cap_paths(Position steps) {
-  for (Item& item : items_) item.ahead = std::min(item.ahead, steps - 1);
+void Lanes::cap_paths(Position steps, Position running) {
+  for (Item& item : items_) item.ahead = path_ahead(item, steps, running);
+}
+
+Position Lanes::path_ahead(const Item& item, Position steps, Position running) {
+  const Position wanted = std::min(item.ahead, steps - 1);
+  const Lane& lane = *item.lane;
+  const bool is_drafting = lane.draft_len < 0 && lane.drafts && item.role == GUIDE;
+  if (!is_drafting || lane.rule.lookahead == 0) return wanted;
+  const Track& track = lane.tracks[item.role];
+  const Position end = track.prompt_len + lane.written() + lane.rule.lookahead + MAX_ADAPTIVE_DRAFT;
+  const Position room = std::min(end, track.max_sequence) - item.end;
+  const Position affordable = lane.books.affordable_rows(world_.prices, item.role, running);
+  return std::max(wanted, std::min({steps - 1, room, affordable}));
 }
 
 Position Lanes::tokens() const {

@@ -9,7 +9,7 @@ namespace {
 
 // As in adaptive.py, which says why.
 constexpr double ALLOWANCE = 0.02, LOAN = 1.0, CROWD_LOAN = 2.0, GAIN = 1.05, FORGETTING = 0.05;
-constexpr std::int64_t MAX_ADAPTIVE_DRAFT = 8;
+constexpr double MANY_ROWS = 1000;
 
 double expected_tokens(std::int64_t length, double agreement) {
   const auto count = static_cast<double>(length + 1);
@@ -120,7 +120,11 @@ void Books::learn(std::int64_t drafted, std::int64_t accepted) {
   }
 }
 
-double Books::budget(Prices& prices) const {
+double Books::common_budget() const {
+  return (1 + ALLOWANCE) * account_->lazy - account_->paid - account_->owed;
+}
+
+double Books::own_budget(Prices& prices) const {
   double alone = 0;
   int dearest = 0;
   for (std::size_t role = 0; role < models_.size(); ++role) {
@@ -131,9 +135,11 @@ double Books::budget(Prices& prices) const {
     }
   }
   const double loan = LOAN * std::min(alone, CROWD_LOAN * price(prices, dearest, 1, 1));
-  const double all = (1 + ALLOWANCE) * account_->lazy - account_->paid - account_->owed;
-  const double own = (1 + ALLOWANCE) * ledger_->lazy - ledger_->paid + loan;
-  return std::min(all + ledger_->owed, own);
+  return (1 + ALLOWANCE) * ledger_->lazy - ledger_->paid + loan;
+}
+
+double Books::budget(Prices& prices) const {
+  return std::min(common_budget() + ledger_->owed, own_budget(prices));
 }
 
 double Books::drafting_cost(Prices& prices, const Drafting& drafting, std::int64_t length,
@@ -142,6 +148,13 @@ double Books::drafting_cost(Prices& prices, const Drafting& drafting, std::int64
   if (made <= 0) return 0;
   const double first = price(prices, drafting.drafter, drafting.lag, 1, sharers);
   return first + static_cast<double>(made - 1) * price(prices, drafting.drafter, 1, 1, sharers);
+}
+
+std::int64_t Books::affordable_rows(Prices& prices, int role, std::int64_t running) const {
+  const double spare =
+      std::min(common_budget() / static_cast<double>(running), own_budget(prices) - ledger_->owed);
+  const double rows = std::max(spare, 0.0) / price(prices, role, 1, 1);
+  return static_cast<std::int64_t>(std::min(rows, MANY_ROWS));
 }
 
 std::int64_t Books::draft_length(Prices& prices, int reader, std::int64_t rows,

@@ -12,6 +12,8 @@ from nudging.policies import reference
 from nudging.policies.protocol import Step, View
 
 GRANULARITIES = ("word", "token", "reference")
+# So far the guide's next word may reach, and an end of its text is seen (the authors' released client).
+LOOKAHEAD = 16
 
 
 @strict
@@ -31,7 +33,6 @@ class Nudging:
     comparator: str = "<"
 
     roles: ClassVar[tuple[str, ...]] = ("base", "guide")
-    lookahead: ClassVar[int] = 16
     needs_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -47,6 +48,10 @@ class Nudging:
             )
         if self.comparator not in ("<", "<="):
             raise BadRequest(f"comparator is {self.comparator!r}; it must be '<' or '<='")
+
+    @property
+    def lookahead(self) -> int:
+        return 0 if self.granularity == "token" else LOOKAHEAD
 
     @property
     def shares_ids(self) -> bool:

@@ -100,7 +100,10 @@ struct Draft {
   std::vector<Token> tokens;
 };
 
-// One request.  Role 0 writes, or is the base; role 1 is the guide.
+// One request's roles: role 0 writes, or is the base; role 1 is the guide.
+constexpr int BASE = 0, GUIDE = 1;
+
+// One request.
 struct Lane {
   std::int64_t id = 0;
   Rule rule{};
@@ -187,8 +190,9 @@ class Lanes {
   std::vector<Position> path_lengths() const;
   // How many lanes need the model and nothing else before.
   Position ready(int model) const;
-  // At most `steps` tokens of every path.
-  void cap_paths(Position steps);
+  // At most `steps` tokens of every path; while others write theirs, a word's guide writes on as
+  // far as it can afford, were all of so many requests that run to do so.
+  void cap_paths(Position steps, Position running);
 
   void add_foreign(Foreign foreign) { foreign_.push_back(std::move(foreign)); }
   BatchSizes sizes(Position block_size) const;
@@ -215,6 +219,7 @@ class Lanes {
 
  private:
   void register_blocks(const Lane& lane, int role, Track& track);
+  Position path_ahead(const Item& item, Position steps, Position running);
 
   std::vector<Pool> pools_;
   Register register_;

@@ -9,6 +9,9 @@
 
 namespace nudging {
 
+// The longest draft that is made because it pays.
+constexpr std::int64_t MAX_ADAPTIVE_DRAFT = 15;
+
 // The expected price of a pass of one model of so many rows, so many of which are answered.
 using PassCost = std::function<double(int model, double rows, double answers)>;
 
@@ -77,6 +80,7 @@ class Books {
                double sharers = 0) const;
   double drafting_cost(Prices& prices, const Drafting& drafting, std::int64_t length,
                        double sharers = 0) const;
+  std::int64_t affordable_rows(Prices& prices, int role, std::int64_t running) const;
   std::int64_t draft_length(Prices& prices, int reader, std::int64_t rows, const Drafting& drafting,
                             std::int64_t limit) const;
 
@@ -85,6 +89,8 @@ class Books {
   void price_anew(Prices& prices);
   void expect(double cost);
   double budget(Prices& prices) const;
+  double common_budget() const;
+  double own_budget(Prices& prices) const;
 
   Ledger* ledger_ = nullptr;
   Account* account_ = nullptr;
