@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nudging.adaptive import Costs
+from nudging.adaptive import Costs, Ledger
+from nudging.work import Work
 
 
 def cheapest_first(costs: Mapping[str, Costs]) -> list[str]:
@@ -34,3 +35,27 @@ def path_steps(lengths: Sequence[int], ready: int, step_cost: float, answer_cost
             best, best_rate = steps, rate
     waits_for_none = ready / (step_cost + answer_cost)
     return 1 if waits_for_none > best_rate else best
+
+
+def cap_paths(works: Sequence[Work], ledgers: Mapping[str, Ledger], steps: int, running: int) -> list[Work]:
+    """The works with as much of their paths ahead as they get in so many steps; `ledgers` by request,
+    `running`: how many requests run.
+
+    Each gets what it wants, if there are as many; and while others write theirs, the guide of an adaptive
+    request's words writes on, as far as they may be needed soon and could be paid, were all that run to do so.
+    """
+    return [
+        work._replace(ahead=_path_ahead(work, ledgers[work.request.id], steps, running)) for work in works
+    ]
+
+
+def _path_ahead(work: Work, ledger: Ledger, steps: int, running: int) -> int:
+    """How many tokens of its path a work gets behind its first row."""
+    wanted, request = min(work.ahead, steps - 1), work.request
+    if request.draft_len is not None or request.drafter != "guide" or work.role != "guide":
+        return wanted
+    if not request.policy.shares_ids or not request.policy.lookahead:
+        return wanted
+    end = request.context_length(work.role) + request.ahead
+    room = min(end, request.max_sequence(work.role)) - work.end
+    return max(wanted, min(steps - 1, room, ledger.affordable_rows(work.role, running)))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from nudging.adaptive import Account, Ledger
-from nudging.cosched import cheapest_first, path_steps
+from nudging.cosched import cap_paths, cheapest_first, path_steps
 from nudging.costs import PassCosts, learn_cycle
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
@@ -213,7 +213,7 @@ class Engine:
     def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
         running = len(self.scheduler.running)
-        works = [work._replace(ahead=self._path_ahead(work, steps, running)) for work in works]
+        works = cap_paths(works, self._ledgers, steps, running)
         self.lanes.cap_paths(steps, running)
         shared, passes = 0, 0
         while works or self.lanes.num_planned:
@@ -225,20 +225,6 @@ class Engine:
         if passes and model != dearest:
             share = shared / passes / running
             self._share[model] += SHARE_SMOOTHING * (share - self._share[model])
-
-    def _path_ahead(self, work: Work, steps: int, running: int) -> int:
-        """How many tokens of its path a work gets behind its first row: of those it wants as many as there
-        are steps, and while others write theirs, a word's guide writes on as far as it may be needed soon.
-        """
-        wanted, request = min(work.ahead, steps - 1), work.request
-        if request.draft_len is not None or request.drafter != "guide" or work.role != "guide":
-            return wanted
-        if not request.policy.shares_ids or not request.policy.lookahead:
-            return wanted
-        end = request.context_length(work.role) + request.ahead
-        room = min(end, request.max_sequence(work.role)) - work.end
-        affordable = self._ledgers[request.id].affordable_rows(work.role, running)
-        return max(wanted, min(steps - 1, room, affordable))
 
     def _onward(self, work: Work) -> Work | None:
         """The next token of a work's path: the one that its last row picked; None where the path ends."""
@@ -285,11 +271,11 @@ class Engine:
                 # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
             if not work.request.is_finished:
                 sequence.register()
-        # What was made is paid at the prices it was planned at; lanes have paid already.
         if runner.cycle_time is not None:
             roles = {role: self.costs[name] for role, name in self.models_of.items()}
             learn_cycle(roles, runner.cycle_time)
             runner.cycle_time = None
+        # What was made is paid at the prices it was planned at; lanes have paid already.
         if runner.passes_made:
             self.costs[model].record(rows, asked, seconds / runner.passes_made)
             self.lanes.learned(model)

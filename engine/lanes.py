@@ -177,7 +177,7 @@ class Lanes:
         return self._core.ready(self._models.index(model))
 
     def cap_paths(self, steps: int, running: int) -> None:
-        """Write paths of at most so many tokens; see `Engine._path_ahead`."""
+        """Write paths of at most so many tokens; see `nudging.cosched.path_ahead`."""
         self._core.cap_paths(steps, running)
 
     def onward(self) -> None:
