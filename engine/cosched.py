@@ -42,7 +42,8 @@ def cap_paths(works: Sequence[Work], ledgers: Mapping[str, Ledger], steps: int, 
     `running`: how many requests run.
 
     Each gets what it wants, if there are as many; and while others write theirs, the guide of an adaptive
-    request's words writes on, as far as they may be needed soon and could be paid, were all that run to do so.
+    request's words writes on, as far as its tokens may be needed soon and could be paid, were all that run to
+    do so.
     """
     return [
         work._replace(ahead=_path_ahead(work, ledgers[work.request.id], steps, running)) for work in works
