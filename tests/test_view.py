@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from nudging import BadRequest, Base, Nudging, SamplingParams
+from nudging.adaptive import Ledger
 from nudging.policies import Step, View
 from nudging.request import Need
-from nudging.view import MissingRow
+from nudging.sequence import Row
+from nudging.view import MissingRow, RequestView
+from tests.fake import FixedCosts
 from tests.simulated import Setup, SimLLM, SimTokenizer
 from tests.simulation import Broken, World
+from tests.test_scheduler import request, small_engine
 
 CLIENT = Nudging(0.4, "reference")
 
@@ -105,3 +109,19 @@ def test_the_reserve_of_a_client_holds_whatever_it_writes() -> None:
 
 def test_a_row_that_is_missing_says_whose_it_is_and_where() -> None:
     assert str(MissingRow(Need("guide", 7, 9))) == "guide has not answered at 7 yet"
+
+
+def test_a_known_path_ends_where_the_text_took_another_token() -> None:
+    engine, roles = small_engine(20)
+    job = request(roles, "r", [2, 3, 5], 9, Nudging(0.4, "word"))
+    engine.add(job)
+    view = RequestView(job, Ledger({role: FixedCosts(1.0) for role in roles}))
+    guide = job.sequences["guide"]
+    assert view.known_path("guide") == (0, 3)
+    guide.rows[3], guide.rows[4], guide.rows[5] = (Row(token, token, 0.9) for token in (7, 8, 9))
+    guide.set_context(3, (7, 6))
+    guide.rows[4] = Row(8, 8, 0.9)
+    assert view.known_path("guide") == (2, 5), "its own token behind the seven is known, too"
+    guide.set_context(3, (6,))
+    guide.rows[3] = Row(7, 7, 0.9)
+    assert view.known_path("guide") == (1, 4)
