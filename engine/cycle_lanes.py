@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
@@ -14,7 +14,6 @@ from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.policies.nudging import Nudging
 from nudging.policies.solo import Base, Guide
 from nudging.request import Request
-from nudging.runner import ModelRunner
 from nudging.sequence import Row
 from nudging.work import Work
 
@@ -88,7 +87,7 @@ def is_at_text(lanes: Sequence[Lane]) -> bool:
     return False
 
 
-def begins(work: Work, want: Wanted, runners: Mapping[str, ModelRunner]) -> int | None:
+def begins(work: Work, want: Wanted, roles: tuple[str, ...]) -> int | None:
     """How many tokens the cycle drafts, if there is room, that the work is the first pass of: the guide's, of
     the next draft, behind a text that the base has read but for its last token; or, 0, the pass behind a text
     that one model writes alone.  None where no cycle begins.
@@ -97,15 +96,13 @@ def begins(work: Work, want: Wanted, runners: Mapping[str, ModelRunner]) -> int 
     if not is_picked_by_head(want) or request.known_ahead or request.keeps_sequences:
         # Behind a text that others go on with nobody may write.
         return None
-    drafts = _drafts_of(request, work.role, tuple(runners))
+    drafts = _drafts_of(request, work.role, roles)
     if drafts is None or request.need_now.ahead != max(drafts - 1, 0):
         return None
-    for role, runner in runners.items():
+    for role in roles:
         sequence, end = request.sequences[role], request.context_length(role)
         lag = TAIL if role == work.role and drafts else 1
-        if sequence.block_table.pool is not runner.pool or sequence.context_len != end:
-            return None
-        if end < TAIL or sequence.num_computed < end - lag:
+        if end < TAIL or sequence.context_len != end or sequence.num_computed < end - lag:
             return None
     end = request.context_length(work.role)
     if work.end != end or end - work.start > (TAIL if drafts else 1):

@@ -150,7 +150,7 @@ class Foresight:
         found, at = {}, 0
         for work in works:
             if work.first_row == work.end and work.role in self._runners:
-                drafts = begins(work, wanted[at], self._runners)
+                drafts = begins(work, wanted[at], tuple(self._runners))
                 if drafts is not None:
                     found[work.request] = drafts, lane_start(work)
             at += max(work.end - work.first_row + 1, 0)
@@ -222,11 +222,11 @@ class Foresight:
         going = [lane for lane in flight.lanes if not lane.stopped]
         if any(lane.wanted and not lane.request.drafts_next for lane in going):
             return None
-        # As many drafts as each wants now; where that is not recorded yet, as many as it has.
         wishes = [
             lane.request.drafts_next if lane.wanted and not lane.stopped else 0 for lane in flight.lanes
         ]
-        for lengths in (wishes, flight.lengths):
+        # As many drafts as each wants now; where that is not recorded yet, as many as it has.
+        for lengths in dict.fromkeys((tuple(wishes), tuple(flight.lengths))):
             lanes = [
                 Lane(lane.request, lane.preemptions, wanted, stopped=lane.stopped, blocks=lane.blocks)
                 for lane, wanted in zip(flight.lanes, lengths, strict=True)
@@ -234,12 +234,10 @@ class Foresight:
             shape, known = self._shape(flight.lanes, lanes), flight.recorded.shape
             recorded = self._book.find_onward(shape, known) if shape else None
             if recorded is not None:
+                return self._launch(recorded, lanes, None) if self._own_blocks(going) else None
+            if shape is None or self._book.is_due(shape, known):
                 break
-            if shape is None or lengths == flight.lengths or self._book.is_due(shape, known):
-                return None
-        if recorded is None or not self._own_blocks(going):
-            return None
-        return self._launch(recorded, lanes, None)
+        return None
 
     def _own_blocks(self, lanes: Sequence[Lane]) -> bool:
         """Own, alone, all that this cycle and the next one may write."""

@@ -76,8 +76,6 @@ class GraphRunner(ModelRunner):
         self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
     ) -> list[Row | NumericalError]:
         assert lanes is None, "recordings are of requests that Python carries"
-        if not self.foresights:
-            return self._execute(works, wanted)
         if not all(work.is_onward for work in works):
             self._foreseen.clear()
         # Before a cycle begins in these blocks, and for those whose rows are there already, too.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from nudging.costs import PassCosts
 from nudging.cycle import RecordedCycle
 from nudging.cycle_lanes import Lane
 from nudging.graph_runner import GraphRunner
-from nudging.kernels.draft_verify import Verified
+from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, Verified
 from nudging.kernels.rms_norm import Norm
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
@@ -246,6 +247,39 @@ def test_a_first_pass_and_a_recording_teach_nothing(
             taught.clear()
             llm.generate([60, 61], SamplingParams(max_tokens=1), Base())
             assert taught == expected
+
+
+def test_what_is_too_large_for_a_recording_is_made_of_passes(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many rows for two texts of four drafts; and too many blocks for a long one."""
+    monkeypatch.setattr("nudging.foresight.SIZES", (1, 2, 3, 4, 5, 6, 7, 8))
+    monkeypatch.setattr("nudging.foresight.WIDTHS", (8,))
+    prompts = [[60, 61], [70, 71]]
+    short, long = (SamplingParams(max_tokens=n, ignore_eos=True) for n in (30, 150))
+    late = Late(monkeypatch)
+    with recording_llm(monkeypatch, late, **tiny_pair) as llm:
+        twin = Twin(llm)
+        for params, some in ((short, prompts), (long, prompts[:1])):
+            expected = [twin.generate(prompt, params, TOKEN) for prompt in some]
+            for _ in range(2):
+                passes = late.passes
+                assert [written(r.outputs[0]) for r in llm.generate(some, params, TOKEN, 4)] == expected
+        shapes = [shape for foresight in runner_of(llm).foresights for shape in foresight._book.shapes]
+        assert {(shape.lanes, shape.base_width) for shape in shapes} == {(1, 8)}
+        # From eight blocks of sixteen tokens on.
+        assert late.passes - passes > (150 - 8 * 16) / 5
+        assert_pools_are_whole(llm)
+
+
+def test_ends_that_only_one_model_knows_end_nothing_on_the_device(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recording_llm(monkeypatch, Late(monkeypatch), **tiny_pair) as llm:
+        pair = next(f for f in runner_of(llm).foresights if len(f._runners) == 2)
+        ends = {"guide": frozenset({5, 10**6}), "base": frozenset({5, 7})}
+        marks = pair._mark_ends({role: replace(llm.roles[role], eos_ids=ids) for role, ids in ends.items()})
+        assert {i: mark for i, mark in enumerate(marks) if mark} == {5: BASE_EOS | GUIDE_EOS, 7: BASE_EOS}
 
 
 def runner_of(llm: LLM) -> GraphRunner:

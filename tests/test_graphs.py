@@ -24,7 +24,7 @@ from nudging.kernels.lm_head import lm_head
 from nudging.kernels.rms_norm import Norm
 from nudging.sequence import Sequence
 from nudging.work import Work
-from tests.pairs import written
+from tests.pairs import Twin, assert_pools_are_whole, written
 
 # What makes the host wait for a device, or lets sizes depend on what was computed.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
@@ -262,3 +262,16 @@ def test_tables_hold_the_longest_path_behind_the_longest_text() -> None:
     assert shape is not None
     assert shape.width == 32
     assert path_shape(shape, works, 15, 4) == BatchShape(2, 3, 64, 2)
+
+
+def test_beside_a_prompt_that_is_read_in_parts_paths_are_single_passes(
+    tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, word = [[60, 61], list(range(60, 120))], Nudging(0.4, "word")
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    with recording_llm(monkeypatch, Recording(), **tiny_pair, max_batch_tokens=12) as llm:
+        twin = Twin(llm)
+        expected = [twin.generate(prompt, params, word) for prompt in prompts]
+        for _ in range(3):
+            assert [written(r.outputs[0]) for r in llm.generate(prompts, params, word, 4)] == expected
+        assert_pools_are_whole(llm)
