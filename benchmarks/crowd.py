@@ -70,6 +70,28 @@ def along(prices: Sequence[float], count: float) -> float:
     return prices[at - 1] + slope * (count - ROWS[at - 1])
 
 
+def prices_of_pair(base_shape: str, guide_shape: str, dtype: str, turns: int) -> dict[str, Prices]:
+    """What passes of the pocket pair in these shapes take here."""
+    with ExitStack() as stack:
+        paths = [
+            stack.enter_context(inflated(f"pocket:{role}", None if shape == POCKET else shape, "cpu"))
+            for role, shape in (("base", base_shape), ("guide", guide_shape))
+        ]
+        llm = stack.enter_context(LLM(*paths, dtype=dtype, kv_cache_memory="2GiB"))
+        return {name: measure_prices(runner, turns) for name, runner in llm._engine.runners.items()}
+
+
+def flat_prices() -> dict[str, Prices]:
+    """Made-up prices of a device on which rows cost little, as a large pair's do on a GPU: a pass of the base
+    takes 4 ms, one of the guide .45, and rows beyond sixteen and answers next to nothing.
+    """
+    parts = {"base": (4.0, 0.004, 0.002), "guide": (0.45, 0.0006, 0.001)}
+    return {
+        name: Prices([one + row * max(rows - 16, 0) for rows in ROWS], [answer * rows for rows in ROWS])
+        for name, (one, row, answer) in parts.items()
+    }
+
+
 @dataclass
 class Count:
     """The passes of one model, and what they read, answered and cost."""
@@ -167,25 +189,21 @@ def bound(lazy: Counted, prices: Mapping[str, Prices], tokens: int) -> float:
 @click.command(context_settings={"show_default": True})
 @click.option("--base-shape", type=click.Choice(list(SHAPES)), default="100m")
 @click.option("--guide-shape", type=click.Choice([POCKET, *SHAPES]), default="10m", help="Or as it is.")
+@click.option("--flat", is_flag=True, help="Measure nothing: rows cost little, as on a GPU (made up).")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
 @click.option("--turns", default=12, help="Timed passes of each size.")
 @click.option("--size", "sizes", type=int, multiple=True, default=SIZES, help="A batch size; repeatable.")
 @click.option("--max-tokens", default=48)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="A folder for the JSON file.")
-def main(base_shape: str, guide_shape: str, dtype: str, turns: int, **flags: Any) -> None:
+def main(base_shape: str, guide_shape: str, dtype: str, turns: int, flat: bool, **flags: Any) -> None:
     """Price the passes of a pair and count those of all arms."""
-    with ExitStack() as stack:
-        paths = [
-            stack.enter_context(inflated(f"pocket:{role}", None if shape == POCKET else shape, "cpu"))
-            for role, shape in (("base", base_shape), ("guide", guide_shape))
-        ]
-        llm = stack.enter_context(LLM(*paths, dtype=dtype, kv_cache_memory="2GiB"))
-        prices = {name: measure_prices(runner, turns) for name, runner in llm._engine.runners.items()}
+    prices = flat_prices() if flat else prices_of_pair(base_shape, guide_shape, dtype, turns)
+    pair = "flat" if flat else f"{base_shape}-{guide_shape}"
     sizes, limits = sorted(flags["sizes"]), Limits(flags["max_tokens"], ignore_eos=True)
     with LLM.pocket(kv_cache_memory="1GiB") as llm:
         counted = count_passes(llm, prices, sizes, limits)
     names = list(dict.fromkeys(entry.arm for entry in counted))
-    title = f"ms a token by passes (times as fast as the base alone), {base_shape} + {guide_shape}, {dtype}"
+    title = f"ms a token by passes (times as fast as the base alone), {pair}, {'made up' if flat else dtype}"
     table = Table(title=title, box=SIMPLE_HEAD)
     for head in ("requests", *names, "bound"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -198,16 +216,16 @@ def main(base_shape: str, guide_shape: str, dtype: str, turns: int, **flags: Any
         table.add_row(str(size), *(f"{cost:.3f} ({base / cost:.2f})" for cost in costs))
     Console(width=WIDTH).print(table)
     facts = {
-        "models": {"base": base_shape, "guide": guide_shape},
-        **{"dtype": dtype, "turns": turns, "max_tokens": limits.max_tokens},
-        "device": device_name("cpu"),
+        "models": None if flat else {"base": base_shape, "guide": guide_shape},
+        **{"dtype": dtype, "turns": 0 if flat else turns, "max_tokens": limits.max_tokens},
+        "device": "made up" if flat else device_name("cpu"),
         "threads": torch.get_num_threads(),
         "prices": {name: {"at": ROWS, **asdict(price)} for name, price in prices.items()},
         "counted": [asdict(entry) for entry in counted],
         "bounds": bounds,
     }
     flags["out"].mkdir(parents=True, exist_ok=True)
-    path = flags["out"] / f"crowd-{base_shape}-{guide_shape}.json"
+    path = flags["out"] / f"crowd-{pair}.json"
     path.write_text(json.dumps(facts, indent=2) + "\n")
     print(f"written to {path}")
 

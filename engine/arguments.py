@@ -7,11 +7,11 @@ from typing import Any
 
 from nudging.drafters import DRAFTERS
 from nudging.errors import BadRequest
+from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.loading import Checkpoint
 from nudging.params import SamplingParams, is_int
 from nudging.roles import Role
 
-MAX_DRAFT = 15
 Speculate = str | int
 
 

@@ -53,7 +53,7 @@ def cap_paths(works: Sequence[Work], ledgers: Mapping[str, Ledger], steps: int, 
 def _path_ahead(work: Work, ledger: Ledger, steps: int, running: int) -> int:
     """How many tokens of its path a work gets behind its first row."""
     wanted, request = min(work.ahead, steps - 1), work.request
-    if request.draft_len is not None or request.drafter != "guide" or work.role != "guide":
+    if steps == 1 or request.draft_len is not None or request.drafter != "guide" or work.role != "guide":
         return wanted
     if not request.policy.shares_ids or not request.policy.lookahead:
         return wanted

@@ -130,7 +130,7 @@ class RecordedCycle:
         recorder: Recorder,
     ) -> None:
         """`vocab`: how many ids both models know; `marks`: [vocab] uint8, on the device, see `draft_verify`;
-        `memory`: see `cycle_memory`.  No cycle that shares it may be on its way.
+        `memory`: see `cycle_memory`.  What a cycle that shares it may still be doing is not read any more.
         """
         self.shape = shape
         self._guide, self._base, self._vocab, self._marks = guide, base, vocab, marks

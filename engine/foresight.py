@@ -48,11 +48,6 @@ class Flight:
     # Whether it was started while another one was under way.
     is_behind: bool
 
-    @property
-    def lengths(self) -> list[int]:
-        """How many drafts each lane wants."""
-        return [lane.wanted for lane in self.lanes]
-
 
 class Foresight:
     """The cycles of a base and its guide, or of one model alone, and what they have computed for whom.
@@ -222,11 +217,12 @@ class Foresight:
         going = [lane for lane in flight.lanes if not lane.stopped]
         if any(lane.wanted and not lane.request.drafts_next for lane in going):
             return None
-        wishes = [
+        had = tuple(lane.wanted for lane in flight.lanes)
+        wishes = tuple(
             lane.request.drafts_next if lane.wanted and not lane.stopped else 0 for lane in flight.lanes
-        ]
-        # As many drafts as each wants now; where that is not recorded yet, as many as it has.
-        for lengths in dict.fromkeys((tuple(wishes), tuple(flight.lengths))):
+        )
+        # As many drafts as each wants now; where that is not recorded yet, as many as it had.
+        for lengths in dict.fromkeys((wishes, had)):
             lanes = [
                 Lane(lane.request, lane.preemptions, wanted, stopped=lane.stopped, blocks=lane.blocks)
                 for lane, wanted in zip(flight.lanes, lengths, strict=True)

@@ -96,7 +96,7 @@ Position Lanes::path_ahead(const Item& item, Position steps, Position running) {
   const Position wanted = std::min(item.ahead, steps - 1);
   const Lane& lane = *item.lane;
   const bool is_drafting = lane.draft_len < 0 && lane.drafts && item.role == GUIDE;
-  if (!is_drafting || lane.rule.lookahead == 0) return wanted;
+  if (steps == 1 || !is_drafting || lane.rule.lookahead == 0) return wanted;
   const Track& track = lane.tracks[item.role];
   const Position end = track.prompt_len + lane.written() + lane.rule.lookahead + MAX_ADAPTIVE_DRAFT;
   const Position room = std::min(end, track.max_sequence) - item.end;
