@@ -26,6 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from nudging.kernels.gpu import configs
+from nudging.kernels.gpu.tile import SHARES
+from tests.demand import Demand, constants, demand
 from tests.shipped import SHIPPED
 
 TARGETS = (80, 90, 100)
@@ -50,7 +52,7 @@ WAITING = (
     "linear_add qwen-0.5b-down-16 bf16",
     "paged_attention llama-8b decode bf16",
     "paged_attention llama-8b prefill bf16",
-    "lm_head llama-8b-16 bf16",
+    "lm_head llama-8b-8 bf16",
 )
 
 
@@ -68,7 +70,8 @@ class Waits:
 class Compiled:
     """One kernel of one call for one target; bytes of stack and of local memory are what it spills.
 
-    input_widths: how many inputs in a row a thread holds for an instruction, so which inputs those are.
+    input_widths: how many inputs in a row a thread holds for an instruction, so which inputs those are;
+    shared_demand, issue_demand: of products with a weight, see demand.py.
     """
 
     call: str
@@ -81,6 +84,8 @@ class Compiled:
     local: int
     matrix_instructions: list[str]
     input_widths: list[int]
+    shared_demand: float | None
+    issue_demand: float | None
 
 
 class Nowhere:
@@ -113,13 +118,25 @@ def usage(cubin: bytes) -> dict[str, int]:
     return {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
 
 
+def weight_demand(call: str, kernel: Any) -> Demand | None:
+    """What a product with a weight asks for beside the memory; of others nothing is known."""
+    made_for = constants(kernel)
+    if "DEPTH" not in made_for:
+        return None
+    warps, element = kernel.metadata.num_warps, 1 if "int8" in call else 2
+    cols = made_for["COLS"] if "COLS" in made_for else 1 << made_for["LEVELS"]
+    code = tool("nvdisasm", "-c", kernel.asm["cubin"])
+    return demand(code, warps, SHARES.value * cols * made_for["DEPTH"] * element)
+
+
 def record(call: str, sm: int, kernel: Any) -> Compiled:
     used = usage(kernel.asm["cubin"])
     found = sorted({".".join(match) for match in MATRIX_INSTRUCTION.findall(kernel.asm["ptx"])})
     dots = "".join(re.findall(r"tt\.dot .*", kernel.asm["ttgir"]))
     widths = sorted({int(width) for width in re.findall(r"kWidth = (\d+)", dots)})
     size = (used["reg"], kernel.metadata.shared, used["stack"], used["local"])
-    return Compiled(call, kernel.name, sm, kernel.metadata.num_warps, *size, found, widths)
+    asks = weight_demand(call, kernel) or (None, None)
+    return Compiled(call, kernel.name, sm, kernel.metadata.num_warps, *size, found, widths, *asks)
 
 
 def launched(thunk: Callable[[], Any]) -> list[Any]:

@@ -5,20 +5,26 @@ a machine with a GPU it does nothing, and the kernels' tests run there.
 
 What it mends, in Triton 3.6 to 3.9: products and arithmetic of bf16 (the interpreter holds bf16 as integers
 and multiplies those), rounding to bf16 (it truncates), comparisons of scalars (they keep the type of what is
-compared), loops over run-time bounds with numpy >= 2.4 (in 3.6).
-What it decides: `tl.dot` adds its products one by one in the order of k.  BLAS would choose an order by the
-tile's shape; so the bits of a row depend on the kernel's own order alone, and tests can ask for them.
+compared), loops over run-time bounds with numpy >= 2.4 (in 3.6), inline assembly (it runs none; ptx.py runs
+ours).
+What it decides: the programs of a launch run in an order that none can count on, as on a GPU; and `tl.dot`
+adds its products one by one in the order of k.  BLAS would choose an order by the tile's shape; so the bits
+of a row depend on the kernel's own order alone, and tests can ask for them.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from tests import ptx
 
 Floats = NDArray[np.float32]
 
@@ -43,6 +49,16 @@ def ordered_dot(a: Floats, b: Floats, total: Floats) -> Floats:
     for k in range(a.shape[-1]):
         total = total + a[..., :, k, None] * b[..., None, k, :]
     return total
+
+
+class Result:
+    """What the builder gives back where an operation may have several results."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def get_result(self, i: int) -> Any:
+        return self.handle
 
 
 def install() -> None:
@@ -89,7 +105,31 @@ def install() -> None:
             return handle(narrow(src.data), tl.bfloat16)
         return convert(self, src, to)
 
+    def create_inline_asm(
+        self: Any, asm: str, constraints: str, args: list[Any], types: list[Any], is_pure: bool, pack: int
+    ) -> Any:
+        """Of one tensor, packed into words, another of the same shape."""
+        ((x,), (to,)) = args, types
+        words = np.ascontiguousarray(x.data).reshape(-1, pack).view(np.uint32)
+        made = ptx.run(asm, constraints.count("="), *words.T.copy())
+        data = np.stack(made, axis=1).view(np.uint16).reshape(x.data.shape)
+        to = to.scalar
+        return Result(handle(data if to == tl.bfloat16 else data.view(np.float16), to))
+
+    def set_grid_dim(self: Any, *dims: int) -> None:
+        """At the begin of a launch: with the order in which its programs will run."""
+        plain_dim(self, *dims)
+        programs = list(itertools.product(*map(range, dims)))
+        self.order = dict(zip(programs, dice.sample(programs, len(programs)), strict=True))
+
+    def set_grid_idx(self: Any, *index: int) -> None:
+        plain_idx(self, *self.order[index])
+
+    dice = random.Random(0)
+    plain_dim, plain_idx = builder.set_grid_dim, builder.set_grid_idx
+    builder.set_grid_dim, builder.set_grid_idx = set_grid_dim, set_grid_idx
     builder.create_dot = create_dot
+    builder.create_inline_asm = create_inline_asm
     builder.cast_impl = cast_impl
     builder.binary_op = mended(builder.binary_op)
     builder.unary_op = mended(builder.unary_op)

@@ -171,25 +171,26 @@ def linear_rope_args(
     return make
 
 
+TWO = ("fp32", "bf16")
 # Calls that have every tile, with and without partitions: the weight's columns and inputs, numbers of rows.
-SKINNY_AND_WIDE, SKINNY = (16, 64, 512), (16,)
+SKINNY_AND_WIDE, SKINNY = (8, 16, 32, 64, 512), (8, 16)
 PRODUCTS: list[tuple[str, Product, str, int, int, tuple[int, ...], Iterable[str], bool]] = [
     ("linear_add", add_args, "qwen-0.5b-down", 896, 4864, SKINNY_AND_WIDE, DTYPES, False),
     ("linear_add", add_args, "llama-1b-down", 2048, 8192, (16, 64), BF16, False),
-    ("linear_add", add_args, "llama-8b-down", 4096, 14336, SKINNY_AND_WIDE, DTYPES, False),
-    ("linear_add", add_args, "int8-qwen-0.5b-down", 896, 4864, (16, 64), BF16, True),
-    ("linear_add", add_args, "int8-llama-8b-down", 4096, 14336, (16, 64), DTYPES, True),
+    ("linear_add", add_args, "llama-8b-down", 4096, 14336, SKINNY_AND_WIDE, TWO, False),
+    ("linear_add", add_args, "int8-qwen-0.5b-down", 896, 4864, (8, 16, 64), BF16, True),
+    ("linear_add", add_args, "int8-llama-8b-down", 4096, 14336, (8, 64), DTYPES, True),
     ("linear", linear_args, "gemma-2b-down", 2304, 9216, (16, 64), BF16, False),
     ("linear", linear_args, "short-and-deep", 896, 4864, SKINNY, DTYPES, False),
     ("linear", linear_args, "int8-gemma-2b-down", 2304, 9216, SKINNY, BF16, True),
     ("linear_rope_append", linear_rope_args, "qwen-0.5b", 1152, 896, SKINNY, BF16, False),
-    ("linear_rope_append", linear_rope_args, "llama-8b", 6144, 4096, SKINNY_AND_WIDE, DTYPES, False),
+    ("linear_rope_append", linear_rope_args, "llama-8b", 6144, 4096, SKINNY_AND_WIDE, TWO, False),
     ("linear_rope_append", linear_rope_args, "llama-70b", 10240, 8192, SKINNY, BF16, False),
     ("linear_rope_append", linear_rope_args, "int8-llama-8b", 6144, 4096, (16, 64), BF16, True),
     ("gated_linear", gated_args, "qwen-0.5b", 9728, 896, SKINNY, BF16, False),
-    ("gated_linear", gated_args, "llama-8b", 28672, 4096, SKINNY_AND_WIDE, DTYPES, False),
+    ("gated_linear", gated_args, "llama-8b", 28672, 4096, SKINNY_AND_WIDE, TWO, False),
     ("gated_linear", gated_args, "llama-70b", 57344, 8192, SKINNY, BF16, False),
-    ("gated_linear", gated_args, "int8-llama-8b", 28672, 4096, (16, 64), BF16, True),
+    ("gated_linear", gated_args, "int8-llama-8b", 28672, 4096, (8, 16, 64), BF16, True),
 ]
 for op, make, model, cols, features, some_rows, dtypes, int8 in PRODUCTS:
     for rows in some_rows:
@@ -202,20 +203,22 @@ ship("linear", "normed-short-and-deep", linear_args(16, 896, 4864, normed=True),
 ship("linear_rope_append", "gemma-2b", pick(linear_rope_args(16, 3072, 2304), *range(9)), BF16)
 
 
-def heads_args(cols: int, features: int, head_dim: int, unit_offset: bool, int8: bool = False) -> Any:
+def heads_args(
+    rows: int, cols: int, features: int, head_dim: int, unit_offset: bool, int8: bool = False
+) -> Any:
     """What normalises its heads."""
     norms = head_norm(head_dim, head_dim, unit_offset)
     return with_more(
-        linear_rope_args(16, cols, features, int8, head_dim),
+        linear_rope_args(rows, cols, features, int8, head_dim),
         lambda dtype: (*norms(dtype), arrivals()),
     )
 
 
-ship("linear_rope_append", "qwen3-0.6b", heads_args(4096, 1024, 128, False), BF16)
-ship("linear_rope_append", "qwen3-8b", heads_args(6144, 4096, 128, False))
-ship("linear_rope_append", "int8-qwen3-8b", heads_args(6144, 4096, 128, False, True), BF16)
-ship("linear_rope_append", "gemma3-1b", heads_args(1536, 1152, 256, True), BF16)
-ship("linear_rope_append", "gemma3-27b", heads_args(8192, 5376, 128, True), BF16)
+ship("linear_rope_append", "qwen3-0.6b", heads_args(8, 4096, 1024, 128, False), BF16)
+ship("linear_rope_append", "qwen3-8b", heads_args(16, 6144, 4096, 128, False))
+ship("linear_rope_append", "int8-qwen3-8b", heads_args(16, 6144, 4096, 128, False, True), BF16)
+ship("linear_rope_append", "gemma3-1b", heads_args(8, 1536, 1152, 256, True), BF16)
+ship("linear_rope_append", "gemma3-27b", heads_args(16, 8192, 5376, 128, True), BF16)
 ship("gated_linear", "gemma-2b", pick(gated_args(16, 18432, 2304), 0, 1, 2), BF16)
 
 
@@ -272,7 +275,7 @@ def head_args(
     return make
 
 
-for rows in (16, 64):
+for rows in (8, 64):
     ship("lm_head", f"llama-8b-{rows}", head_args(rows, 128256, 4096, 0.0), ("fp32", "bf16"))
 ship("lm_head", "int8-llama-8b-16", head_args(16, 128256, 4096, 0.0, True), ("fp32", "bf16"))
 ship("lm_head", "gemma-2b-16", head_args(16, 256000, 2304, 30.0), ("bf16",))

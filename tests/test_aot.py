@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_products_give_the_same_inputs_to_an_instruction(compiled: list[dict[str
     products = [one for one in compiled if one["kernel"].startswith(("_linear", "_gated", "_lm_head"))]
     used = {("int8" in one["call"], *one["input_widths"]) for one in products if one["matrix_instructions"]}
     assert used == {(False, 2), (True, 4)}
+
+
+def test_products_of_few_rows_wait_for_nothing_but_the_memory(compiled: list[dict[str, Any]]) -> None:
+    """As far as bytes of shared memory and instructions tell: a warp that does another's work again shows."""
+    few = [one for one in compiled if one["sm"] == 90 and re.search(r"-(8|16) (bf|fp)16", one["call"])]
+    products = [one for one in few if one["issue_demand"] is not None]
+    assert len(products) >= 20
+    assert max(one["shared_demand"] for one in products) <= 0.8
+    assert max(one["issue_demand"] for one in products if "int8" not in one["call"]) <= 0.6
+    assert max(one["issue_demand"] for one in products) <= 0.85
 
 
 def test_no_kernel_asks_for_more_shared_memory_than_any_gpu_has(compiled: list[dict[str, Any]]) -> None:

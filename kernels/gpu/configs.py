@@ -22,12 +22,11 @@ FEW_ROWS = 16
 
 
 class Tile(NamedTuple):
-    """A program's rows, columns and inputs at a time, its warps and its pipeline's stages."""
+    """A program's rows, columns and inputs of a share at a time, and its pipeline's stages."""
 
     rows: int
     cols: int
     depth: int
-    warps: int
     stages: int
 
 
@@ -49,21 +48,25 @@ def first(table: Mapping[int | None, T], size: int) -> T:
 class Config:
     """The table of one GPU.
 
-    products: by bytes of an element, then by the most rows and the most columns; head: by bytes; attention:
-    keys, warps and stages by bytes, then by the most channels of a head.  fused_norms: whether norms are
-    computed within the products of few rows.  pdl: whether a kernel is launched while the one before it ends
-    (pdl.py; from compute capability 9.0 on).
+    products: by bytes of an input and of a weight, then by the most rows and the most columns; head: by bytes
+    of an input, then by the most rows; attention: keys, warps and stages by bytes, then by the most channels
+    of a head.  fused_norms: whether norms are computed within products of few rows.  pdl: whether a kernel
+    is launched while the one before it ends (pdl.py; from compute capability 9.0 on).
     """
 
-    products: Mapping[int, Mapping[int | None, Mapping[int | None, Tile]]]
-    head: Mapping[int, Tile]
+    products: Mapping[tuple[int, int], Mapping[int | None, Mapping[int | None, Tile]]]
+    head: Mapping[int, Mapping[int | None, Tile]]
     attention: Mapping[int, Mapping[int | None, tuple[int, int, int]]]
     fused_norms: bool
     pdl: bool
 
-    def tile(self, dtype: torch.dtype, rows: int, cols: int) -> Tile:
+    def tile(self, dtype: torch.dtype, weight: torch.dtype, rows: int, cols: int) -> Tile:
         """That of a product of so many rows and columns."""
-        return first(first(self.products[dtype.itemsize], rows), cols)
+        return first(first(self.products[dtype.itemsize, weight.itemsize], rows), cols)
+
+    def head_tile(self, dtype: torch.dtype, rows: int) -> Tile:
+        """That of the head, of so many rows."""
+        return first(self.head[dtype.itemsize], rows)
 
     def keys(self, dtype: torch.dtype, head_dim: int) -> Keys:
         """That of attention over heads of so many channels."""
@@ -80,27 +83,45 @@ class Config:
         """What a kernel that begins with `begin` is launched with."""
         made: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": False}
         if stages is not None:
-            made["num_stages"] = stages
+            # Left alone, the assembler aims at fewer registers than there are and spills some.
+            made |= {"num_stages": stages, "maxnreg": 255}
         return made | ({"launch_pdl": True} if self.pdl else {})
 
 
+MANY_ROWS: dict[int | None, dict[int | None, Tile]] = {
+    32: {None: Tile(32, 32, 64, 3)},
+    64: {None: Tile(64, 32, 32, 4)},
+    None: {1024: Tile(32, 32, 32, 4), None: Tile(64, 64, 32, 3)},
+}
+FP32: dict[int | None, dict[int | None, Tile]] = {
+    8: {None: Tile(8, 16, 32, 4)},
+    FEW_ROWS: {None: Tile(16, 16, 32, 4)},
+    None: {None: Tile(32, 32, 16, 3)},
+}
 # From the compiler and from arithmetic: no GPU has been at hand.  All tiles fit into the 99 KiB of shared
-# memory that any GPU since 2020 has, and into the registers of a warp: Triton 3.6 gives the whole of a
-# product of three dimensions to every warp, where 3.9 shares it out.
+# memory that any GPU since 2020 has, and those of a few rows ask so little of it and of the schedulers that
+# the memory of the device is what a pass waits for (tests/demand.py).
 DEFAULT = Config(
     products={
-        2: {
-            FEW_ROWS: {
-                4096: Tile(16, 16, 256, 4, 6),
-                16384: Tile(16, 32, 128, 4, 5),
-                None: Tile(16, 64, 128, 4, 5),
-            },
-            None: {None: Tile(32, 64, 32, 2, 4)},
+        (2, 2): {
+            8: {4096: Tile(8, 16, 128, 4), None: Tile(8, 32, 64, 4)},
+            FEW_ROWS: {4096: Tile(16, 16, 64, 5), None: Tile(16, 32, 64, 4)},
+            **MANY_ROWS,
         },
-        4: {FEW_ROWS: {None: Tile(16, 32, 32, 4, 4)}, None: {None: Tile(32, 64, 32, 4, 3)}},
+        (2, 1): {
+            8: {2048: Tile(8, 16, 128, 4), None: Tile(8, 32, 128, 3)},
+            FEW_ROWS: {None: Tile(16, 32, 128, 3)},
+            **MANY_ROWS,
+            64: {None: Tile(64, 64, 32, 3)},
+        },
+        (4, 4): FP32,
+        (4, 1): FP32,
     },
     # The columns are a part of the vocabulary (stats.py); more rows would not fit into a warp.
-    head={2: Tile(16, PART, 128, 4, 3), 4: Tile(16, PART, 16, 8, 2)},
+    head={
+        2: {8: Tile(8, PART, 64, 3), None: Tile(16, PART, 64, 3)},
+        4: {8: Tile(8, PART, 16, 2), None: Tile(16, PART, 16, 2)},
+    },
     attention={2: {128: (64, 4, 3), None: (32, 4, 2)}, 4: {None: (16, 8, 2)}},
     fused_norms=True,
     pdl=False,

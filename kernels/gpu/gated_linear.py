@@ -10,9 +10,8 @@ from .configs import config_of
 from .gated_act import check_activation, gated_act
 from .linear import linear
 from .math import activate
-from .pdl import begin
 from .source import Source
-from .tile import all_partitions, finished, partition, split_pairs
+from .tile import SHARES, all_partitions, begin_product, finished, partition, split_pairs
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -23,11 +22,11 @@ def _gated_linear(
     ACTIVATION: tl.constexpr, PARTITIONS: tl.constexpr, PDL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    begin(PDL)
     HALF: tl.constexpr = COLS // 2
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
     first = tl.program_id(0) * HALF
     c = c // HALF * dim + tl.minimum(first + c % HALF, dim - 1)
+    begin_product(weight_ptr, c, 0, tl.minimum(partition, features), features, PDL, COLS)
     sums = all_partitions(
         x_ptr, weight_ptr, norm_ptr, squares_ptr, r, c, rows, features, x_stride, partition, eps,
         PARTITIONS, NORM, LEVELS, ROWS, COLS, DEPTH,
@@ -51,13 +50,13 @@ def gated_linear(
     if both % 2 != 0:
         raise ValueError(f"{op}: {both} columns do not halve into gate and up")
     config, inputs, dim = config_of(x.device), partition(features, both), both // 2
-    tile = config.tile(x.dtype, rows, both)
+    tile = config.tile(x.dtype, source.weight.dtype, rows, both)
     if features > inputs and rows <= tile.rows:
         return gated_act(linear(source.x, weight, bias, norm=norm if source.kind else None), activation)
     out = x.new_empty(rows, dim)
     _gated_linear[(triton.cdiv(dim, tile.cols // 2), triton.cdiv(rows, tile.rows))](
         *source[:7], out, rows, dim, features, source.x.stride(0), inputs, *source[7:],
         activation, triton.cdiv(features, inputs) if inputs else 0,
-        config.pdl, *tile[:3], **config.options(tile.warps, tile.stages),
+        config.pdl, *tile[:3], **config.options(SHARES.value, tile.stages),
     )  # fmt: skip
     return out

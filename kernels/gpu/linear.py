@@ -8,10 +8,9 @@ from torch import Tensor
 from ..rms_norm import Norm
 from ..weight import Weight
 from .configs import config_of
-from .pdl import begin
 from .source import Source
 from .squares import inverse_rms
-from .tile import all_partitions, dot_tile, finished, partition
+from .tile import SHARES, all_partitions, begin_product, dot_tile, finished, partition
 
 BLOCK = 1024
 
@@ -24,15 +23,15 @@ def _linear(
     PARTITIONS: tl.constexpr, PDL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    begin(PDL)
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     known = tl.minimum(c, cols - 1)
+    begin_product(weight_ptr, known, 0, tl.minimum(partition, features), features, PDL, COLS)
     sums = all_partitions(
         x_ptr, weight_ptr, norm_ptr, squares_ptr, r, known, rows, features, x_stride, partition, eps,
         PARTITIONS, NORM, LEVELS, ROWS, COLS, DEPTH,
     )  # fmt: skip
     y = finished(sums, scales_ptr, bias_ptr, known, HAS_SCALES, HAS_BIAS)
-    r, c = r[None, :, None], c[None, None, :]
+    r, c = r[:, None], c[None, :]
     at = r.to(tl.int64) * cols + c
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=(r < rows) & (c < cols))
 
@@ -53,7 +52,7 @@ def _linear_partition(
         x_ptr, weight_ptr, norm_ptr, inverse, r, tl.minimum(c, cols - 1), p * partition, end,
         rows, features, x_stride, NORM, ROWS, COLS, DEPTH,
     )  # fmt: skip
-    r, c = r[None, :, None], c[None, None, :]
+    r, c = r[:, None], c[None, :]
     at = (p * rows + r).to(tl.int64) * cols + c
     tl.store(sums_ptr + at, sums, mask=(r < rows) & (c < cols))
 
@@ -92,7 +91,7 @@ def linear(
     (rows, features), cols = x.shape, values.shape[0]
     out = x.new_empty((rows, cols), dtype=dtype)
     config = config_of(x.device)
-    tile = config.tile(x.dtype, rows, cols)
+    tile = config.tile(x.dtype, values.dtype, rows, cols)
     inputs = partition(features, cols)
     partitions = triton.cdiv(features, inputs) if inputs else 0
     grid = (triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows))
@@ -100,13 +99,13 @@ def linear(
     if partitions <= 1 or grid[1] > 1:
         _linear[grid](
             *source[:7], out, *shape, *source[7:], partitions, config.pdl, *tile[:3],
-            **config.options(tile.warps, tile.stages),
+            **config.options(SHARES.value, tile.stages),
         )  # fmt: skip
         return out
     sums = x.new_empty((partitions, rows, cols), dtype=torch.float32)
     _linear_partition[(*grid, partitions)](
         x, values, norm_weight, squares, eps, sums, *shape, *how, *tile[:3],
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+        num_warps=SHARES.value, num_stages=tile.stages, enable_fp_fusion=False,
     )  # fmt: skip
     _add_partitions[(rows, triton.cdiv(cols, BLOCK))](
         sums, scales, bias_or_any, out, rows, cols, partitions, has_scales, has_bias, BLOCK,

@@ -14,10 +14,9 @@ from ..linear_add import Stream
 from ..weight import Weight
 from .arrive import arrives_last, check_arrivals
 from .configs import config_of
-from .pdl import begin
 from .source import Source
 from .squares import GROUP, groups_of, sums_of_squares
-from .tile import all_partitions, dot_tile, finished, partition
+from .tile import SHARES, all_partitions, begin_product, dot_tile, finished, partition
 
 
 @triton.jit
@@ -25,9 +24,9 @@ def leave(
     y, residual_ptr, out_ptr, squares_ptr, r, c, rows, cols,
     ROWS: tl.constexpr, COLS: tl.constexpr, HAS_SQUARES: tl.constexpr,
 ):  # fmt: skip
-    """The residual stream plus y [1, ROWS, COLS], each rounded, and the sums of its squares."""
-    at = r.to(tl.int64)[None, :, None] * cols + c[None, None, :]
-    mask = (r < rows)[None, :, None] & (c < cols)[None, None, :]
+    """The residual stream plus y [ROWS, COLS], each rounded, and the sums of its squares."""
+    at = r.to(tl.int64)[:, None] * cols + c[None, :]
+    mask = (r < rows)[:, None] & (c < cols)[None, :]
     dtype = out_ptr.dtype.element_ty
     total = y.to(dtype).to(tl.float32) + tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     total = total.to(dtype)
@@ -49,21 +48,21 @@ def _linear_add(
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """SPLIT: a program computes one partition, into parts [partitions, tiles, ROWS, COLS]."""
-    begin(PDL)
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
-    known = tl.minimum(c, cols - 1)
+    known, p = tl.minimum(c, cols - 1), tl.program_id(2)
+    end = tl.minimum((p + 1) * partition, features)
+    begin_product(weight_ptr, known, p * partition, end, features, PDL, COLS)
     if SPLIT:
-        p, tiles = tl.program_id(2), tl.num_programs(0)
-        end = tl.minimum((p + 1) * partition, features)
+        tiles = tl.num_programs(0)
         part = dot_tile(
             x_ptr, weight_ptr, weight_ptr, 1.0, r, known, p * partition, end, rows, features, x_stride,
             0, ROWS, COLS, DEPTH,
         )  # fmt: skip
-        i = tl.arange(0, ROWS)[None, :, None] * COLS + tl.arange(0, COLS)[None, None, :]
+        i = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
         parts_ptr += tl.program_id(0) * (ROWS * COLS) + i
         tl.store(parts_ptr + p * (tiles * ROWS * COLS), part)
         if arrives_last(arrivals_ptr + tl.program_id(0), PARTITIONS):
-            sums = tl.zeros([1, ROWS, COLS], tl.float32)
+            sums = tl.zeros([ROWS, COLS], tl.float32)
             for q in range(PARTITIONS):
                 sums += tl.load(parts_ptr + q * (tiles * ROWS * COLS), cache_modifier=".cg")
             y = finished(sums, scales_ptr, bias_ptr, known, HAS_SCALES, HAS_BIAS)
@@ -87,7 +86,7 @@ def linear_add(
     residual = require(op, "residual", residual, (rows, cols), x.dtype, x.device)
     out = torch.empty_like(residual)
     config, inputs = config_of(x.device), partition(features, cols)
-    tile = config.tile(x.dtype, rows, cols)
+    tile = config.tile(x.dtype, values.dtype, rows, cols)
     partitions = triton.cdiv(features, inputs) if inputs else 0
     grid = (triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows), 1)
     summed = config.leaves_squares(rows)
@@ -103,6 +102,6 @@ def linear_add(
         parts, out if arrivals is None else arrivals,
         rows, cols, features, x.stride(0), inputs,
         source.has_scales, source.has_bias, squares is not None, split, partitions,
-        config.pdl, *tile[:3], **config.options(tile.warps, tile.stages),
+        config.pdl, *tile[:3], **config.options(SHARES.value, tile.stages),
     )  # fmt: skip
     return Stream(out, squares)

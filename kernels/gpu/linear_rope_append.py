@@ -17,12 +17,11 @@ from .arrive import arrives_last, check_arrivals
 from .configs import FEW_ROWS, config_of
 from .kv_append import check_cache
 from .linear import linear
-from .pdl import begin
 from .rope import rotated
 from .rope_append import rope_append
 from .source import Source
 from .stats import tree_sum
-from .tile import all_partitions, finished, partition, split_pairs
+from .tile import SHARES, all_partitions, begin_product, finished, partition, split_pairs
 
 
 @triton.jit
@@ -102,12 +101,12 @@ def _linear_rope_append(
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """HEAD_NORM: the last program of a head of queries or keys normalises and turns the whole of it."""
-    begin(PDL)
     HALF: tl.constexpr = COLS // 2
     tiles = tl.cdiv(half, HALF)
     head, first = tl.program_id(0) // tiles, tl.program_id(0) % tiles * HALF
     r, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
     c = (head * 2 + c // HALF) * half + tl.minimum(first + c % HALF, half - 1)
+    begin_product(weight_ptr, c, 0, tl.minimum(partition, features), features, PDL, COLS)
     sums = all_partitions(
         x_ptr, weight_ptr, norm_ptr, squares_ptr, r, c, rows, features, x_stride, partition, eps,
         PARTITIONS, NORM, LEVELS, ROWS, COLS, DEPTH,
@@ -196,7 +195,7 @@ def linear_rope_append(
     max_position, half = sizes(op, "cos", cos, 2)
     heads = split_heads(x.new_empty(0, cols), k_cache)[0].shape[1]
     config, inputs = config_of(x.device), partition(features, cols)
-    tile, counted = config.tile(x.dtype, rows, cols), heads + kv_heads
+    tile, counted = config.tile(x.dtype, source.weight.dtype, rows, cols), heads + kv_heads
     is_split = features > inputs and rows <= tile.rows
     if 2 * half != head_dim or is_split or not is_fused(rows, counted, head_dim, head_norm, arrivals):
         apart = split_heads(linear(source.x, weight, bias, norm=norm if source.kind else None), k_cache)
@@ -214,6 +213,6 @@ def linear_rope_append(
         *source[:7], *by_head[:5], positions, cos, sin, out, k_cache, v_cache, slot_mapping,
         rows, features, source.x.stride(0), inputs, max_position, blocks * block_size, heads, kv_heads, half,
         *by_head[5:], *source[7:], triton.cdiv(features, inputs) if inputs else 0,
-        config.pdl, *tile[:3], **config.options(tile.warps, tile.stages),
+        config.pdl, *tile[:3], **config.options(SHARES.value, tile.stages),
     )  # fmt: skip
     return out

@@ -20,7 +20,7 @@ from .math import cap_logits
 from .pdl import begin
 from .source import Source
 from .stats import LEVELS, PART, first_largest, merged_parts, part_stats
-from .tile import all_partitions, finished, partition
+from .tile import SHARES, all_partitions, begin_product, finished, partition
 
 
 @triton.jit(do_not_specialize=["rows", "count"])
@@ -32,18 +32,17 @@ def _lm_head(
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """For each part of a row its max, sum and best score, into `stats`, and their tokens, into `ids`."""
-    begin(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     own, part = row < count, tl.program_id(1)
     tokens = (part << LEVELS) + tl.arange(0, 1 << LEVELS)
     known = tl.minimum(tokens, held - 1)
+    begin_product(weight_ptr, known, 0, tl.minimum(inputs, features), features, PDL, 1 << LEVELS)
     r = tl.load(rows_ptr + row, mask=own, other=rows)
     logits = all_partitions(
         x_ptr, weight_ptr, norm_ptr, squares_ptr, r, known, rows, features, stride, inputs, eps,
         PARTITIONS, NORM, SUMS, ROWS, 1 << LEVELS, DEPTH,
     )  # fmt: skip
     logits = finished(logits, scales_ptr, scales_ptr, known, HAS_SCALES, False)
-    logits = tl.reshape(logits, (ROWS, 1 << LEVELS))
     if CAPPED:
         logits = cap_logits(logits, cap)
     logits = tl.where((tokens < vocab)[None, :], logits, float("-inf"))
@@ -123,13 +122,13 @@ def lm_head(
     stats = torch.empty((count, 3, parts), dtype=torch.float32, device=device)
     ids = torch.empty((count, 2, parts), dtype=torch.int32, device=device)
     config = config_of(device)
-    tile, inputs = config.head[x.dtype.itemsize], partition(features, held)
+    tile, inputs = config.head_tile(x.dtype, count), partition(features, held)
     _lm_head[(triton.cdiv(count, tile.rows), parts)](
         x, values, scales, *of_norm, rows, temperature, seed, position, stats, ids,
         total, count, features, held, vocab, x.stride(0), inputs, parts, cap,
         source.has_scales, source.kind, source.levels, cap > 0, LEVELS,
         triton.cdiv(features, inputs) if inputs else 0, config.pdl, tile.rows, tile.depth,
-        **config.options(tile.warps, tile.stages) | {"maxnreg": 255},
+        **config.options(SHARES.value, tile.stages),
     )  # fmt: skip
     _merge_head[(count,)](
         stats, ids, out, parts, out.stride(0), config.pdl, TOKEN, ARGMAX, MAX, LSE, (parts - 1).bit_length(),

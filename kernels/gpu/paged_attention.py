@@ -21,7 +21,7 @@ from .configs import config_of
 from .math import cap_logits
 from .pdl import begin
 
-SPLIT = 256  # Keys per split, a multiple of every tile.
+SPLIT = 128  # Keys per split, a multiple of every tile.
 ROWS = 16  # Query rows, times heads of a group, of a program: the rows of one matrix instruction.
 ENOUGH_PROGRAMS = 512  # From here on a program takes all splits of its rows, and
 MOST_SHARES = 16384  # where there would be more shares than this to keep: 136 MB for heads of 128.
@@ -191,29 +191,35 @@ def _attend_split(
         parts_ptr += tile.to(tl.int64) * tl.num_programs(2) * ROWS * (DIM + 2)
         part_ptr = parts_ptr + split * ROWS * (DIM + 2)
         i, d = tl.arange(0, ROWS), tl.arange(0, DIM)
-        tl.store(part_ptr + i, m)
-        tl.store(part_ptr + ROWS + i, total)
-        tl.store(part_ptr + 2 * ROWS + i[:, None] * DIM + d[None, :], acc)
+        tl.store(part_ptr + i, m, mask=at >= 0)
+        tl.store(part_ptr + ROWS + i, total, mask=at >= 0)
+        tl.store(part_ptr + 2 * ROWS + i[:, None] * DIM + d[None, :], acc, mask=(at >= 0)[:, None])
         if MERGES:  # noqa: SIM102
             if arrives_last(arrivals_ptr + tile, tl.cdiv(high, SPLIT) - low // SPLIT):
-                total, acc = all_shares(parts_ptr, low, high, SPLIT, DIM, ROWS)
+                total, acc = all_shares(parts_ptr, at, low, high, SPLIT, DIM, ROWS)
                 finish(out_ptr, row, head, at, total, acc, heads * HEAD_DIM, HEAD_DIM, DIM)
 
 
 @triton.jit
 def all_shares(
-    parts_ptr, low, high, SPLIT: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
+    parts_ptr, at, low, high, SPLIT: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The shares of a tile of rows and key-value head, merged in order: sums and weighted sums."""
+    """The shares of a tile of rows and key-value head, merged in order: sums and weighted sums.
+
+    Of the rows that there are: those of one token are a few of a tile.
+    """
     i, d = tl.arange(0, ROWS), tl.arange(0, DIM)
     m = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM], tl.float32)
-    for split in range(low // SPLIT, tl.cdiv(high, SPLIT)):
+    for split in tl.range(low // SPLIT, tl.cdiv(high, SPLIT), num_stages=4):
         one = parts_ptr + split * ROWS * (DIM + 2)
-        m2 = tl.load(one + i, cache_modifier=".cg")
-        total2 = tl.load(one + ROWS + i, cache_modifier=".cg")
-        acc2 = tl.load(one + 2 * ROWS + i[:, None] * DIM + d[None, :], cache_modifier=".cg")
+        m2 = tl.load(one + i, mask=at >= 0, other=float("-inf"), cache_modifier=".cg")
+        total2 = tl.load(one + ROWS + i, mask=at >= 0, other=0.0, cache_modifier=".cg")
+        acc2 = tl.load(
+            one + 2 * ROWS + i[:, None] * DIM + d[None, :],
+            mask=(at >= 0)[:, None], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
         m, total, acc = merged(m, total, acc, m2, total2, acc2)
     return total, acc
 
@@ -229,7 +235,7 @@ def _merge_splits(
     if low < high:
         kv_head = tl.program_id(1)
         part = (tl.program_id(0) * tl.num_programs(1) + kv_head).to(tl.int64) * splits
-        total, acc = all_shares(parts_ptr + part * ROWS * (DIM + 2), low, high, SPLIT, DIM, ROWS)
+        total, acc = all_shares(parts_ptr + part * ROWS * (DIM + 2), at, low, high, SPLIT, DIM, ROWS)
         head = kv_head * GROUP + group
         finish(out_ptr, row, head, at, total, acc, heads * HEAD_DIM, HEAD_DIM, DIM)
 
@@ -268,8 +274,7 @@ def paged_attention(
     splits = triton.cdiv(max_blocks * block_size, SPLIT)
     config = config_of(q.device)
     dim, keys, warps, stages = config.keys(q.dtype, head_dim)
-    # Left alone, the assembler aims at fewer registers than there are and spills some.
-    runs = config.options(warps, stages) | {"maxnreg": 255}
+    runs = config.options(warps, stages)
     cache = (block_tables, cu_seqlens_q, seq_lens, seqs, heads, max_blocks)
     shape = (group, head_dim, block_size, soft_cap > 0, SPLIT, dim, keys, ROWS, config.pdl)
     if rows == 0:

@@ -15,7 +15,7 @@ from .gumbel import scores
 from .rank import above, last_key, top_and_mass
 from .stats import LEVELS, PART, first_largest, merge_picks
 
-PARTS = 8  # Parts of a program, or of a step of one.
+PARTS = 16  # Parts of a program, or of a step of one.
 DIGIT = 4  # Bits of the k-th largest logit that a pass over the row finds.
 
 

@@ -9,7 +9,7 @@ from ..check import sizes
 from ..softmax_stats import SoftmaxStats
 from .stats import LEVELS, PART, merge_parts, part_stats
 
-PARTS = 8  # Parts of a program.
+PARTS = 16  # Parts of a program.
 
 
 @triton.jit

@@ -29,7 +29,7 @@ def inverse_rms(squares_ptr, r, rows, features, eps, LEVELS: tl.constexpr):
 
 @triton.jit
 def sums_of_squares(y, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The sums of the squares of y [1, ROWS, COLS], fp32, by GROUP columns: [ROWS, COLS // GROUP]."""
+    """The sums of the squares of y [ROWS, COLS], fp32, by GROUP columns: [ROWS, COLS // GROUP]."""
     COUNT: tl.constexpr = COLS // GROUP
     sums = tree_sum(tl.reshape(y * y, [ROWS * COUNT, GROUP]), GROUP_LEVELS)
     return tl.reshape(sums, [ROWS, COUNT])

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LEVELS = 7
+LEVELS = 6
 PART = 1 << LEVELS
 
 
