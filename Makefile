@@ -44,7 +44,7 @@ serve: $(STAMP)
 # On a machine that has everything already (and perhaps no network), its own Python is used as it is.
 # Ends within nine minutes: each step has its limit, the benchmark what is left. One that fails stops no other.
 GPU_SECONDS := 525
-GPU_TESTS := tests/test_gpu.py tests/test_triton.py tests/test_triton_attention.py tests/test_triton_picks.py tests/test_lm_head.py tests/test_draft_verify.py tests/test_cycle_ops.py
+GPU_TESTS := tests/test_gpu.py tests/test_triton.py tests/test_triton_attention.py tests/test_triton_picks.py tests/test_lm_head.py tests/test_draft_verify.py tests/test_cycle_ops.py tests/test_widen.py
 gpu:
 	@end=$$(($$(date +%s) + $(GPU_SECONDS))); status=0; \
 	if $(PYTHON) -c "import torch, triton, pybind11, cmake, pytest, tokenizers, jinja2, click, rich" 2>/dev/null; then \

@@ -21,6 +21,7 @@ from benchmarks.gpu.parts import Figure, Found, Part, run_parts
 from benchmarks.gpu.rivals import of_files
 from benchmarks.gpu.sanitize import TESTS, errors_of, run_tools
 from benchmarks.gpu.scale import TINY
+from benchmarks.gpu.tiles import MOST_SHARED, candidates
 from nudging import LoadedModel
 from tests.test_triton import AGREE
 
@@ -33,7 +34,7 @@ def test_every_part_runs_on_tiny_models_and_has_its_figures(tmp_path: Path) -> N
     done = CliRunner().invoke(main, ["--device", "cpu", "--tiny", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert done.exit_code == 0, done.output
-    others = {f"tiny, {arm}" for _, arm in OTHERS}
+    others = {f"tiny, {arm}" for _, arm in OTHERS} | {"rounding"}
     assert {name for name, part in found.items() if part["state"] != "measured"} == others
     assert {found[name]["state"] for name in others} == {"missing"}
     assert all(part["figures"] for name, part in found.items() if name != "device" and name not in others)
@@ -210,3 +211,18 @@ def test_every_name_that_the_sanitizer_chooses_by_is_a_case() -> None:
     names = [word for word in re.split(r"[\s()]+", str(TESTS[-1])) if "-" in word]
     assert len(names) > 8
     assert all(any(str(case).startswith(name) for case in AGREE) for name in names)
+
+
+def test_tiles_that_are_tried_fit_and_hold_what_is_shipped() -> None:
+    from nudging.kernels.gpu.configs import DEFAULT
+    from nudging.kernels.gpu.tile import SHARES
+
+    for rows in (8, 16):
+        shapes = candidates(rows)
+        assert len(shapes) == len(set(shapes)) > 8
+        assert all(
+            SHARES.value * (rows + cols) * depth * 2 * (stages - 1) <= MOST_SHARED
+            for _, cols, depth, stages in shapes
+        )
+        shipped = {tile[1:3] for tile in DEFAULT.products[2, 2][rows].values()}
+        assert shipped <= {shape[1:3] for shape in shapes}

@@ -26,11 +26,12 @@ from benchmarks.gpu.ceilings import attention, bandwidths, heads, node_gap, prod
 from benchmarks.gpu.cycles import cycles
 from benchmarks.gpu.goals import LESS_AGREEMENT, LOOP, goals_of
 from benchmarks.gpu.pairs import Pair
-from benchmarks.gpu.parts import Figure, Found, Part, device_is_well, run_parts
+from benchmarks.gpu.parts import Figure, Found, Missing, Part, device_is_well, run_parts
 from benchmarks.gpu.passes import passes, profiled
 from benchmarks.gpu.rivals import base_alone, missing, of_files, setting_of, two_models
 from benchmarks.gpu.scale import FULL, TINY, Scale
 from benchmarks.gpu.start import ahead, process_start, start_up
+from benchmarks.gpu.tiles import tiles
 from benchmarks.inflate import Layout
 from benchmarks.pair import RESULTS, device_name
 from benchmarks.rivals import ENGINES
@@ -131,12 +132,29 @@ class Run:
             part("base's head", heads, base),
             part("guide's head", heads, guide),
             part("base's attention", attention, base),
+            Part("tiles of the base's products", 90, partial(self.op, tiles, *args, base)),
+            Part("tiles of the guide's products", 60, partial(self.op, tiles, *args, guide)),
+            Part("rounding", 20, self.rounding),
         ]
 
     def op(self, run: Any, *args: Any) -> Found:
         with torch.inference_mode():
             found: Found = run(*args, self.bandwidth)
         return found
+
+    def rounding(self) -> Found:
+        """Whether the instruction for large tiles gives our bits."""
+        if self.device.type != "cuda":
+            raise Missing("a GPU: its two matrix instructions are compared")
+        from benchmarks.gpu.rounding import same_bits
+
+        return Found(
+            [
+                Figure(f"results of large tiles with our bits, {features} inputs, {dtype}", share, "")
+                for features in (64, 4096)
+                for dtype, share in same_bits(self.device, features).items()
+            ]
+        )
 
     def passes(self, pair: Pair, index: int) -> Found:
         return passes(pair.models[index].decoder, self.scale, self.bandwidth)
