@@ -101,6 +101,7 @@ class Ledger:
         # Behind the ones above, for each role: how far it was asked, and how many requests share its passes,
         # this one among them.
         self.numbers = array("d", (lazy, 0.0, agreement, 0.0, 0.0, -1.0, 0.0, 0.0, *(0.0, 1.0) * len(costs)))
+        self._roles = list(costs)
         self._places = {role: 8 + 2 * index for index, role in enumerate(costs)}
 
     def price(self, role: str, rows: int, answers: int, sharers: float | None = None) -> float:
@@ -130,10 +131,10 @@ class Ledger:
             self._expect(self._open * (self._last_price / before - 1))
 
     def _role_of_last(self) -> str | None:
-        return list(self.costs)[int(self._last_role)] if self._last_role >= 0 else None
+        return self._roles[int(self._last_role)] if self._last_role >= 0 else None
 
     def _price_of_last(self) -> float:
-        return self.price(list(self.costs)[int(self._last_role)], int(self._last_rows), 1)
+        return self.price(self._roles[int(self._last_role)], int(self._last_rows), 1)
 
     def _expect(self, cost: float) -> None:
         """Lazy will pay so much more, for what was asked for last."""
@@ -147,7 +148,7 @@ class Ledger:
         rows = position - int(self.numbers[place])
         if rows > 0:
             self.numbers[place] = position
-            self._last_role, self._last_rows, self._open = list(self.costs).index(role), rows, 0.0
+            self._last_role, self._last_rows, self._open = self._roles.index(role), rows, 0.0
             self._last_price = self._price_of_last()
             self._expect(self._last_price)
 

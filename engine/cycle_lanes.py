@@ -87,32 +87,39 @@ def is_at_text(lanes: Sequence[Lane]) -> bool:
     return False
 
 
-def begins(work: Work, want: Wanted, roles: tuple[str, ...]) -> int | None:
-    """How many tokens the cycle drafts, if there is room, that the work is the first pass of: the guide's, of
-    the next draft, behind a text that the base has read but for its last token; or, 0, the pass behind a text
-    that one model writes alone.  None where no cycle begins.
+def drafts_of(work: Work, want: Wanted, roles: tuple[str, ...]) -> int | None:
+    """How many tokens a cycle drafts, if there is room, whose first pass the work may be: the guide's of the
+    next draft, or, 0, the pass of a model that writes alone.  None where it is not of a cycle.
     """
     request = work.request
+    drafts = _drafts_now(request, work.role, roles)
+    if drafts is None or request.need_now.ahead != max(drafts - 1, 0):
+        return None
     if not is_picked_by_head(want) or request.known_ahead or request.keeps_sequences:
         # Behind a text that others go on with nobody may write.
         return None
-    drafts = _drafts_of(request, work.role, roles)
-    if drafts is None or request.need_now.ahead != max(drafts - 1, 0):
+    if work.end != request.context_length(work.role):
         return None
+    room = request.max_tokens - len(request.output)
+    if drafts and room == 1:
+        # The guide's last token needs no base; those who go on are not to begin anew for it.
+        return None
+    # Near the end of a text the shape of its cycles stays as it is.
+    return request.drafts_next if drafts and drafts == min(request.drafts_next, room - 1) else drafts
+
+
+def begins(work: Work, drafts: int, roles: tuple[str, ...]) -> bool:
+    """Whether a cycle may begin with the work: all has been read but for the last of the text."""
+    request = work.request
     for role in roles:
         sequence, end = request.sequences[role], request.context_length(role)
         lag = TAIL if role == work.role and drafts else 1
         if end < TAIL or sequence.context_len != end or sequence.num_computed < end - lag:
-            return None
-    end = request.context_length(work.role)
-    if work.end != end or end - work.start > (TAIL if drafts else 1):
-        return None
-    # Near the end of a text the shape of its cycles stays as it is.
-    is_cut = drafts and drafts == min(request.drafts_next, request.max_tokens - len(request.output) - 1)
-    return request.drafts_next if is_cut else drafts
+            return False
+    return work.end - work.start <= (TAIL if drafts else 1)
 
 
-def _drafts_of(request: Request, role: str, roles: tuple[str, ...]) -> int | None:
+def _drafts_now(request: Request, role: str, roles: tuple[str, ...]) -> int | None:
     """How many tokens a cycle of these roles drafts for the request now; None where it serves none."""
     policy, draft = request.policy, request.draft
     if type(policy) in (Base, Guide):

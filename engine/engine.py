@@ -203,12 +203,13 @@ class Engine:
             return 1
         if model == dearest:
             return min(lengths)
-        needs = (request.need for request in self.scheduler.in_python)
-        ready = sum(need is not None and self.models_of[need.role] == dearest for need in needs)
-        ready += self.lanes.ready(dearest)
+        needs = [request.need for request in self.scheduler.in_python if request.need is not None]
+        ready = self.lanes.ready(dearest) + sum(self.models_of[need.role] == dearest for need in needs)
         answered = ready + len(lengths)
-        step_cost = self.costs[model].of(len(lengths), len(lengths))
-        return path_steps(lengths, ready, step_cost, self.costs[dearest].of(answered, answered))
+        costs = self.costs[model].of(len(lengths), len(lengths)), self.costs[dearest].of(answered, answered)
+        steps = path_steps(lengths, ready, *costs)
+        # Paths of cycles are there as a whole, or will be.
+        return max([steps, *(work.ahead + 1 for work in works if work.request.drafts_under_way)])
 
     def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""

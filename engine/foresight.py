@@ -22,7 +22,7 @@ import torch
 from nudging.costs import CycleTime
 from nudging.cycle import TAIL, CycleShape, LaneStart, Model, RecordedCycle, Said, Told
 from nudging.cycle_book import CycleBook
-from nudging.cycle_lanes import Lane, Rows, begins, blocks_of, is_at_text, lane_start
+from nudging.cycle_lanes import Lane, Rows, begins, blocks_of, drafts_of, is_at_text, lane_start
 from nudging.decide import Wanted, row_of
 from nudging.errors import OutOfBlocks
 from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
@@ -34,8 +34,8 @@ from nudging.roles import Role
 from nudging.runner import ModelRunner
 from nudging.work import Work
 
-# Requests that stand where a cycle begins: how many drafts each wants, and its text for the device.
-Starts = dict[Request, tuple[int, LaneStart]]
+# Requests that stand where a cycle begins: how many drafts each wants, and the work that it begins with.
+Starts = dict[Request, tuple[int, Work]]
 
 
 @dataclass
@@ -47,6 +47,9 @@ class Flight:
     said: Callable[[], Said]
     # Whether it was started while another one was under way.
     is_behind: bool
+
+    def __post_init__(self) -> None:
+        self.requests = {lane.request for lane in self.lanes}
 
 
 class Foresight:
@@ -78,13 +81,18 @@ class Foresight:
         # one took.
         self._turned_at: float | None = None
         self._time: CycleTime | None = None
+        # Those who drafted when it last was asked.
+        self._in_step: set[Request] = set()
         # The last cycles of each request that were read.
         self._lanes: dict[Request, list[Lane]] = {}
 
     def rows(self, runner: ModelRunner, works: Sequence[Work], wanted: Sequence[Wanted]) -> list[Rows | None]:
         """For each of the runner's works its rows, None where they have to be computed."""
-        if runner is self._first:
-            self._turn(self._beginning(works, wanted))
+        if runner is self._first and not all(work.is_onward for work in works):
+            drafting = self._drafting(works, wanted)
+            roles = tuple(self._runners)
+            self._turn({r: start for r, start in drafting.items() if begins(start[1], start[0], roles)})
+            self._keep_in_step(drafting)
         found = [self._answers(work) for work in works]
         for work, rows in zip(works, found, strict=True):
             if rows is None:
@@ -117,10 +125,14 @@ class Foresight:
         self._book.close()
         self._flight = None
         self._lanes.clear()
+        self._in_step.clear()
 
     def _answers(self, work: Work) -> Rows | None:
-        answers = (lane.answers(work) for lane in self._lanes.get(work.request, []))
-        return next((rows for rows in answers if rows is not None), None)
+        for lane in self._lanes.get(work.request, ()):
+            rows = lane.answers(work)
+            if rows is not None:
+                return rows
+        return None
 
     def _give_up(self, work: Work) -> None:
         """Ordinary passes go on for the request: what later cycles wrote for it is written over.
@@ -130,7 +142,7 @@ class Foresight:
         """
         request = work.request
         lanes = self._lanes.pop(request, [])
-        if self._flight is not None:
+        if self._flight is not None and request in self._flight.requests:
             lanes += [lane for lane in self._flight.lanes if lane.request is request]
         for lane in [lane for lane in lanes if not lane.is_lost]:
             is_behind = work.start <= lane.end(work.role) - TAIL
@@ -140,14 +152,14 @@ class Foresight:
         for lane in lanes:
             lane.start = None
 
-    def _beginning(self, works: Sequence[Work], wanted: Sequence[Wanted]) -> Starts:
-        """Those who stand where a cycle begins, and how many drafts they want."""
+    def _drafting(self, works: Sequence[Work], wanted: Sequence[Wanted]) -> Starts:
+        """Those who stand where a cycle begins, or would, had their prompts been read."""
         found, at = {}, 0
         for work in works:
             if work.first_row == work.end and work.role in self._runners:
-                drafts = begins(work, wanted[at], tuple(self._runners))
+                drafts = drafts_of(work, wanted[at], tuple(self._runners))
                 if drafts is not None:
-                    found[work.request] = drafts, lane_start(work)
+                    found[work.request] = drafts, work
             at += max(work.end - work.first_row + 1, 0)
         return found
 
@@ -177,9 +189,10 @@ class Foresight:
         """A cycle from these texts on; None where its shape is new or blocks are missing: then single passes
         do it.
         """
+        texts = [lane_start(work) for _, work in starts.values()]
         lanes = [
-            Lane(request, request.counters.preemptions, drafts, start.written, start.lag)
-            for request, (drafts, start) in starts.items()
+            Lane(request, request.counters.preemptions, drafts, text.written, text.lag)
+            for (request, (drafts, _)), text in zip(starts.items(), texts, strict=True)
         ]
         shape = self._shape(lanes, lanes)
         if shape is None:
@@ -187,7 +200,6 @@ class Foresight:
         recorded = self._book.find(shape)
         if recorded is None or not self._own_blocks(lanes):
             return None
-        texts = [start for _, start in starts.values()]
         return self._launch(recorded, lanes, texts)
 
     def _launch(
@@ -251,12 +263,23 @@ class Foresight:
 
     def _let_go(self, flight: Flight) -> None:
         """Keep no blocks for those who are in no cycle any more."""
-        staying = set() if self._flight is None else {lane.request for lane in self._flight.lanes}
+        staying = set() if self._flight is None else self._flight.requests
         for lane in flight.lanes:
             if lane.request not in staying:
                 lane.request.drafts_under_way = 0
                 for role in self._runners:
                     lane.request.sequences[role].reserved = 0
+
+    def _keep_in_step(self, drafting: Starts) -> None:
+        """Let those who draft do so as if they were in a cycle, so that the next one can begin with all of
+        them: who first lets the guide write one token alone is late by as much.
+        """
+        flying = self._flight.requests if self._flight is not None else set()
+        for request in self._in_step - drafting.keys() - flying:
+            request.drafts_under_way = 0
+        for request in drafting.keys() - flying:
+            request.drafts_under_way = drafting[request][0]
+        self._in_step = set(drafting)
 
     def _shape(self, texts: Sequence[Lane], lanes: Sequence[Lane]) -> CycleShape | None:
         """The smallest shape with a recording that holds the lanes, which begin where the cycle of `texts`
