@@ -37,6 +37,13 @@ def path_steps(lengths: Sequence[int], ready: int, step_cost: float, answer_cost
     return 1 if waits_for_none > best_rate else best
 
 
+def longest_in_cycles(works: Sequence[Work]) -> int:
+    """How many tokens the longest path has that the device writes in cycles, at least 1: such a path is there
+    as a whole, or will be, and who has one that is cut is late for the next cycle (`nudging.foresight`).
+    """
+    return max((work.ahead + 1 for work in works if work.request.drafts_under_way), default=1)
+
+
 def cap_paths(works: Sequence[Work], ledgers: Mapping[str, Ledger], steps: int, running: int) -> list[Work]:
     """The works with as much of their paths ahead as they get in so many steps; `ledgers` by request,
     `running`: how many requests run.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from nudging.adaptive import Account, Ledger
-from nudging.cosched import cap_paths, cheapest_first, path_steps
+from nudging.cosched import cap_paths, cheapest_first, longest_in_cycles, path_steps
 from nudging.costs import PassCosts, learn_cycle
 from nudging.decide import TokenLogprob, Wanted, logprob_of
 from nudging.draft import draft_ahead, settle_draft
@@ -202,14 +202,12 @@ class Engine:
         if max(lengths, default=1) == 1:
             return 1
         if model == dearest:
-            return min(lengths)
+            return max(min(lengths), longest_in_cycles(works))
         needs = [request.need for request in self.scheduler.in_python if request.need is not None]
         ready = self.lanes.ready(dearest) + sum(self.models_of[need.role] == dearest for need in needs)
         answered = ready + len(lengths)
         costs = self.costs[model].of(len(lengths), len(lengths)), self.costs[dearest].of(answered, answered)
-        steps = path_steps(lengths, ready, *costs)
-        # Paths of cycles are there as a whole, or will be.
-        return max([steps, *(work.ahead + 1 for work in works if work.request.drafts_under_way)])
+        return max(path_steps(lengths, ready, *costs), longest_in_cycles(works))
 
     def _compute(self, model: str, dearest: str, works: list[Work], steps: int) -> None:
         """Run a model on its works and then on their paths, `steps` passes in all."""
@@ -257,7 +255,7 @@ class Engine:
         with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
             answers = iter(runner.execute(works, wanted, lanes))
         seconds = self.clock() - began
-        for work in works:
+        for work in (work for work in works if work.request not in runner.postponed):
             self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
             counters = work.request.counters

@@ -81,6 +81,8 @@ class Foresight:
         # one took.
         self._turned_at: float | None = None
         self._time: CycleTime | None = None
+        # Who stood where a cycle begins when the one under way was of others: all begin with the next one.
+        self.postponed: frozenset[Request] = frozenset()
         # Those who drafted when it last was asked.
         self._in_step: set[Request] = set()
         # The last cycles of each request that were read.
@@ -88,6 +90,7 @@ class Foresight:
 
     def rows(self, runner: ModelRunner, works: Sequence[Work], wanted: Sequence[Wanted]) -> list[Rows | None]:
         """For each of the runner's works its rows, None where they have to be computed."""
+        self.postponed = frozenset()
         if runner is self._first and not all(work.is_onward for work in works):
             drafting = self._drafting(works, wanted)
             roles = tuple(self._runners)
@@ -95,7 +98,7 @@ class Foresight:
             self._keep_in_step(drafting)
         found = [self._answers(work) for work in works]
         for work, rows in zip(works, found, strict=True):
-            if rows is None:
+            if rows is None and work.request not in self.postponed:
                 self._give_up(work)
         return found
 
@@ -177,6 +180,9 @@ class Foresight:
             others = [lane for lane in flight.lanes if lane.request not in ready and not lane.stopped]
             if len(ready) == len(starts) and not others:
                 self._flight = self._go_on(flight)
+            elif ready and flight is before:
+                # A pass of their own would take as long as the cycle that they can have with the others.
+                self.postponed = frozenset(starts.keys() - ready - flight.requests)
             self._land(flight, self._flight)
         for old in filter(None, (before, flight)):
             self._let_go(old)

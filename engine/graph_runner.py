@@ -82,15 +82,17 @@ class GraphRunner(ModelRunner):
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         works = [work._replace(copies=()) if work.copies else work for work in works]
         found: list[Rows | None] = [None] * len(works)
+        self.postponed = frozenset()
         for foresight in self.foresights:
             rows = foresight.rows(self, works, wanted)
+            self.postponed |= foresight.postponed
             self.cycle_time = foresight.take_time() or self.cycle_time
             found = [a if a is not None else b for a, b in zip(found, rows, strict=True)]
         if sum(foresight.is_under_way for foresight in self.foresights) > 1:
             self._disturb()
         answers = [max(work.end - work.first_row + 1, 0) for work in works]
         ends = [0, *accumulate(answers)]
-        rest = [i for i, rows in enumerate(found) if rows is None]
+        rest = [i for i, rows in enumerate(found) if rows is None and works[i].request not in self.postponed]
         self.passes_made = 0
         if rest:
             asked = [want for i in rest for want in wanted[ends[i] : ends[i + 1]]]

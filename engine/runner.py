@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from typing import TYPE_CHECKING
+
 import torch
 
 from nudging import _C
@@ -18,6 +21,9 @@ from nudging.prefill import with_prefill
 from nudging.sequence import Row
 from nudging.work import Work
 
+if TYPE_CHECKING:
+    from nudging.request import Request
+
 
 class ModelRunner:
     """A decoder, its block pool and its cache of `num_blocks` blocks; `team`: the threads of CPU ops;
@@ -26,6 +32,8 @@ class ModelRunner:
 
     # What the last cycle took that it computed, until somebody has taken note of it.
     cycle_time: CycleTime | None = None
+    # Whose works the last `execute` has put off, without rows: the next one takes all of them together.
+    postponed: Set[Request] = frozenset()
 
     def __init__(
         self,
@@ -70,8 +78,9 @@ class ModelRunner:
     def execute(
         self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
     ) -> list[Row | NumericalError]:
-        """The rows of all works, in order; `wanted` says what each row is asked for.  When it returns, the
-        device is done.  What `lanes` have planned is computed in the same pass, and told to them.
+        """The rows of all works but those that are postponed, in order; `wanted` says what each row is asked
+        for.  When it returns, the device is done.  What `lanes` have planned is computed in the same pass,
+        and told to them.
         """
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         batch = self._builder.build(works, None if lanes is None else lanes.core)
