@@ -112,7 +112,6 @@ DEFAULT = Config(
             8: {2048: Tile(8, 16, 128, 4), None: Tile(8, 32, 128, 3)},
             FEW_ROWS: {None: Tile(16, 32, 128, 3)},
             **MANY_ROWS,
-            64: {None: Tile(64, 64, 32, 3)},
         },
         (4, 4): FP32,
         (4, 1): FP32,
