@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
@@ -16,19 +14,18 @@ from numpy.typing import NDArray
 
 from nudging.arguments import (
     Speculate,
-    check_ids,
     check_sizes,
     is_one_prompt,
     name_roles,
     read_drafter,
     read_speculate,
-    spread,
 )
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
 from nudging.generation import Generation
 from nudging.handle import Handle
+from nudging.jobs import Jobs, default_policy
 from nudging.loading import (
     Checkpoint,
     load_roles,
@@ -42,7 +39,6 @@ from nudging.loading import (
 from nudging.options import unknown_option
 from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
-from nudging.policies import Base, Nudging
 from nudging.policies.protocol import Policy
 from nudging.prefill import check_prefill_attention, read_prefill_attention
 from nudging.prompts import Messages, Prompt, read_chat, read_prompt
@@ -111,8 +107,7 @@ class LLM:
         if max_len is not None:
             check_sizes(max_len=max_len)
         memory = read_bytes(kv_cache_memory)
-        self._draft_len = read_speculate(speculate)
-        self._drafter = read_drafter(drafter)
+        draft_len, drafter = read_speculate(speculate), read_drafter(drafter)
         checkpoints = name_roles(base, guide, models or {})
         shown = sys.stderr.isatty() if progress is None else progress
         precision = read_dtype(dtype), read_device(device)
@@ -125,7 +120,7 @@ class LLM:
         self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
         self._thread = EngineThread(self._engine, record_ahead)
-        self._ids = itertools.count()
+        self._jobs = Jobs(self._engine, self._thread, self.roles, draft_len, drafter)
 
     @classmethod
     def pocket(cls, **options: Any) -> LLM:
@@ -211,7 +206,7 @@ class LLM:
         **options: Unpack[RequestOptions],
     ) -> Handle:
         """Start one prompt and return at once; callable from any thread.  Raises BadRequest, EngineClosed."""
-        return self._start(self._job(read_prompt, prompt, sampling_params, policy, speculate, options))
+        return self._jobs.start(read_prompt, prompt, sampling_params, policy, speculate, options)
 
     def submit_chat(
         self,
@@ -222,7 +217,7 @@ class LLM:
         **options: Unpack[RequestOptions],
     ) -> Handle:
         """Like `submit`, for a conversation."""
-        return self._start(self._job(read_chat, messages, sampling_params, policy, speculate, options))
+        return self._jobs.start(read_chat, messages, sampling_params, policy, speculate, options)
 
     def submit_all(
         self,
@@ -234,7 +229,7 @@ class LLM:
     ) -> list[Handle]:
         """`generate` without the waiting: all prompts are checked, then all are started."""
         listed = [prompts] if is_one_prompt(prompts) else list(prompts)
-        return self._start_all(read_prompt, listed, sampling_params, policy, speculate, options)
+        return self._jobs.start_all(read_prompt, listed, sampling_params, policy, speculate, options)
 
     def submit_chats(
         self,
@@ -247,7 +242,7 @@ class LLM:
         """`chat` without the waiting: all conversations are checked, then all are started."""
         single = len(messages) > 0 and isinstance(messages[0], Mapping)
         listed = [messages] if single else list(messages)
-        return self._start_all(read_chat, listed, sampling_params, policy, speculate, options)
+        return self._jobs.start_all(read_chat, listed, sampling_params, policy, speculate, options)
 
     def open(
         self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]
@@ -294,67 +289,4 @@ class LLM:
     @property
     def default_policy(self) -> Policy:
         """`Nudging()` where there is a guide, else `Base()`."""
-        return Nudging() if "guide" in self.roles else Base()
-
-    def _start_all(
-        self,
-        reader: Any,
-        listed: Sequence[Any],
-        params: Any,
-        policy: Any,
-        speculate: Speculate | None,
-        options: RequestOptions,
-    ) -> list[Handle]:
-        all_params = spread("sampling_params", params, len(listed))
-        policies = spread("policy", policy, len(listed))
-        each = zip(listed, all_params, policies, strict=True)
-        jobs = [self._job(reader, prompt, p, q, speculate, options) for prompt, p, q in each]
-        return [self._start(job) for job in jobs]
-
-    def _job(
-        self,
-        reader: Any,
-        prompt: Any,
-        params: SamplingParams | None,
-        policy: Policy | None,
-        speculate: Speculate | None,
-        options: RequestOptions,
-    ) -> list[Request]:
-        """The n requests of one prompt, all checked."""
-        self._thread.check_open()
-        check_request_options(options)
-        params, policy = params or SamplingParams(), policy or self.default_policy
-        if not isinstance(params, SamplingParams):
-            raise BadRequest(f"sampling_params is a {type(params).__name__}; give SamplingParams(...)")
-        check_policy(policy, self.roles)
-        roles = [self.roles[name] for name in policy.roles]
-        prompts = reader(prompt, roles)
-        check_ids(params, roles)
-        draft_len = self._draft_len if speculate is None else read_speculate(speculate)
-        seed = random.getrandbits(64) if params.seed is None else params.seed
-        job_id = f"request-{next(self._ids)}"
-        requests = [
-            Request(
-                f"{job_id}-{i}",
-                policy,
-                params,
-                (seed + i) % 2**64,
-                prompts,
-                self.roles,
-                draft_len,
-                drafter=self._drafter,
-                clock=self._engine.clock,
-                **options,
-            )
-            for i in range(params.n)
-        ]
-        for request in requests:
-            request.siblings = tuple(requests)
-        for request in requests:
-            self._engine.check_fits(request)
-        return requests
-
-    def _start(self, requests: list[Request]) -> Handle:
-        handle = Handle(requests[0].id.rpartition("-")[0], requests, self._thread)
-        self._thread.submit(requests, handle)
-        return handle
+        return default_policy(self.roles)
