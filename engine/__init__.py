@@ -6,8 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nudging.aio import AsyncLLM
+    from nudging.aio import AsyncHandle, AsyncLLM
+    from nudging.aio_generation import AsyncGeneration
     from nudging.api import LLM
+    from nudging.decide import TokenLogprob
     from nudging.errors import (
         BadRequest,
         CheckpointError,
@@ -18,14 +20,23 @@ if TYPE_CHECKING:
         OutOfBlocks,
     )
     from nudging.generation import Generation
+    from nudging.handle import Handle
     from nudging.loading import LoadedModel
+    from nudging.output import CompletionOutput, Delta, RequestOutput, Segment, Stats
     from nudging.params import SamplingParams
-    from nudging.policies import Base, Guide, Nudging
+    from nudging.policies import Base, Guide, Nudging, Policy, Step, View
+    from nudging.request_options import RequestOptions
+    from nudging.totals import EngineStats
+
+    __version__: str
 
 # Looked up on first use: `import nudging` and `nudging --help` load no torch.
 HOMES = {
+    "AsyncHandle": "aio",
     "AsyncLLM": "aio",
+    "AsyncGeneration": "aio_generation",
     "LLM": "api",
+    "TokenLogprob": "decide",
     "BadRequest": "errors",
     "CheckpointError": "errors",
     "DeadlineExceeded": "errors",
@@ -34,33 +45,63 @@ HOMES = {
     "NumericalError": "errors",
     "OutOfBlocks": "errors",
     "Generation": "generation",
+    "Handle": "handle",
     "LoadedModel": "loading",
+    "CompletionOutput": "output",
+    "Delta": "output",
+    "RequestOutput": "output",
+    "Segment": "output",
+    "Stats": "output",
     "SamplingParams": "params",
     "Base": "policies",
     "Guide": "policies",
     "Nudging": "policies",
+    "Policy": "policies",
+    "Step": "policies",
+    "View": "policies",
+    "RequestOptions": "request_options",
+    "EngineStats": "totals",
 }
 
 __all__ = [
-    "LLM",
+    "AsyncGeneration",
+    "AsyncHandle",
     "AsyncLLM",
     "BadRequest",
     "Base",
     "CheckpointError",
+    "CompletionOutput",
     "DeadlineExceeded",
+    "Delta",
     "EngineClosed",
+    "EngineStats",
     "Generation",
     "Guide",
+    "Handle",
+    "LLM",
     "LoadedModel",
     "Nudging",
     "NudgingError",
     "NumericalError",
     "OutOfBlocks",
+    "Policy",
+    "RequestOptions",
+    "RequestOutput",
     "SamplingParams",
+    "Segment",
+    "Stats",
+    "Step",
+    "TokenLogprob",
+    "View",
+    "__version__",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nudging")
     if name not in HOMES:
         raise AttributeError(f"module 'nudging' has no attribute {name!r}")
     return getattr(importlib.import_module(f"nudging.{HOMES[name]}"), name)

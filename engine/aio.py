@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nudging.aio_generation import AsyncGeneration
-from nudging.api import LLM
+from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
 from nudging.errors import EngineClosed
 from nudging.handle import Handle
+from nudging.llm_options import LLMOptions
 from nudging.loading import Checkpoint
+from nudging.options import called_like, strict_call
 from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
@@ -32,21 +34,38 @@ class AsyncLLM:
     cancels its request.
     """
 
-    def __init__(self, *checkpoints: Checkpoint, **options: Any) -> None:
-        self._make: Callable[[], LLM] = functools.partial(LLM, *checkpoints, **options)
-        self._llm: LLM | None = None
+    @strict_call("AsyncLLM")
+    @called_like(LLM.__init__)
+    def __init__(
+        self, base: Checkpoint, guide: Checkpoint | None = None, **options: Unpack[LLMOptions]
+    ) -> None:
+        self._prepare(functools.partial(LLM, base, guide, **options))
 
     @classmethod
-    async def create(cls, *checkpoints: Checkpoint, **options: Any) -> Self:
+    @called_like(LLM.__init__)
+    async def create(
+        cls, base: Checkpoint, guide: Checkpoint | None = None, **options: Unpack[LLMOptions]
+    ) -> Self:
         """A loaded engine; `await close()` it, or enter it as a context."""
-        return await cls(*checkpoints, **options).__aenter__()
+        return await cls(base, guide, **options).__aenter__()
 
     @classmethod
-    def pocket(cls, **options: Any) -> Self:
+    @strict_call("AsyncLLM.pocket")
+    @called_like(LLM.__init__, **POCKET)
+    def pocket(
+        cls,
+        base: Checkpoint = "pocket:base",
+        guide: Checkpoint | None = "pocket:guide",
+        **options: Unpack[LLMOptions],
+    ) -> Self:
         """The shipped pair, as `LLM.pocket`; loads nothing yet."""
-        llm = cls()
-        llm._make = functools.partial(LLM.pocket, **options)
+        llm = cls.__new__(cls)
+        llm._prepare(functools.partial(LLM.pocket, base, guide, **options))
         return llm
+
+    def _prepare(self, make: Callable[[], LLM]) -> None:
+        self._make = make
+        self._llm: LLM | None = None
 
     async def __aenter__(self) -> Self:
         if self._llm is None:

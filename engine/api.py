@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Self, Unpack
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from nudging.arguments import (
     Speculate,
+    check_flags,
     check_sizes,
     is_one_prompt,
     name_roles,
@@ -26,6 +26,7 @@ from nudging.errors import BadRequest
 from nudging.generation import Generation
 from nudging.handle import Handle
 from nudging.jobs import Jobs, default_policy
+from nudging.llm_options import LLMOptions
 from nudging.loading import (
     Checkpoint,
     load_roles,
@@ -36,7 +37,7 @@ from nudging.loading import (
     read_quantization,
     read_threads,
 )
-from nudging.options import unknown_option
+from nudging.options import called_like, strict_call
 from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
@@ -47,6 +48,8 @@ from nudging.request_options import RequestOptions, check_request_options
 from nudging.roles import check_policy
 from nudging.totals import EngineStats
 from nudging.trace import Trace, Tracer
+
+POCKET = {"base": "pocket:base", "guide": "pocket:guide", "kv_cache_memory": "64MiB"}
 
 
 class LLM:
@@ -77,6 +80,7 @@ class LLM:
     whole device while something is recorded on it.  Raises BadRequest, CheckpointError and OSError.
     """
 
+    @strict_call("LLM")
     def __init__(
         self,
         base: Checkpoint,
@@ -98,17 +102,12 @@ class LLM:
         record_ahead: bool = True,
         progress: bool | None = None,
         trace: str | os.PathLike[str] | None = None,
-        **unknown: Any,
     ) -> None:
-        if unknown:
-            known = [name for name in inspect.signature(LLM).parameters if name != "unknown"]
-            raise unknown_option("LLM", unknown, known)
-        check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size)
-        if max_len is not None:
-            check_sizes(max_len=max_len)
+        check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size, max_len=max_len)
+        check_flags(prefix_caching=prefix_caching, record_ahead=record_ahead, progress=progress)
         memory = read_bytes(kv_cache_memory)
         draft_len, drafter = read_speculate(speculate), read_drafter(drafter)
-        checkpoints = name_roles(base, guide, models or {})
+        checkpoints = name_roles(base, guide, models)
         shown = sys.stderr.isatty() if progress is None else progress
         precision = read_dtype(dtype), read_device(device)
         flash = read_prefill_attention(prefill_attention, precision[1], block_size)
@@ -123,12 +122,22 @@ class LLM:
         self._jobs = Jobs(self._engine, self._thread, self.roles, draft_len, drafter)
 
     @classmethod
-    def pocket(cls, **options: Any) -> LLM:
-        """The shipped pair: a small base that was never aligned and a smaller guide that was."""
-        options.setdefault("kv_cache_memory", "64MiB")
-        return cls(**{"base": "pocket:base", "guide": "pocket:guide", **options})
+    @strict_call("LLM.pocket")
+    @called_like(__init__, **POCKET)
+    def pocket(
+        cls,
+        base: Checkpoint = "pocket:base",
+        guide: Checkpoint | None = "pocket:guide",
+        **options: Unpack[LLMOptions],
+    ) -> Self:
+        """The shipped pair: a small base that was never aligned and a smaller guide that was.
 
-    def __enter__(self) -> LLM:
+        The options are those of `LLM`, with less memory for the caches.
+        """
+        options.setdefault("kv_cache_memory", POCKET["kv_cache_memory"])
+        return cls(base, guide, **options)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nudging.drafters import DRAFTERS
 from nudging.errors import BadRequest
 from nudging.kernels.draft_verify import MAX_DRAFT
-from nudging.loading import Checkpoint
+from nudging.loading import Checkpoint, LoadedModel
 from nudging.params import SamplingParams, is_int
 from nudging.roles import Role
 
@@ -16,20 +17,37 @@ Speculate = str | int
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise BadRequest for a size that is no whole number in range."""
+    """Raise BadRequest for a size that is neither None nor a whole number in range."""
     for name, value in sizes.items():
-        if not is_int(value) or not 1 <= value <= 1 << 20:
+        if value is not None and (not is_int(value) or not 1 <= value <= 1 << 20):
             raise BadRequest(f"{name} is {value!r}; it must be a whole number from 1 to {1 << 20}")
 
 
-def name_roles(
-    base: Checkpoint, guide: Checkpoint | None, models: Mapping[str, Checkpoint]
-) -> dict[str, Checkpoint]:
-    """The checkpoint of every role.  Raises BadRequest for a role named twice."""
-    twice = [name for name in ("base", "guide") if name in models]
+def check_flags(**flags: Any) -> None:
+    """Raise BadRequest for a switch that is neither None, True nor False."""
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):
+            raise BadRequest(f"{name} is {value!r}; it must be True or False")
+
+
+def name_roles(base: Any, guide: Any, models: Any) -> dict[str, Checkpoint]:
+    """The checkpoint of every role.  Raises BadRequest for a role named twice and what is no checkpoint."""
+    further = {} if models is None else models
+    if not isinstance(further, Mapping):
+        raise BadRequest(f'models is {models!r}; give a map from roles to checkpoints, {{"guide-base": ...}}')
+    twice = [name for name in ("base", "guide") if name in further]
     if twice:
         raise BadRequest(f"models= names {twice[0]!r}, which has an argument of its own; use {twice[0]}=...")
-    return {"base": base, **({} if guide is None else {"guide": guide}), **models}
+    named = {"base": base, **({} if guide is None else {"guide": guide}), **further}
+    for role, checkpoint in named.items():
+        if not isinstance(role, str) or not role:
+            raise BadRequest(f"models= names the role {role!r}; a role is a str such as 'guide-base'")
+        if not isinstance(checkpoint, str | os.PathLike | LoadedModel):
+            raise BadRequest(
+                f"the checkpoint of {role!r} is {checkpoint!r}; give a directory, a hub id, pocket:NAME or a "
+                "LoadedModel"
+            )
+    return named
 
 
 def read_speculate(value: Speculate) -> int | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nudging.errors import BadRequest
 from nudging.options import strict
@@ -40,7 +41,7 @@ class SamplingParams:
     t is a function of (`seed`, t) alone; without a seed one is drawn.  `stop` strings and
     `stop_token_ids` end the text and are not part of it.  `logprobs` asks for the owner's
     log-probability of each token and of that many likeliest others.  Raises BadRequest for a value out
-    of range.
+    of range; None is the default of every option.
     """
 
     max_tokens: int = 16
@@ -56,9 +57,29 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     n: int = 1
 
+    if TYPE_CHECKING:
+        # What the constructor takes, where that is more than what the fields hold.
+        def __init__(
+            self,
+            max_tokens: int | None = 16,
+            temperature: float | None = 0.0,
+            top_p: float | None = 1.0,
+            top_k: int | None = 0,
+            min_p: float | None = 0.0,
+            seed: int | None = None,
+            stop: str | Iterable[str] | None = (),
+            stop_token_ids: Iterable[int] | None = (),
+            ignore_eos: bool | None = False,
+            logprobs: int | None = None,
+            logit_bias: Mapping[int, float] | None = None,
+            n: int | None = 1,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        for name, value in (("stop", stop), ("stop_token_ids", self.stop_token_ids)):
+            require(isinstance(value, Iterable), name, value, "a list, or None for none")
+            object.__setattr__(self, name, tuple(value))
         self._check_numbers()
         self._check_stops()
         self._check_bias()

@@ -246,7 +246,7 @@ def test_an_engine_that_nobody_waits_for_any_more_is_closed(
         return loaded[0]
 
     async def main() -> None:
-        llm = AsyncLLM()
+        llm = AsyncLLM(**tiny_pair)
         monkeypatch.setattr(llm, "_make", slow)
         entering = asyncio.create_task(llm.__aenter__())
         await asyncio.to_thread(started.wait)
