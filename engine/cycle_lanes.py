@@ -8,17 +8,13 @@ from dataclasses import dataclass, field
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.cycle import TAIL, LaneBlocks, LaneStart
 from nudging.decide import Wanted
-from nudging.errors import NumericalError
 from nudging.graphs import is_picked_by_head
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.policies.nudging import Nudging
 from nudging.policies.solo import Base, Guide
 from nudging.request import Request
-from nudging.sequence import Row
+from nudging.runner import Rows
 from nudging.work import Work
-
-Rows = list[Row | NumericalError]
-
 
 @dataclass(eq=False)
 class Lane:

@@ -253,16 +253,17 @@ class Engine:
             rows, asked = rows + lanes.num_tokens, asked + lanes.num_answers
         began = self.clock()
         with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
-            answers = iter(runner.execute(works, wanted, lanes))
+            answers = runner.execute(works, wanted, lanes)
         seconds = self.clock() - began
-        for work in (work for work in works if work.request not in runner.postponed):
+        for work, answer in zip(works, answers, strict=True):
+            if answer is None:
+                continue
             self._ledgers[work.request.id].pay(work.role, work.end - work.start, work.answers)
             sequence = work.request.sequences[work.role]
             counters = work.request.counters
             counters.recomputed += sequence.computed(work.end)
             counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
-            for position in range(work.first_row, work.end + 1):
-                row = next(answers)
+            for position, row in zip(range(work.first_row, work.end + 1), answer, strict=True):
                 if isinstance(row, Row):
                     sequence.rows[position] = row
                 elif position == work.request.need_now.first:

@@ -14,7 +14,7 @@ otherwise ordinary passes compute them again, over whatever was written meanwhil
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ import torch
 from nudging.costs import CycleTime
 from nudging.cycle import TAIL, CycleShape, LaneStart, Model, RecordedCycle, Said, Told
 from nudging.cycle_book import CycleBook
-from nudging.cycle_lanes import Lane, Rows, begins, blocks_of, drafts_of, is_at_text, lane_start
+from nudging.cycle_lanes import Lane, begins, blocks_of, drafts_of, is_at_text, lane_start
 from nudging.decide import Wanted, row_of
 from nudging.errors import OutOfBlocks
 from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
@@ -31,7 +31,7 @@ from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
 from nudging.policies.nudging import Nudging
 from nudging.request import Request
 from nudging.roles import Role
-from nudging.runner import ModelRunner
+from nudging.runner import ModelRunner, Rows
 from nudging.work import Work
 
 # Requests that stand where a cycle begins: how many drafts each wants, and the work that it begins with.
@@ -81,26 +81,28 @@ class Foresight:
         # one took.
         self._turned_at: float | None = None
         self._time: CycleTime | None = None
-        # Who stood where a cycle begins when the one under way was of others: all begin with the next one.
-        self.postponed: frozenset[Request] = frozenset()
         # Those who drafted when it last was asked.
         self._in_step: set[Request] = set()
         # The last cycles of each request that were read.
         self._lanes: dict[Request, list[Lane]] = {}
 
-    def rows(self, runner: ModelRunner, works: Sequence[Work], wanted: Sequence[Wanted]) -> list[Rows | None]:
-        """For each of the runner's works its rows, None where they have to be computed."""
-        self.postponed = frozenset()
+    def rows(
+        self, runner: ModelRunner, works: Sequence[Work], wanted: Sequence[Wanted]
+    ) -> tuple[list[Rows | None], Set[Request]]:
+        """For each of the runner's works its rows, None where they have to be computed; and the requests
+        whose works are not to be computed now, since a cycle begins with them in the next step.
+        """
+        late: Set[Request] = frozenset()
         if runner is self._first and not all(work.is_onward for work in works):
             drafting = self._drafting(works, wanted)
             roles = tuple(self._runners)
-            self._turn({r: start for r, start in drafting.items() if begins(start[1], start[0], roles)})
+            late = self._turn({r: start for r, start in drafting.items() if begins(start[1], start[0], roles)})
             self._keep_in_step(drafting)
         found = [self._answers(work) for work in works]
         for work, rows in zip(works, found, strict=True):
-            if rows is None and work.request not in self.postponed:
+            if rows is None and work.request not in late:
                 self._give_up(work)
-        return found
+        return found, late
 
     def record_ahead(self, texts: int) -> bool:
         """Record one more cycle of so many texts that may come; False where none is left."""
@@ -166,13 +168,18 @@ class Foresight:
             at += max(work.end - work.first_row + 1, 0)
         return found
 
-    def _turn(self, starts: Starts) -> None:
-        """Read the cycle that these texts begin with, once the next one is on its way."""
+    def _turn(self, starts: Starts) -> Set[Request]:
+        """Read the cycle that these texts begin with, once the next one is on its way.
+
+        Returns those that stood at the start of a cycle while the one under way was of others: they wait,
+        and all begin with the next one.
+        """
         # A cycle before the last one may still be asked for by those who were answered in part.
         self._lanes = {r: lanes[-2:] for r, lanes in self._lanes.items() if not r.is_finished}
         starts = {r: start for r, start in starts.items() if not is_at_text(self._lanes.get(r, []))}
+        late: Set[Request] = frozenset()
         if not starts:
-            return
+            return late
         before, self._flight = self._flight, None
         flight = before if before and self._ready(before, starts) else self._start(starts)
         if flight is not None:
@@ -182,10 +189,11 @@ class Foresight:
                 self._flight = self._go_on(flight)
             elif ready and flight is before:
                 # A pass of their own would take as long as the cycle that they can have with the others.
-                self.postponed = frozenset(starts.keys() - ready - flight.requests)
+                late = starts.keys() - ready - flight.requests
             self._land(flight, self._flight)
         for old in filter(None, (before, flight)):
             self._let_go(old)
+        return late
 
     def _ready(self, flight: Flight, starts: Starts) -> set[Request]:
         """Those whose next cycle this is."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, islice
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from nudging.batch import BatchBuffer, BatchShape
-from nudging.cycle_lanes import Rows
 from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.foresight import Foresight
@@ -29,7 +28,8 @@ from nudging.kernels.lm_head import LINES, TOKEN
 from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.record_ahead import MAX_AHEAD, Family, family_of, shapes_ahead
-from nudging.runner import ModelRunner
+from nudging.request import Request
+from nudging.runner import ModelRunner, Rows, by_work
 from nudging.sequence import Row, Sequence
 from nudging.work import Work
 
@@ -74,7 +74,7 @@ class GraphRunner(ModelRunner):
     @torch.inference_mode()
     def execute(
         self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
-    ) -> list[Row | NumericalError]:
+    ) -> list[Rows | None]:
         assert lanes is None, "recordings are of requests that Python carries"
         if not all(work.is_onward for work in works):
             self._foreseen.clear()
@@ -82,24 +82,23 @@ class GraphRunner(ModelRunner):
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         works = [work._replace(copies=()) if work.copies else work for work in works]
         found: list[Rows | None] = [None] * len(works)
-        self.postponed = frozenset()
+        put_off: set[Request] = set()
         for foresight in self.foresights:
-            rows = foresight.rows(self, works, wanted)
-            self.postponed |= foresight.postponed
+            rows, late = foresight.rows(self, works, wanted)
+            put_off |= late
             self.cycle_time = foresight.take_time() or self.cycle_time
             found = [a if a is not None else b for a, b in zip(found, rows, strict=True)]
         if sum(foresight.is_under_way for foresight in self.foresights) > 1:
             self._disturb()
-        answers = [max(work.end - work.first_row + 1, 0) for work in works]
-        ends = [0, *accumulate(answers)]
-        rest = [i for i, rows in enumerate(found) if rows is None and works[i].request not in self.postponed]
+        ends = [0, *accumulate(work.answers for work in works)]
+        rest = [i for i, rows in enumerate(found) if rows is None and works[i].request not in put_off]
         self.passes_made = 0
         if rest:
             asked = [want for i in rest for want in wanted[ends[i] : ends[i + 1]]]
-            computed = iter(self._execute([works[i] for i in rest], asked))
-            for i in rest:
-                found[i] = list(islice(computed, answers[i]))
-        return [row for rows in found for row in rows or []]
+            missing = [works[i] for i in rest]
+            for i, rows in zip(rest, by_work(self._execute(missing, asked), missing), strict=True):
+                found[i] = rows
+        return found
 
     def close(self) -> None:
         for foresight in self.foresights:
@@ -135,7 +134,7 @@ class GraphRunner(ModelRunner):
         self.passes_made = 1
         shape = self._shape(works, wanted)
         if shape is None:
-            return super().execute(works, wanted)
+            return [row for rows in super().execute(works, wanted) for row in rows or ()]
         vocab = wanted[0].vocab_size if wanted else self.decoder.config.vocab_size
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         steps, num_known = self._path_length(works), self._num_known

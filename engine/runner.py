@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import torch
 
@@ -21,8 +21,8 @@ from nudging.prefill import with_prefill
 from nudging.sequence import Row
 from nudging.work import Work
 
-if TYPE_CHECKING:
-    from nudging.request import Request
+# The rows of one work; a row that is not finite is an error of its own.
+Rows = list[Row | NumericalError]
 
 
 class ModelRunner:
@@ -32,8 +32,6 @@ class ModelRunner:
 
     # What the last cycle took that it computed, until somebody has taken note of it.
     cycle_time: CycleTime | None = None
-    # Whose works the last `execute` has put off, without rows: the next one takes all of them together.
-    postponed: Set[Request] = frozenset()
 
     def __init__(
         self,
@@ -77,10 +75,10 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(
         self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
-    ) -> list[Row | NumericalError]:
-        """The rows of all works but those that are postponed, in order; `wanted` says what each row is asked
-        for.  When it returns, the device is done.  What `lanes` have planned is computed in the same pass,
-        and told to them.
+    ) -> list[Rows | None]:
+        """For each work its rows, or None: this work is put off, and is planned again in the next step.
+        `wanted` says what each row is asked for.  When it returns, the device is done.  What `lanes` have
+        planned is computed in the same pass, and told to them.
         """
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         batch = self._builder.build(works, None if lanes is None else lanes.core)
@@ -94,7 +92,7 @@ class ModelRunner:
         if not wanted and lanes is None and self.decoder.device.type == "cuda":
             # Nobody has waited for the pass: its cost would go unseen, and its batch be overwritten.
             torch.cuda.current_stream(self.decoder.device).synchronize()
-        return rows
+        return [*by_work(rows, works)]
 
     def record_ahead(self, texts: int) -> bool:
         """Record one more pass for a batch of so many texts that may come; False where none is left, or
@@ -109,6 +107,14 @@ class ModelRunner:
         """Fill every slot with NaN (tests: what is read without having been written cannot hide)."""
         self.cache.k.fill_(float("nan"))
         self.cache.v.fill_(float("nan"))
+
+
+def by_work(rows: Iterable[Row | NumericalError], works: Iterable[Work]) -> Iterator[Rows]:
+    """The rows of a pass, dealt out to its works."""
+    left = iter(rows)
+    for work in works:
+        yield list(islice(left, work.answers))
+    assert next(left, None) is None, "a pass has answered more rows than its works have"
 
 
 def block_bytes(decoder: Decoder, block_size: int) -> int:

@@ -30,7 +30,7 @@ from nudging.policies.protocol import Policy
 from nudging.prefix_cache import Prefix
 from nudging.request import Request
 from nudging.roles import Role
-from nudging.runner import ModelRunner
+from nudging.runner import ModelRunner, Rows, by_work
 from nudging.sequence import Row
 from nudging.tokenizer import Tokenizer
 from nudging.work import Work
@@ -265,7 +265,7 @@ class SimRunner(ModelRunner):
 
     def execute(
         self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
-    ) -> list[Row | NumericalError]:
+    ) -> list[Rows | None]:
         self.passes += 1
         self.pool.begin([pair for work in works for pair in work.copies])
         written: set[int] = set()
@@ -277,7 +277,7 @@ class SimRunner(ModelRunner):
         tokens += sum([work.end - work.start for work in works])
         rows = self._rows(list(map(span_of, works)), wanted, written) if works else []
         self.clock.now += self.decoder.seconds + 0.01 * tokens
-        return rows
+        return [*by_work(rows, works)]
 
     def _rows(self, spans: list[Span], wanted: list[Wanted], written: set[int]) -> list[Row | NumericalError]:
         wants = iter(wanted)
