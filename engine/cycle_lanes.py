@@ -16,6 +16,7 @@ from nudging.request import Request
 from nudging.runner import Rows
 from nudging.work import Work
 
+
 @dataclass(eq=False)
 class Lane:
     """A request's part in one cycle.

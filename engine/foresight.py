@@ -96,7 +96,10 @@ class Foresight:
         if runner is self._first and not all(work.is_onward for work in works):
             drafting = self._drafting(works, wanted)
             roles = tuple(self._runners)
-            late = self._turn({r: start for r, start in drafting.items() if begins(start[1], start[0], roles)})
+            starts = {
+                r: (drafts, work) for r, (drafts, work) in drafting.items() if begins(work, drafts, roles)
+            }
+            late = self._turn(starts)
             self._keep_in_step(drafting)
         found = [self._answers(work) for work in works]
         for work, rows in zip(works, found, strict=True):

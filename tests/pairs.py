@@ -1,13 +1,15 @@
 """Engines and oracles over the same models: what the exactness tests compare."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.decide import TokenLogprob, logprob_of
-from nudging.output import CompletionOutput
+from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies import Policy
 from tests import oracle
 
@@ -115,6 +117,24 @@ def as_oracle_params(params: SamplingParams) -> oracle.Params:
         stop_token_ids=frozenset(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
     )
+
+
+@contextmanager
+def held(llm: LLM) -> Iterator[None]:
+    """Let the engine's thread wait: all that is submitted meanwhile comes between the same two steps."""
+    gate = threading.Event()
+    llm._thread._post(gate.wait)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def at_once(llm: LLM, prompts: Any, *more: Any) -> list[RequestOutput]:
+    """`llm.generate` of several prompts, of which none begins before the others, however busy the machine."""
+    with held(llm):
+        handles = llm.submit_all(prompts, *more)
+    return [handle.result() for handle in handles]
 
 
 def written(output: CompletionOutput) -> oracle.Written:

@@ -24,7 +24,7 @@ from nudging.kernels.lm_head import lm_head
 from nudging.kernels.rms_norm import Norm
 from nudging.sequence import Sequence
 from nudging.work import Work
-from tests.pairs import Twin, assert_pools_are_whole, written
+from tests.pairs import Twin, assert_pools_are_whole, at_once, written
 
 # What makes the host wait for a device, or lets sizes depend on what was computed.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
@@ -273,5 +273,5 @@ def test_beside_a_prompt_that_is_read_in_parts_paths_are_single_passes(
         twin = Twin(llm)
         expected = [twin.generate(prompt, params, word) for prompt in prompts]
         for _ in range(3):
-            assert [written(r.outputs[0]) for r in llm.generate(prompts, params, word, 4)] == expected
+            assert [written(r.outputs[0]) for r in at_once(llm, prompts, params, word, 4)] == expected
         assert_pools_are_whole(llm)
