@@ -159,8 +159,11 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_layers_that_slide_need_a_window(tmp_path: Path) -> None:
-    changes = {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}
-    assert "sliding_window = 4096, it must be" in refusal(write(tmp_path, changes))
+    layers = ["full_attention", "sliding_attention"]
+    changes: dict[str, Any] = {"model_type": "qwen2", "layer_types": layers}
+    assert "use_sliding_window is missing, it must be true" in refusal(write(tmp_path, changes))
+    changes |= {"use_sliding_window": True, "sliding_window": None}
+    assert "sliding_window = None, it must be an integer above 0" in refusal(write(tmp_path, changes))
     changes["layer_types"] = ["full_attention"]
     assert "a list of 2 times one of" in refusal(write(tmp_path, changes))
 

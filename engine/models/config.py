@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ..errors import BadRequest, CheckpointError
 from . import gemma2, gemma3, llama, mistral, olmo, olmo2, phi3, qwen2, qwen3
+from .known_keys import refuse_unread
 from .raw import RawConfig, read_json
 from .spec import ModelConfig, Rope
 from .standard import Family
+from .windows import check_words
 
 __all__ = ["FAMILIES", "ModelConfig", "Rope", "read_config"]
 
@@ -50,6 +52,8 @@ def read_config(path: str | Path, max_len: int | None = None) -> ModelConfig:
             f"{raw.where}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
     config = FAMILIES[family].describe(raw)
+    check_words(raw, config.windows, config.max_position)
+    refuse_unread(raw, f"a {family!r} model")
     text = raw.part("text_config")
     generation = RawConfig({}, "generation_config.json")
     if (directory / "generation_config.json").exists():
@@ -58,7 +62,7 @@ def read_config(path: str | Path, max_len: int | None = None) -> ModelConfig:
         config,
         family=family,
         eos_token_ids=_first_ids("eos_token_id", (generation, raw, text), config.vocab_size),
-        bos_token_id=next(iter(_first_ids("bos_token_id", (raw, text), config.vocab_size)), None),
+        bos_token_id=_bos_id((raw, text), config.vocab_size),
         dtype=next((r.text(k) for r in (raw, text) for k in ("dtype", "torch_dtype") if r.has(k)), None),
     )
     return config if max_len is None else _limited(config, max_len)
@@ -70,6 +74,17 @@ def _limited(config: ModelConfig, max_len: int) -> ModelConfig:
             f"max_len {max_len!r} is not from 1 to {config.max_position}, the positions the checkpoint allows"
         )
     return replace(config, max_len=max_len)
+
+
+def _bos_id(places: tuple[RawConfig, ...], vocab_size: int) -> int | None:
+    """The first place's id, or none: some checkpoints have an id there that is none of theirs, and no use."""
+    for place in places:
+        if place.has("bos_token_id"):
+            token = place.values["bos_token_id"]
+            if isinstance(token, bool) or not isinstance(token, int):
+                place.wrong("bos_token_id", "an id")
+            return token if 0 <= token < vocab_size else None
+    return None
 
 
 def _first_ids(key: str, places: tuple[RawConfig, ...], vocab_size: int) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from .raw import RawConfig
 from .rope import read_rope
 from .spec import ModelConfig
-from .standard import POST_NORM_TENSORS, TENSORS, Family, RopeReader, layer_windows, sliding_layers, window_of
+from .standard import ACTIVATIONS, POST_NORM_TENSORS, TENSORS, Family, RopeReader
 from .standard import describe as describe_standard
+from .windows import layer_windows, sliding_layers, window_of
 
 # What transformers takes for keys that a configuration leaves out.
 DEFAULTS = {
@@ -27,11 +28,13 @@ def describe_gemma(raw: RawConfig, rope_reader: RopeReader = read_rope) -> Model
     if raw.flag("use_bidirectional_attention", False):
         raw.wrong("use_bidirectional_attention", "false: this engine generates text from left to right")
     config = describe_standard(raw, activation_key="hidden_activation", rope_reader=rope_reader)
+    # Gemma's own key decides; "gelu" in the other one is what its first releases said and did not do.
+    if raw.has("hidden_act") and ACTIVATIONS.get(raw.text("hidden_act")) not in (config.activation, "gelu"):
+        raw.wrong("hidden_act", "what hidden_activation is, which decides in this family, or missing")
     return replace(
         config,
         unit_offset=True,
         post_norm=True,
-        mlp_bias=False,
         attention_scale=raw.number("query_pre_attn_scalar") ** -0.5,
         embedding_scale=config.hidden_size**0.5,
         final_soft_cap=raw.number("final_logit_softcapping") if raw.has("final_logit_softcapping") else 0.0,

@@ -1,5 +1,14 @@
 """Llama 2 and 3.x (arXiv 2307.09288, 2407.21783): the common decoder as it is."""
 
-from .standard import TENSORS, Family, describe
+from .raw import RawConfig
+from .spec import ModelConfig
+from .standard import TENSORS, Family
+from .standard import describe as describe_standard
+
+
+def describe(raw: RawConfig) -> ModelConfig:
+    """The description of a Llama checkpoint.  Raises CheckpointError."""
+    return describe_standard(raw, mlp_bias=True)
+
 
 FAMILY = Family(describe, TENSORS)

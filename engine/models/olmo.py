@@ -12,7 +12,7 @@ def describe(raw: RawConfig) -> ModelConfig:
     """The description of an OLMo checkpoint.  Raises CheckpointError."""
     config = describe_standard(raw)
     clip = raw.number("clip_qkv") if raw.has("clip_qkv") else 0.0
-    return replace(config, norm="layer", norm_eps=1e-5, clip_qkv=clip, mlp_bias=False)
+    return replace(config, norm="layer", norm_eps=1e-5, clip_qkv=clip)
 
 
 FAMILY = Family(describe, TENSORS)

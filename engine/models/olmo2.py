@@ -11,7 +11,7 @@ from .standard import describe as describe_standard
 def describe(raw: RawConfig) -> ModelConfig:
     """The description of an OLMo 2 checkpoint.  Raises CheckpointError."""
     config = describe_standard(raw.over({"rms_norm_eps": 1e-5}))
-    return replace(config, pre_norm=False, post_norm=True, qk_norm="full", mlp_bias=False)
+    return replace(config, pre_norm=False, post_norm=True, qk_norm="full")
 
 
 FAMILY = Family(describe, {**TENSORS, **POST_NORM_TENSORS})

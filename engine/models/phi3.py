@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ..errors import CheckpointError
 from .raw import RawConfig
 from .rope import read_rope
 from .spec import ModelConfig, Rope, RopeKind
-from .standard import TENSORS, Family, window_of
+from .standard import TENSORS, Family
 from .standard import describe as describe_standard
+from .windows import window_of
 
 DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
 
@@ -16,16 +18,18 @@ LONGROPE: Mapping[str, RopeKind] = {"su": "longrope", "yarn": "longrope"}
 
 
 def _read_rope(raw: RawConfig, head_dim: int, max_position: int) -> tuple[Rope, int]:
-    return read_rope(raw, head_dim, max_position, partial=True, aliases=LONGROPE)
+    rope, position = read_rope(raw, head_dim, max_position, partial=True, aliases=LONGROPE)
+    if rope.kind not in ("default", "longrope"):
+        raise CheckpointError(
+            f"{raw.where}: rope type {rope.kind!r} is not supported in this family; supported: longrope"
+        )
+    return rope, position
 
 
 def describe(raw: RawConfig) -> ModelConfig:
     """The description of a Phi-3 checkpoint.  Raises CheckpointError."""
     raw = raw.over(DEFAULTS)
-    for key in ("lm_head_bias", "attention_bias", "mlp_bias"):
-        if raw.flag(key, False):
-            raw.wrong(key, "false in this family")
-    config = describe_standard(raw, rope_reader=_read_rope)
+    config = describe_standard(raw, rope_reader=_read_rope, attention_bias=False)
     return replace(config, windows=(window_of(raw),) * config.num_layers)
 
 

@@ -14,7 +14,7 @@ def describe(raw: RawConfig) -> ModelConfig:
     raw = raw.over({**DEFAULTS, "head_dim": 128})
     config = describe_standard(raw)
     windows = upper_windows(raw, config.num_layers)
-    return replace(config, windows=windows, qk_norm="head", mlp_bias=False)
+    return replace(config, windows=windows, qk_norm="head")
 
 
 FAMILY = Family(describe, TENSORS)

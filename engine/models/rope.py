@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .raw import RawConfig
+from .known_keys import ROPE_HARMLESS, ROPE_NEUTRAL, refuse_unread
+from .raw import RawConfig, printable, shown
 from .spec import Rope, RopeKind
 
 MAX_POSITION = 1 << 24  # the tables of this many positions already take gigabytes
@@ -33,9 +34,61 @@ def read_rope(
     Takes `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4).  partial: the family
     knows `partial_rotary_factor`; aliases: the family's own names of kinds.  Raises CheckpointError.
     """
-    key = "rope_parameters" if raw.has("rope_parameters") else "rope_scaling"
-    outer = {k: raw.values[k] for k in ("rope_theta", "partial_rotary_factor") if raw.has(k)}
-    return build_rope(raw, raw.part(key).over(outer), head_dim, max_position, partial, aliases)
+    new, old = raw.part("rope_parameters"), raw.part("rope_scaling")
+    outer = {key: key for key in ("rope_theta", "partial_rotary_factor")}
+    params = merged(raw, new, old, outer, aliases)
+    return build_rope(raw, params, head_dim, max_position, partial)
+
+
+def merged(
+    raw: RawConfig, new: RawConfig, old: RawConfig, outer: Mapping[str, str], aliases: Aliases = None
+) -> RawConfig:
+    """The rotary parameters from all places that may hold some.
+
+    new: of transformers 5; old: of transformers 4, which may be added by hand to a `new` without scaling;
+    outer: parameter -> the key of `raw` that may hold it.  Raises CheckpointError where two places differ.
+    """
+    first, second = _by_kind(new, aliases), _by_kind(old, aliases)
+    if second and first.get("rope_type") == "default":
+        del first["rope_type"]
+    where = (old if second and "rope_type" not in first else new).where
+    places = dict.fromkeys(second, old.where)
+    for name, key in outer.items():
+        if raw.has(key):
+            _agree(second, name, raw.get(key), f"{raw.where}: {key}", old.where)
+            places[name] = f"{raw.where}: {key}"
+    for name, value in second.items():
+        _agree(first, name, value, places[name], new.where)
+    return RawConfig(first, where)
+
+
+def _agree(values: dict[str, Any], name: str, value: Any, place: str, other: str) -> None:
+    """Set `name`; CheckpointError where it is something else in `values`, which stand in `other`."""
+    if values.setdefault(name, value) != value:
+        raise CheckpointError(
+            f"{other}: {printable(name)} = {shown(values[name])}, and {place} has {shown(value)}; "
+            "leave one of them"
+        )
+
+
+def _by_kind(params: RawConfig, aliases: Aliases) -> dict[str, Any]:
+    """What is set in `params`, with the kind under `rope_type` alone, by its own name."""
+    values = {key: value for key, value in params.values.items() if value is not None}
+    kinds = [_kind(params, key, aliases) for key in ("rope_type", "type") if key in values]
+    if len(set(kinds)) > 1:
+        params.wrong("type", f"{values['rope_type']!r} as rope_type is, or missing")
+    values.pop("type", None)
+    return values | ({"rope_type": kinds[0]} if kinds else {})
+
+
+def _kind(params: RawConfig, key: str, aliases: Aliases) -> RopeKind:
+    name = params.text(key)
+    kind = (aliases or KINDS).get(name, KINDS.get(name))
+    if kind is None:
+        raise CheckpointError(
+            f"{params.where}: rope type {name!r} is not supported; supported: {', '.join(KINDS)}"
+        )
+    return kind
 
 
 def build_rope(
@@ -44,19 +97,13 @@ def build_rope(
     head_dim: int,
     max_position: int,
     partial: bool = False,
-    aliases: Aliases = None,
 ) -> tuple[Rope, int]:
-    """As `read_rope`, from the rotary parameters `params` of the configuration `raw`."""
-    name = params.text("rope_type", default=params.text("type", default="default"))
-    kind = (aliases or KINDS).get(name, KINDS.get(name))
-    if kind is None:
-        raise CheckpointError(
-            f"{params.where}: rope type {name!r} is not supported; supported: {', '.join(KINDS)}"
-        )
+    """As `read_rope`, from the rotary parameters `params` (see `merged`) of the configuration `raw`."""
+    kind = params.get("rope_type", "default")
     share = params.number("partial_rotary_factor", default=1.0, high=1.0)
-    if share != 1.0 and not partial:
+    if share != 1.0 and not partial and kind != "proportional":
         params.wrong("partial_rotary_factor", "1 or missing in this family")
-    dim = int(head_dim * share)
+    dim = head_dim if kind == "proportional" else int(head_dim * share)
     if dim < 2 or dim % 2:
         raise CheckpointError(
             f"{raw.where}: head_dim {head_dim} gives {dim} rotary channels, they must be even and at least 2"
@@ -71,6 +118,10 @@ def build_rope(
         max_position = max(max_position, min(MAX_POSITION, int(rope.factor * rope.original_max_len)))
     elif kind == "longrope":
         rope = _read_longrope(rope, params, _original_len(raw, params, max_position), max_position)
+    elif kind == "proportional":
+        factor = params.number("factor", default=1.0)
+        rope = replace(rope, kind=kind, factor=factor, turning=int(share * head_dim // 2))
+    refuse_unread(params, f"a rotary embedding of the type {kind!r}", ROPE_HARMLESS, ROPE_NEUTRAL)
     return rope, max_position
 
 
@@ -103,16 +154,17 @@ def _read_yarn(rope: Rope, params: RawConfig, original: int, max_position: int) 
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
     inferred = mscale(1.0)
-    if params.has("mscale") and params.has("mscale_all_dim"):
-        inferred = mscale(params.number("mscale")) / mscale(params.number("mscale_all_dim"))
+    weights = [0.0 if params.zero(k) else params.number(k, default=0.0) for k in ("mscale", "mscale_all_dim")]
+    if all(weights):  # 0 is as good as none
+        inferred = mscale(weights[0]) / mscale(weights[1])
     return replace(
         rope,
         kind="yarn",
         factor=factor,
         original_max_len=original,
         attention_factor=params.number("attention_factor", default=inferred),
-        beta_fast=params.number("beta_fast", default=32.0),
-        beta_slow=params.number("beta_slow", default=1.0),
+        beta_fast=32.0 if params.zero("beta_fast") else params.number("beta_fast", default=32.0),
+        beta_slow=1.0 if params.zero("beta_slow") else params.number("beta_slow", default=1.0),
         truncate=params.flag("truncate", True),
     )
 
@@ -142,6 +194,9 @@ def inverse_frequencies(rope: Rope, max_len: int) -> Tensor:
     inv = 1.0 / rope.theta**exponent
     if rope.kind == "linear":
         return inv / rope.factor
+    if rope.kind == "proportional":
+        # The channels that do not turn are pairs of angle 0 behind those that do.
+        return torch.cat((inv[: rope.turning], torch.zeros(len(inv) - rope.turning))) / rope.factor
     if rope.kind == "llama3":
         return _llama3(rope, inv)
     if rope.kind == "yarn":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
 NormKind = Literal["rms", "layer"]
 QkNorm = Literal["none", "head", "full"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -15,7 +15,8 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 class Rope:
     """The rotary position embedding of a layer; `rope.py` says what each kind does with these numbers.
 
-    dim: channels of a head that rotate (even); attention_factor multiplies cosines and sines.
+    dim: channels of a head that rotate (even); turning: of its pairs, those that do ("proportional");
+    attention_factor multiplies cosines and sines.
     """
 
     theta: float
@@ -31,6 +32,7 @@ class Rope:
     truncate: bool = True
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    turning: int = 0
 
 
 @dataclass(frozen=True)

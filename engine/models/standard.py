@@ -24,6 +24,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
+DEFAULT_ACTIVATIONS = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh"}
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,16 @@ RopeReader = Callable[[RawConfig, int, int], tuple[Rope, int]]
 
 
 def describe(
-    raw: RawConfig, activation_key: str = "hidden_act", rope_reader: RopeReader = read_rope
+    raw: RawConfig,
+    activation_key: str = "hidden_act",
+    rope_reader: RopeReader = read_rope,
+    attention_bias: bool = True,
+    mlp_bias: bool = False,
 ) -> ModelConfig:
     """The description of a checkpoint that does nothing unlike Llama but what the arguments say.
 
-    rope_reader: as `rope.read_rope`, from the configuration, head_dim and max_position_embeddings.  Raises
-    CheckpointError.
+    rope_reader: as `rope.read_rope`, from the configuration, head_dim and max_position_embeddings;
+    attention_bias, mlp_bias: whether the family may have them.  Raises CheckpointError.
     """
     hidden = raw.integer("hidden_size", MAX_WIDTH)
     heads = raw.integer("num_attention_heads", MAX_WIDTH)
@@ -85,11 +90,11 @@ def describe(
     head_dim = raw.integer("head_dim", MAX_WIDTH, default=hidden // heads)
     layers = raw.integer("num_hidden_layers", MAX_LAYERS)
     position = raw.integer("max_position_embeddings", MAX_POSITION)
-    act = raw.text(activation_key, default="silu")
+    act = raw.text(activation_key, default=DEFAULT_ACTIVATIONS[activation_key])
     if act not in ACTIVATIONS:
         raw.wrong(activation_key, f"one of {', '.join(ACTIVATIONS)}")
     rope, position = rope_reader(raw, head_dim, position)
-    bias = raw.flag("attention_bias", False)
+    bias = attention_bias and raw.flag("attention_bias", False)
     return ModelConfig(
         family=raw.text("model_type"),
         hidden_size=hidden,
@@ -112,28 +117,5 @@ def describe(
         dtype=None,
         qkv_bias=bias,
         o_bias=bias,
-        mlp_bias=raw.flag("mlp_bias", False),
+        mlp_bias=mlp_bias and raw.flag("mlp_bias", False),
     )
-
-
-def window_of(raw: RawConfig) -> int:
-    """The sliding window in tokens, 0 where `sliding_window` is null."""
-    return raw.integer("sliding_window", MAX_POSITION, default=0)
-
-
-def sliding_layers(raw: RawConfig, num_layers: int, default: Callable[[int], bool]) -> tuple[bool, ...]:
-    """Which layers slide: by `layer_types`, else by `default(layer)`."""
-    types = raw.values.get("layer_types")
-    if types is None:
-        return tuple(default(i) for i in range(num_layers))
-    known = ("sliding_attention", "full_attention")
-    if not isinstance(types, list) or len(types) != num_layers or not all(t in known for t in types):
-        raw.wrong("layer_types", f"a list of {num_layers} times one of {', '.join(known)}")
-    return tuple(t == "sliding_attention" for t in types)
-
-
-def layer_windows(raw: RawConfig, sliding: tuple[bool, ...], window: int) -> tuple[int, ...]:
-    """The window of each layer, given which layers slide."""
-    if any(sliding) and not window:
-        raw.wrong("sliding_window", "an integer above 0 where layers have a sliding window")
-    return tuple(window if slides else 0 for slides in sliding)
