@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable
 
-from nudging import Base, SamplingParams, scheduler
+from nudging import Base, SamplingParams, claims
 from nudging.prompts import RolePrompt
 from nudging.request import Request
 from tests.fake import FixedCosts, fake_engine
@@ -80,10 +80,10 @@ def host_cost(running: int, waiting: int, steps: int = 200) -> str:
 if __name__ == "__main__":
     for name, length in LENGTHS.items():
         for headroom, blocks in HEADROOMS.items():
-            scheduler.HEADROOM_BLOCKS = blocks
+            claims.HEADROOM_BLOCKS = blocks
             for prefix_caching in (False, True):
                 cached = "cached" if prefix_caching else "not cached"
                 print(f"{name}, headroom {headroom}, {cached}: {serve(length, prefix_caching)}")
-    scheduler.HEADROOM_BLOCKS = 1
+    claims.HEADROOM_BLOCKS = 1
     for running, waiting in ((64, 0), (64, 64)):
         print("admission and planning:", host_cost(running, waiting))

@@ -317,6 +317,11 @@ void bind_computing(py::class_<Lanes>& lanes) {
              return py::make_tuple(plan.tokens, plan.missing, plan.not_ordinary);
            })
       .def("own", &Lanes::own)
+      .def("claims",
+           [](const Lanes& lanes, Position headroom_blocks) {
+             LaneClaims claims = lanes.claims(headroom_blocks);
+             return py::make_tuple(claims.blocks, claims.without_blocks);
+           })
       .def("path_lengths", &Lanes::path_lengths)
       .def("ready", &Lanes::ready)
       .def("cap_paths", &Lanes::cap_paths)

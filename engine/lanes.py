@@ -133,6 +133,18 @@ class Lanes:
         written, blocks = self._core.held(number)
         return written, dict(zip(self._carried[number].roles, blocks, strict=True))
 
+    def claims(self, headroom_blocks: int) -> tuple[dict[str, int], list[tuple[Request, str]]]:
+        """The blocks of each model that the carried requests claim, and the roles that hold none yet."""
+        blocks, without = self._core.claims(headroom_blocks)
+        carried = [(self._carried[number], role) for number, role in without]
+        empty = [(one.request, one.roles[role]) for one, role in carried]
+        return dict(zip(self._models, blocks, strict=True)), empty
+
+    def count_known(self, request: Request, role: str, limit: int) -> int:
+        """`Sequence.count_known` of a role that is carried and holds no block."""
+        sequence = self._carried[self._ids[request.id]].sequences[role]
+        return sequence.count_known(limit, self.look(request)[role].tokens)
+
     def look(self, request: Request) -> dict[str, _C.TrackState]:
         """The sequences of a carried request by role, as they are now."""
         number = self._ids[request.id]

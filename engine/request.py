@@ -310,9 +310,15 @@ class Request:
         self.tail = tail
 
     @property
+    def deadline(self) -> float | None:
+        """When its time is over, by the engine's clock."""
+        return None if self.timeout is None else self._counters.submitted_at + self.timeout
+
+    @property
     def is_late(self) -> bool:
         """Whether its time is over."""
-        return self.timeout is not None and self.clock() - self.counters.submitted_at >= self.timeout
+        deadline = self.deadline
+        return deadline is not None and self.clock() >= deadline
 
     def expire(self) -> None:
         """End because the time is over: what was written stays readable."""

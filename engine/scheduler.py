@@ -4,12 +4,14 @@ budgets.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 
 from nudging import _C
 from nudging.blocks import BlockPool
+from nudging.claims import Claims
 from nudging.errors import OutOfBlocks
 from nudging.lanes import Lanes, Planned
+from nudging.ranked import Ranked
 from nudging.request import Request
 from nudging.sequence import Sequence
 from nudging.work import Found, SchedulerOutput, Work
@@ -18,8 +20,6 @@ from nudging.work import Found, SchedulerOutput, Work
 DECODE_TOKENS = _C.DECODE_TOKENS
 # Of each step's tokens so much is for long prompts, where there are any.
 PROMPT_SHARE = 0.25
-# Room to grow, in blocks, that admission leaves to each sequence: preemption is for what nobody foresaw.
-HEADROOM_BLOCKS = 1
 
 
 class Scheduler:
@@ -48,18 +48,19 @@ class Scheduler:
         self.lanes = lanes
         self.models_of = models_of
         self.max_batch_tokens = max_batch_tokens
-        # Both in order of rank, the highest first.
-        self.waiting: list[Request] = []
-        self.running: list[Request] = []
-        # Those of them that may become late.
-        self._timed: list[Request] = []
+        self.waiting = Ranked()
+        self.running = Ranked()
+        self.claims = Claims(pools, models_of, lanes, self.running)
+        # Those of them that may become late, by deadline and arrival, the first one first.
+        self._timed: list[tuple[float, int, Request]] = []
         self._arrivals = 0
         self._found: list[Found] = []
         self._preempted: list[Request] = []
         # Who found no room last, claiming so much, and no blocks were given back since.
         self._stuck: tuple[Request, dict[str, int]] | None = None
-        # Sequences of open generations that no request uses now, the longest unused first.
-        self._kept: list[Sequence] = []
+        # Sequences of open generations that hold blocks and that no request uses now, by their identity, the
+        # longest unused first.
+        self._kept: dict[int, Sequence] = {}
 
     def add(self, request: Request) -> None:
         """Queue a request and make its sequences; those it brings along may be reclaimed until it runs."""
@@ -70,9 +71,9 @@ class Scheduler:
                 request.sequences[role] = Sequence(
                     self._pool(role), request.prompts[role].ids, request.cache_salt
                 )
-        insort(self.waiting, request, key=_rank)
-        if request.timeout is not None:
-            self._timed.append(request)
+        self.waiting.add(request)
+        if request.deadline is not None:
+            insort(self._timed, _timed(request.deadline, request))
 
     def blocks_needed(self, request: Request) -> dict[str, int]:
         """The most blocks of each model's pool that the request can own while it is the only one."""
@@ -83,13 +84,16 @@ class Scheduler:
 
     def admit(self) -> list[Request]:
         """Move requests from the head of the queue to the running ones while there is room."""
-        admitted = []
-        while self.waiting and self._fits(self.waiting[0]):
-            request = self.waiting.pop(0)
+        admitted: list[Request] = []
+        self.claims.forget()
+        # They leave the queue together: so what is behind them moves up once.
+        while len(admitted) < len(self.waiting) and self._fits(self.waiting[len(admitted)]):
+            request = self.waiting[len(admitted)]
             for sequence in request.sequences.values():
                 self.take(sequence)
-            insort(self.running, request, key=_rank)
+            self.running.add(request)
             admitted.append(request)
+        del self.waiting[: len(admitted)]
         return admitted
 
     @property
@@ -108,23 +112,28 @@ class Scheduler:
     @property
     def late(self) -> list[Request]:
         """Those whose time is over."""
-        return [request for request in self._timed if request.is_late]
+        late = []
+        for _, _, request in self._timed:
+            if not request.is_late:
+                break
+            late.append(request)
+        return late
 
     def keep(self, sequence: Sequence) -> None:
         """Leave a sequence its blocks while nobody uses it, until they are needed elsewhere."""
         self._stuck = None
-        self._kept.append(sequence)
+        self._kept[id(sequence)] = sequence
 
     def take(self, sequence: Sequence) -> None:
         """A kept sequence is in use again, or gone."""
-        self._kept = [kept for kept in self._kept if kept is not sequence]
+        self._kept.pop(id(sequence), None)
 
     def retire(self, request: Request) -> None:
         """Take a finished request out, wherever it stands; siblings that wait for its prompt take it over."""
         self._stuck = None
         (self.running if request in self.running else self.waiting).remove(request)
-        if request.timeout is not None:
-            self._timed.remove(request)
+        if request.deadline is not None:
+            del self._timed[bisect_left(self._timed, _timed(request.deadline, request))]
         for sibling in request.siblings:
             if sibling in self.running and not sibling.is_finished:
                 for role in request.sequences:
@@ -287,11 +296,13 @@ class Scheduler:
         """Whether there is room for the request now; looked for again only where there may be more than last
         time: running texts take up what they claim, and claim no less.
         """
-        claim = self._claim(request)
+        claim = self.claims.of(request)
         if self._stuck == (request, claim):
             return False
         fits = self._make_room(request, claim)
         self._stuck = None if fits else (request, claim)
+        if fits:
+            self.claims.admit(claim)
         return fits
 
     def _make_room(self, request: Request, claim: dict[str, int]) -> bool:
@@ -301,27 +312,18 @@ class Scheduler:
         """
         while True:
             free = {model: pool.num_available for model, pool in self.pools.items()}
-            short = self._short_pools(claim, self.running, free)
+            short = self.claims.short(claim, self.claims.of_running(), free)
             if not short:
                 return True
             if any(self._release_idle(pool, but=request) for pool in short):
                 continue
-            higher = [other for other in self.running if other.rank < request.rank]
+            higher = self.running[: self.running.num_above(request)]
             if len(higher) == len(self.running):
                 return False
-            if self._short_pools(claim, higher, self._free_beside([*higher, request])):
+            free = self._free_beside([*higher, request])
+            if self.claims.short(claim, self.claims.of_all(higher), free):
                 return False
             self._preempt(self.running[-1])
-
-    def _short_pools(
-        self, claim: dict[str, int], running: list[Request], free: dict[str, int]
-    ) -> list[BlockPool]:
-        """The pools whose free blocks do not hold `claim` beside the claims of `running`."""
-        left = {model: free[model] - count for model, count in claim.items()}
-        for request in running:
-            for model, count in self._claim(request).items():
-                left[model] -= count
-        return [self.pools[model] for model, count in left.items() if count < 0]
 
     def _free_beside(self, requests: list[Request]) -> dict[str, int]:
         """How many blocks of each pool would be free if only `requests` held any."""
@@ -331,29 +333,9 @@ class Scheduler:
                 held[self.models_of[role]].update(sequence.block_table.ids)
         return {model: pool.total - len(held[model]) for model, pool in self.pools.items()}
 
-    def _claim(self, request: Request) -> dict[str, int]:
-        """The blocks the request does not hold and will need soon: for its text, what is written ahead of it,
-        and some growth.
-        """
-        claim = dict.fromkeys(self.pools, 0)
-        for role in request.policy.roles:
-            pool = self._pool(role)
-            soon = request.context_length(role) + request.ahead + HEADROOM_BLOCKS * pool.block_size
-            blocks = pool.blocks_for(min(soon, request.max_sequence(role)))
-            there = request.num_blocks(role) or self._count_known(request, role)
-            claim[self.models_of[role]] += max(blocks - there, 0)
-        return claim
-
-    def _count_known(self, request: Request, role: str) -> int:
-        """How many blocks a sequence that has none will share with running requests."""
-        sequence = request.sequences[role]
-        if any(sibling in self.running and sibling is not request for sibling in request.siblings):
-            return (sequence.prompt_len - 1) // self._pool(role).block_size
-        return sequence.count_known(request.context_length(role) - 1)
-
     def _lowest_holder(self, pool: BlockPool, above: Request) -> Request | None:
         """The lowest-ranked running request below `above` that holds blocks of the pool."""
-        for request in reversed(self.running[self.running.index(above) + 1 :]):
+        for request in reversed(self.running[self.running.num_above(above) + 1 :]):
             tables = (sequence.block_table for sequence in request.sequences.values())
             if any(table.pool is pool and table.ids for table in tables):
                 return request
@@ -364,24 +346,28 @@ class Scheduler:
         False where there is none.
         """
         own = [] if but is None else list(but.sequences.values())
-        for sequence in self._kept:
+        for sequence in self._kept.values():
             if any(sequence is mine for mine in own):
                 continue
             if sequence.block_table.pool is pool and sequence.block_table.ids:
                 sequence.release()
+                # What holds nothing is not looked at again.
+                self.take(sequence)
+                self.claims.forget()
                 return True
         return False
 
     def _preempt(self, request: Request) -> None:
         """Back to the queue without blocks; text, rows and need stay."""
         self._stuck = None
+        self.claims.forget()
         self.running.remove(request)
         for sequence in request.sequences.values():
             sequence.register()
             sequence.release()
         request.counters.preemptions += 1
         self._preempted.append(request)
-        insort(self.waiting, request, key=_rank)
+        self.waiting.add(request)
 
     def _pool(self, role: str) -> BlockPool:
         return self.pools[self.models_of[role]]
@@ -393,5 +379,5 @@ def _pending(request: Request) -> int:
     return need.last - request.sequences[need.role].num_computed
 
 
-def _rank(request: Request) -> tuple[int, int]:
-    return request.rank
+def _timed(deadline: float, request: Request) -> tuple[float, int, Request]:
+    return deadline, request.rank[1], request

@@ -112,12 +112,16 @@ class Sequence:
         self.block_table.grow(end)
         return self.block_table.make_writable(start, end)
 
-    def count_known(self, limit: int) -> int:
-        """How many blocks that others own hold the first tokens, at most `limit` of them."""
+    def count_known(self, limit: int, carried: list[int] | None = None) -> int:
+        """How many blocks that others own hold the first tokens, at most `limit` of them.
+
+        `carried`: the tokens, where they are not here but carried.
+        """
         pool, parent = self.block_table.pool, self._empty
+        known_tokens = self.tokens if carried is None else carried
         whole = limit // pool.block_size if pool.prefix_caching else 0
         for known in range(whole):
-            tokens = self.tokens[known * pool.block_size : (known + 1) * pool.block_size]
+            tokens = known_tokens[known * pool.block_size : (known + 1) * pool.block_size]
             found = pool.prefixes.find(parent, tokens)
             if found is None or not pool.is_owned(found.block):
                 return known

@@ -166,9 +166,8 @@ class World:
         self.turns += 1
         assert not had_work or self._progress() != before, "a step moved nobody"
         for job in self.jobs:
-            timeout = job.requests[0].timeout
-            for request in job.requests if timeout is not None else ():
-                late = began - request.counters.submitted_at >= timeout
+            for request in job.requests:
+                late = request.deadline is not None and began >= request.deadline
                 assert request.is_finished or not late, f"{request.id} goes on after its time"
         self.check()
 

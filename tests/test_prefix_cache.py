@@ -224,7 +224,7 @@ def test_siblings_go_on_in_the_step_after_their_prompt_was_read() -> None:
     for job in jobs:
         engine.add(job)
     engine.step()
-    assert engine.scheduler._claim(jobs[1]) == {"base": 16 - 14, "guide": 0}, "they share its whole blocks"
+    assert engine.scheduler.claims.of(jobs[1]) == {"base": 16 - 14, "guide": 0}, "they share its whole blocks"
     assert [len(job.output) for job in jobs] == [1, 0, 0]
     engine.step()
     assert [len(job.output) for job in jobs] == [2, 1, 1]

@@ -294,8 +294,8 @@ def test_a_request_claims_what_it_will_hold_soon() -> None:
     for job in (nudged, short):
         engine.scheduler.add(job)
     ahead = 8 + nudged.policy.lookahead
-    assert engine.scheduler._claim(nudged) == dict.fromkeys(("base", "guide"), -(-(5 + ahead + 4) // 4))
-    assert engine.scheduler._claim(short) == {"base": 2, "guide": 0}
+    assert engine.scheduler.claims.of(nudged) == dict.fromkeys(("base", "guide"), -(-(5 + ahead + 4) // 4))
+    assert engine.scheduler.claims.of(short) == {"base": 2, "guide": 0}
 
 
 def test_a_budget_of_one_token_goes_to_the_higher_ranked() -> None:

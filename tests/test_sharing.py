@@ -96,7 +96,7 @@ def test_who_reads_a_prompt_alone_claims_it() -> None:
     first, _ = siblings(roles, 2, 8)
     engine.scheduler.add(first)
     assert engine.scheduler.admit() == [first]
-    assert engine.scheduler._claim(first) == {"base": 16, "guide": 0}
+    assert engine.scheduler.claims.of(first) == {"base": 16, "guide": 0}
 
 
 def test_of_what_others_hold_a_request_claims_the_block_of_its_row() -> None:
@@ -106,7 +106,7 @@ def test_of_what_others_hold_a_request_claims_the_block_of_its_row() -> None:
     other = request(roles, "other", PROMPT_IDS, 20)
     engine.scheduler.add(other)
     # 60 tokens and a block to grow are 16; the last token of the prompt is read in any case.
-    assert engine.scheduler._claim(other) == {"base": 16 - 14, "guide": 0}
+    assert engine.scheduler.claims.of(other) == {"base": 16 - 14, "guide": 0}
 
 
 def test_an_open_text_that_goes_on_takes_the_memory_of_a_later_idle_one() -> None:

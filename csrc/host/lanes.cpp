@@ -75,6 +75,23 @@ std::vector<std::int64_t> Lanes::own() {
   return failed;
 }
 
+LaneClaims Lanes::claims(Position headroom_blocks) const {
+  LaneClaims claims;
+  claims.blocks.resize(pools_.size());
+  for (const auto& [id, lane] : lanes_) {
+    for (std::size_t role = 0; role < lane->tracks.size(); ++role) {
+      const Track& track = lane->tracks[role];
+      const Position context = track.prompt_len + lane->written();
+      const Position soon = context + lane->ahead() + headroom_blocks * track.pool->block_size;
+      const Position wanted = track.pool->blocks_for(std::min(soon, track.max_sequence));
+      const auto held = static_cast<Position>(track.blocks.size());
+      claims.blocks[track.model] += std::max<Position>(wanted - held, 0);
+      if (held == 0) claims.without_blocks.emplace_back(id, static_cast<int>(role));
+    }
+  }
+  return claims;
+}
+
 std::vector<Position> Lanes::path_lengths() const {
   std::vector<Position> lengths;
   for (const Item& item : items_) lengths.push_back(item.ahead + 1);

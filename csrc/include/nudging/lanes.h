@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "nudging/ledger.h"
@@ -124,6 +125,9 @@ struct Lane {
   std::int64_t drafted = 0, accepted = 0;
   std::map<std::int64_t, std::int64_t> cycles;
 
+  Position ahead() const {
+    return rule.lookahead + (draft_len < 0 ? MAX_ADAPTIVE_DRAFT : draft_len);
+  }
   Position written() const { return output_begin + static_cast<Position>(output.size()); }
 };
 
@@ -167,6 +171,13 @@ struct Plan {
   std::vector<std::int64_t> not_ordinary;
 };
 
+// Blocks of each model that the lanes do not hold and will need soon, and the (lane, role) that
+// hold none yet, of whose first blocks others may hold some.
+struct LaneClaims {
+  std::vector<Position> blocks;
+  std::vector<std::pair<std::int64_t, int>> without_blocks;
+};
+
 // Puts a full block of a lane's role where others find it; returns the block that holds it then.
 using Register =
     std::function<int(std::int64_t lane, int role, const Token* tokens, Position count, int block)>;
@@ -186,6 +197,8 @@ class Lanes {
   Plan plan(int model);
   // Own the blocks of what is planned; returns the lanes that cannot, which are planned no more.
   std::vector<std::int64_t> own();
+  // What all lanes claim together; see Claims in claims.py.
+  LaneClaims claims(Position headroom_blocks) const;
   // How many tokens of paths each planned lane still wants, with its next one.
   std::vector<Position> path_lengths() const;
   // How many lanes need the model and nothing else before.
