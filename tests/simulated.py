@@ -11,7 +11,6 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -25,6 +24,7 @@ from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.handle import Handle
+from nudging.jobs import Jobs
 from nudging.lanes import Lanes
 from nudging.policies.protocol import Policy
 from nudging.prefix_cache import Prefix
@@ -400,9 +400,7 @@ class SimLLM(LLM):
         )
         self._tracer = self._engine._tracer
         self._thread = EngineThread(self._engine) if threaded else InlineThread(self._engine)
-        self._draft_len = None
-        self._drafter = setup.drafter
-        self._ids = count()
+        self._jobs = Jobs(self._engine, self._thread, self.roles, None, setup.drafter)
 
 
 @dataclass(frozen=True)
