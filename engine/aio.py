@@ -66,6 +66,8 @@ class AsyncLLM:
     def _prepare(self, make: Callable[[], LLM]) -> None:
         self._make = make
         self._llm: LLM | None = None
+        # Many prompts are started in the order in which they were handed in.
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         if self._llm is None:
@@ -99,8 +101,9 @@ class AsyncLLM:
         **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """As `LLM.generate`."""
-        return await results(
-            self._opened().submit_all(prompts, sampling_params, policy, speculate, **options)
+        start = self._opened().submit_all
+        return await self._results(
+            functools.partial(start, prompts, sampling_params, policy, speculate, **options)
         )
 
     async def chat(
@@ -112,8 +115,9 @@ class AsyncLLM:
         **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """As `LLM.chat`."""
-        return await results(
-            self._opened().submit_chats(messages, sampling_params, policy, speculate, **options)
+        start = self._opened().submit_chats
+        return await self._results(
+            functools.partial(start, messages, sampling_params, policy, speculate, **options)
         )
 
     async def stream(
@@ -175,6 +179,20 @@ class AsyncLLM:
     ) -> list[float]:
         """As `LLM.score`."""
         return await asyncio.to_thread(self._opened().score, prompt, continuation, policy, **options)
+
+    async def _results(self, start: Callable[[], list[Handle]]) -> list[RequestOutput]:
+        """The results of all that `start` starts; a cancelled task cancels all of it.
+
+        Prompts are checked and cut into tokens in a worker thread: thousands of them would hold the loop.
+        """
+        async with self._turn:
+            starting = asyncio.get_running_loop().run_in_executor(None, start)
+            try:
+                handles = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                starting.add_done_callback(cancel_unwanted)
+                raise
+        return await results(handles)
 
     def _opened(self) -> LLM:
         if self._llm is None:
@@ -259,6 +277,13 @@ async def results(handles: list[Handle]) -> list[RequestOutput]:
         for handle in waiting:
             handle.cancel()
         raise
+
+
+def cancel_unwanted(starting: asyncio.Future[list[Handle]]) -> None:
+    """Cancel what nobody waits for any more."""
+    if not starting.cancelled() and starting.exception() is None:
+        for handle in starting.result():
+            handle.cancel()
 
 
 def close_unwanted(loading: asyncio.Future[LLM]) -> None:

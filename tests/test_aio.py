@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import nudging.api
 from nudging import LLM, AsyncLLM, BadRequest, EngineClosed, Nudging, SamplingParams
 
 Pair = dict[str, Path]
@@ -257,3 +258,63 @@ def test_an_engine_that_nobody_waits_for_any_more_is_closed(
     asyncio.run(main())
     with pytest.raises(EngineClosed):
         loaded[0].submit("Hello")
+
+
+class Gate:
+    """Holds whoever reads the prompts until it is opened, and notes how often they came."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.came, self.opened, self.read = threading.Event(), threading.Event(), []
+        original = nudging.api.read_prompt
+
+        def read(prompt: object, roles: object) -> object:
+            self.came.set()
+            # The guard against a hang: whoever is held for so long holds the event loop.
+            assert self.opened.wait(20), "prompts are read in the event loop"
+            self.read.append(prompt)
+            return original(prompt, roles)
+
+        monkeypatch.setattr(nudging.api, "read_prompt", read)
+
+    async def reached(self) -> None:
+        while not self.came.is_set():
+            await asyncio.sleep(0.01)
+
+
+def test_the_loop_runs_while_prompts_are_read_and_those_of_one_call_before_the_next_ones(
+    tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+
+    async def use(llm: AsyncLLM) -> None:
+        params = SamplingParams(max_tokens=2)
+        calls = [asyncio.create_task(llm.generate(ps, params)) for ps in (PROMPTS, PROMPTS[:1], ["", "a"])]
+        await gate.reached()
+        gate.opened.set()
+        first, second, refused = await asyncio.gather(*calls, return_exceptions=True)
+        assert [len(first), len(second)] == [4, 1]
+        assert first[0].outputs[0].token_ids == second[0].outputs[0].token_ids
+        assert isinstance(refused, BadRequest)
+        assert gate.read == [*PROMPTS, PROMPTS[0], ""]
+
+    run(tiny_pair, use)
+
+
+def test_a_call_that_is_cancelled_while_its_prompts_are_read_leaves_nothing_running(
+    tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+
+    async def use(llm: AsyncLLM) -> None:
+        call = asyncio.create_task(llm.generate(PROMPTS, LONG))
+        await gate.reached()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        gate.opened.set()
+        assert llm._llm is not None
+        while llm._llm.stats().totals.finished.get("abort", 0) < len(PROMPTS):
+            await asyncio.sleep(0.01)
+        await aborted(llm)
+
+    run(tiny_pair, use)
