@@ -270,13 +270,17 @@ class AsyncHandle:
 
 async def results(handles: list[Handle]) -> list[RequestOutput]:
     """All results in order; a cancelled task cancels all requests."""
-    waiting = [AsyncHandle(handle) for handle in handles]
+    collected = []
     try:
-        return [await handle.result() for handle in waiting]
+        for handle in handles:
+            # Where many have ended, collecting them all at once would hold the loop.
+            await asyncio.sleep(0)
+            collected.append(await AsyncHandle(handle).result())
     except BaseException:
-        for handle in waiting:
+        for handle in handles:
             handle.cancel()
         raise
+    return collected
 
 
 def cancel_unwanted(starting: asyncio.Future[list[Handle]]) -> None:

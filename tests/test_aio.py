@@ -13,6 +13,7 @@ import pytest
 
 import nudging.api
 from nudging import LLM, AsyncLLM, BadRequest, EngineClosed, Nudging, SamplingParams
+from nudging.aio import results
 
 Pair = dict[str, Path]
 
@@ -316,5 +317,20 @@ def test_a_call_that_is_cancelled_while_its_prompts_are_read_leaves_nothing_runn
         while llm._llm.stats().totals.finished.get("abort", 0) < len(PROMPTS):
             await asyncio.sleep(0.01)
         await aborted(llm)
+
+    run(tiny_pair, use)
+
+
+def test_the_loop_runs_on_between_results_that_are_there(tiny_pair: Pair) -> None:
+    async def use(llm: AsyncLLM) -> None:
+        assert llm._llm is not None
+        handles = llm._llm.submit_all(PROMPTS, SamplingParams(max_tokens=1))
+        for handle in handles:
+            handle.result()
+        turns, collecting = 0, asyncio.create_task(results(handles))
+        while not collecting.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= len(PROMPTS)
 
     run(tiny_pair, use)
