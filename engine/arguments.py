@@ -87,13 +87,14 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
 
 
 def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:
-    """Raise BadRequest for a stop id or a biased id that a model does not have, or stop strings without
-    text.
-    """
+    """Raise BadRequest for ids that a model does not have, or for words where there is no text."""
     size = min(role.vocab_size for role in roles)
-    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
-        for token in ids:
+    for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+        for token in getattr(params, name) or ():
             if token >= size:
                 raise BadRequest(f"{name} names token {token}; ids go from 0 to {size - 1}")
-    if params.stop and any(role.tokenizer is None for role in roles):
-        raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")
+    if any(role.tokenizer is None for role in roles):
+        if params.stop:
+            raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")
+        if params.bad_words:
+            raise BadRequest("bad_words need a tokenizer and this checkpoint has none; use logit_bias")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nudging.errors import NumericalError
+from nudging.errors import BadRequest, NumericalError
 from nudging.kernels.sample import pick
 from nudging.kernels.softmax_stats import softmax_stats
 from nudging.lanes import Lanes
 from nudging.params import SamplingParams
+from nudging.past import NO_PAST, Past, past_of
+from nudging.processing import processed
 from nudging.sequence import Row
+from nudging.work import Work
 
 
 class Wanted(NamedTuple):
     """How one row of a batch is turned into a `Row`: `position` is the output position its noise is
-    keyed by.
+    keyed by, `past` what stands before it for parameters that read it.
     """
 
     params: SamplingParams
@@ -27,6 +30,7 @@ class Wanted(NamedTuple):
     position: int
     vocab_size: int
     keep_logits: bool
+    past: Past = NO_PAST
 
     @property
     def is_plain(self) -> bool:
@@ -46,14 +50,65 @@ class TokenLogprob:
     top: dict[int, float]
 
 
-def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int) -> int:
-    """The token of one row of logits [vocab] fp32 under `params`, with the noise of (seed, position)."""
-    if params.logit_bias:
-        logits = logits.clone()
-        for token, bias in params.logit_bias.items():
-            logits[token] += bias
+def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int, past: Past = NO_PAST) -> int:
+    """The token of one row of logits [vocab] fp32 under `params`, with the noise of (seed, position).
+
+    Of lanes a row may be anything: they fail where its statistics are not finite.  Raises NumericalError
+    where `params` leave no token of others.
+    """
+    if params.changes_logits:
+        logits = processed(logits, params, past)
+        if params.chooses_tokens:
+            _check_choice(logits)
     warmth = (params.temperature, params.top_k, params.top_p, params.min_p)
     return pick(logits, *warmth, seed=seed, position=position)
+
+
+def _check_choice(logits: Tensor) -> None:
+    peak = float(logits.max())
+    if peak == -math.inf:
+        raise NumericalError(
+            "no token may be written here: allowed_token_ids, bad_words and min_tokens together exclude all "
+            "of them; allow more"
+        )
+    if not math.isfinite(peak):
+        raise NumericalError(f"the logits with biases and penalties are not finite (max {peak}); lessen them")
+
+
+def checked_row(logits: Any, vocab: int) -> Tensor:
+    """What a policy made of logits, as [vocab] fp32 with a finite maximum.
+
+    Raises BadRequest where it is no such row, NumericalError where it holds NaN, or no finite maximum.
+    """
+    row = torch.as_tensor(logits)
+    if row.shape != (vocab,) or row.is_complex():
+        raise BadRequest(
+            f"a policy picks from {list(row.shape)} of {row.dtype}; give one row of logits, [{vocab}]"
+        )
+    row = row.detach().float()
+    peak = float(row.max())
+    if not math.isfinite(peak):
+        raise NumericalError(f"the logits that a policy picks from are not finite (max {peak})")
+    return row
+
+
+def wanted_of(work: Work, vocab_size: int) -> list[Wanted]:
+    """What the rows of a work are asked for; `vocab_size`: how many ids they speak of."""
+    request, tokens = work.request, work.request.sequences[work.role].tokens
+    params = request.params
+    keep = request.policy.needs_logits or params.logprobs is not None
+    first = request.first_position - len(request.prompts[work.role].ids)
+    return [
+        Wanted(
+            params,
+            request.seed,
+            max(first + end, 0),
+            vocab_size,
+            keep,
+            past_of(request, work.role, tokens[:end]) if params.reads_text else NO_PAST,
+        )
+        for end in range(work.first_row, work.end + 1)
+    ]
 
 
 def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
@@ -105,7 +160,10 @@ def _row(logits: Tensor, line: int, want: Wanted, top: int, peak: float, lse: fl
     row = row_of(top, top, peak, lse)
     if isinstance(row, NumericalError) or (want.is_plain and not want.keep_logits):
         return row
-    token = top if want.is_plain else pick_token(logits[line], want.params, want.seed, want.position)
+    try:
+        token = top if want.is_plain else pick_token(logits[line], *want[:3], want.past)
+    except NumericalError as error:
+        return error
     return Row(token, top, row.top_prob, logits[line].clone() if want.keep_logits else None)
 
 

@@ -17,13 +17,14 @@ class Detokenizer:
     stays, because generated text goes on where the prompt ends.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        """`skip_special_tokens` False: they are written out, as their names."""
+        self._bytes_of = tokenizer.token_bytes if skip_special_tokens else tokenizer.shown_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The characters that `token` completes; none for special tokens."""
-        return self.push_bytes(self._tokenizer.token_bytes(token))
+        """The characters that `token` completes; none for special tokens that are skipped."""
+        return self.push_bytes(self._bytes_of(token))
 
     @property
     def held(self) -> bytes:
@@ -46,8 +47,10 @@ class StopChecker:
     the text that may still become a stop string.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        """BadRequest: an empty stop string, which every text holds at once."""
+    def __init__(self, stop: Sequence[str], is_kept: bool = False) -> None:
+        """`is_kept`: the cut is behind the stop string.  BadRequest: an empty one, which every text holds at
+        once.
+        """
         if "" in stop:
             raise BadRequest(
                 f"stop strings {list(stop)!r} hold an empty one; every text would end at once, remove it"
@@ -56,19 +59,23 @@ class StopChecker:
         self._borders = tuple(map(_borders, self._stops))
         self._matched = [0] * len(self._stops)  # how much of each stop string the text so far ends with
         self._held = ""
+        self._is_kept = is_kept
         self.found: str | None = None
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that is final, and whether a stop string ended it; nothing may be pushed after that."""
+    def push(self, text: str, may_end: bool = True) -> tuple[str, bool]:
+        """The text that is final, and whether a stop string ended it; nothing may be pushed after that.
+
+        `may_end` False: one that is complete with these characters is text like any other.
+        """
         assert self.found is None, f"text {text!r} was pushed after the stop string {self.found!r}"
         if not self._stops:
             return text, False
         seen = self._held + text
         for end, char in enumerate(text, start=len(self._held) + 1):
-            self._advance(char)
+            self._advance(char, may_end)
             if self.found is not None:
                 self._held = ""
-                return seen[: end - len(self.found)], True
+                return seen[: end if self._is_kept else end - len(self.found)], True
         final = len(seen) - max(self._matched, default=0)
         self._held = seen[final:]
         return seen[:final], False
@@ -84,14 +91,16 @@ class StopChecker:
         self._matched = [0] * len(self._stops)
         return held
 
-    def _advance(self, char: str) -> None:
+    def _advance(self, char: str, may_end: bool) -> None:
         """One step of Knuth, Morris and Pratt's automaton for every stop string."""
         for i, (stop, borders) in enumerate(zip(self._stops, self._borders, strict=True)):
             n = self._matched[i]
             while n and stop[n] != char:
                 n = borders[n]
             self._matched[i] = n = n + (stop[n] == char)
-            if n == len(stop) > len(self.found or ""):
+            if n == len(stop) and not may_end:
+                self._matched[i] = borders[n]
+            elif n == len(stop) > len(self.found or ""):
                 self.found = stop
 
 

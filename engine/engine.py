@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from nudging.adaptive import Account, Ledger
 from nudging.cosched import cap_paths, cheapest_first, longest_in_cycles, path_steps
 from nudging.costs import PassCosts, learn_cycle
-from nudging.decide import TokenLogprob, Wanted, logprob_of
+from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_of
 from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, OutOfBlocks
 from nudging.lanes import Lanes
@@ -282,13 +282,7 @@ class Engine:
 
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
-        keep = request.policy.needs_logits or request.params.logprobs is not None
-        size = self._views[request.id].vocab_size(work.role)
-        first = request.first_position - len(request.prompts[work.role].ids)
-        return [
-            Wanted(request.params, request.seed, max(first + p, 0), size, keep)
-            for p in range(work.first_row, work.end + 1)
-        ]
+        return wanted_of(work, self._views[request.id].vocab_size(work.role))
 
     def _advance(self, request: Request, shared: Mapping[str, float]) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""

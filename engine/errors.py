@@ -18,7 +18,7 @@ class OutOfBlocks(NudgingError):
 
 
 class NumericalError(NudgingError):
-    """A model produced NaN logits for a request."""
+    """There are no logits to pick a token of a request from: they are not finite, or no token is left."""
 
 
 class DeadlineExceeded(NudgingError, TimeoutError):

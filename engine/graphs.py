@@ -143,7 +143,7 @@ def is_picked_by_head(want: Wanted) -> bool:
     """Whether the row's token can be picked where its logits are computed, which then need not be written."""
     params = want.params
     unfiltered = params.top_k == 0 and params.top_p >= 1 and params.min_p == 0
-    return not want.keep_logits and not params.logit_bias and (unfiltered or params.temperature == 0)
+    return not want.keep_logits and not params.changes_logits and (unfiltered or params.temperature == 0)
 
 
 def answer(decoder: Decoder, cache: KVCache, batch: Batch, picks: Picks, vocab: int, out: Tensor) -> None:

@@ -22,7 +22,10 @@ def number_of(request: Request) -> int:
 def rule_of(request: Request) -> Rule | None:
     """How the request's policy decides, if the lanes know it."""
     policy, params = request.policy, request.params
-    if params.logprobs is not None or "\ufffd" in "".join(params.stop):
+    if params.logprobs is not None or params.chooses_tokens or "\ufffd" in "".join(params.stop):
+        return None
+    if params.stop and not params.skip_special_tokens:
+        # There the text of special tokens is none.
         return None
     if request.drafter == "ngram" and request.draft_len != 0:
         return None

@@ -128,9 +128,8 @@ class Request:
         self.priority = priority
         # Its place among all requests, the smaller the higher: (priority, arrival), given by the scheduler.
         self.rank = (priority, 0)
-        self.max_tokens = min(
-            params.max_tokens, *(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)
-        )
+        room = min(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)
+        self.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         self.state: Any = policy.start()
         self.sequences: dict[str, Sequence] = {}
         self.cache_salt = cache_salt
@@ -158,8 +157,17 @@ class Request:
         roles = self.policy.roles
         self._max_sequence = {role: self._longest(role) for role in roles}
         self.tokenizer = self.roles["base" if "base" in roles else roles[0]].tokenizer
-        self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
-        self._stops = StopChecker(self.params.stop) if self.params.stop else None
+        params, tokenizer = self.params, self.tokenizer
+        skips = params.skip_special_tokens
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, skips)
+        self._stops = StopChecker(params.stop, params.include_stop_str_in_output) if params.stop else None
+        # The ids of each bad word by role, in all its spellings.
+        self.bad_words = {role: self._spellings(self.roles[role]) for role in roles}
+
+    def _spellings(self, role: Role) -> tuple[tuple[int, ...], ...]:
+        if role.tokenizer is None:
+            return ()
+        return tuple(ids for word in self.params.bad_words for ids in role.tokenizer.spellings(word))
 
     if not TYPE_CHECKING:
 
@@ -275,7 +283,8 @@ class Request:
 
     def commit(self, token: int, author: str, logprob: Any = None) -> None:
         """Append one token; an end by stop id, stop string or length sets `finish_reason`."""
-        if token in self.params.stop_token_ids:
+        is_stop = token in self.params.stop_token_ids and len(self.output) >= self.params.min_tokens
+        if is_stop and not self.params.include_stop_str_in_output:
             self.finish("stop")
             return
         if self._counters.first_token_at is None:
@@ -285,14 +294,16 @@ class Request:
         self._pieces.append(Piece(token, author, text, logprob))
         if stopped:
             self.finish_reason = "stop"
-        elif len(self.output) >= self.max_tokens:
-            self.finish("length")
+        elif is_stop or len(self.output) >= self.max_tokens:
+            self.finish("stop" if is_stop else "length")
 
     def _push(self, token: int) -> tuple[str, bool]:
         if self._detokenizer is None:
             return "", False
         text = self._detokenizer.push(token)
-        return (text, False) if self._stops is None else self._stops.push(text)
+        if self._stops is None:
+            return text, False
+        return self._stops.push(text, may_end=len(self._pieces) >= self.params.min_tokens)
 
     def finish(self, reason: str) -> None:
         """End the text: what was held back (half a character, half a stop string) is final now."""
@@ -302,7 +313,7 @@ class Request:
             return
         tail = self._detokenizer.flush()
         if self._stops is not None:
-            tail, stopped = self._stops.push(tail)
+            tail, stopped = self._stops.push(tail, may_end=len(self._pieces) > self.params.min_tokens)
             if stopped:
                 self.finish_reason = "stop"
             else:

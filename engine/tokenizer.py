@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,16 +33,19 @@ class Tokenizer(ABC):
         eos_id: int | None,
         drops_first_space: bool,
         rules: tuple[str, str],
+        special_texts: Mapping[int, str] | None = None,
     ) -> None:
         """`table[id]` holds the bytes of each token, empty for special ones and for ids that no token has.
 
         `drops_first_space`: a whole text is encoded with one space in front, which `decode` takes away again.
         `rules`: (kind, digest) of what orders the merges; digests of unlike kinds are not comparable.
+        `special_texts`: how special tokens are written where somebody wants to see them.
         """
         self._table = tuple(table)
         self._special = frozenset(special)
         self._drops_first_space = drops_first_space
         self._rules = rules
+        self._special_texts = special_texts or {}
         self.bos_id = bos_id
         self.eos_id = eos_id
 
@@ -95,6 +98,15 @@ class Tokenizer(ABC):
     def token_bytes(self, token: int) -> bytes:
         """The bytes `token` adds to a running text: none if special or an embedding's padding row."""
         return self._table[token] if 0 <= token < len(self._table) else b""
+
+    def shown_bytes(self, token: int) -> bytes:
+        """Like `token_bytes`, special tokens written out."""
+        return self._special_texts.get(token, "").encode("utf-8") or self.token_bytes(token)
+
+    def spellings(self, word: str) -> tuple[tuple[int, ...], ...]:
+        """The ids of `word` as a text goes on with it, as it stands and behind a space."""
+        variants = dict.fromkeys((word, " " + word.lstrip()))
+        return tuple(dict.fromkeys(tuple(self.encode_continuation(text)) for text in variants))
 
     def bytes_of(self, ids: Iterable[int]) -> bytes:
         """The bytes of a running text."""

@@ -137,6 +137,7 @@ class JsonTokenizer(Tokenizer):
             eos_id=vocab.get(eos) if isinstance(eos, str) else None,
             drops_first_space=spelling.drops_first_space,
             rules=_rules(spec["model"]),
+            special_texts={token: added[token].content for token in special},
         )
         self._spec, self._file, self._made_special = spec, file, made_special
         self._cutter = cutter

@@ -61,6 +61,7 @@ class SentencePieceTokenizer(Tokenizer):
             eos_id=_named_id(named.get("eos_token"), ids, whole.eos_id()),
             drops_first_space=whole.normalize("a").startswith(_SPACE),
             rules=("pieces", hashlib.sha256("\n".join(scores).encode()).hexdigest()),
+            special_texts={item.id: item.text for item in added if item.special},
         )
         self._whole, self._verbatim = whole, verbatim
         self._prefixes_every_part = config.get("legacy") is True

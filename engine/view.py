@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from nudging.adaptive import Ledger
-from nudging.decide import pick_token
+from nudging.decide import checked_row, pick_token
 from nudging.errors import BadRequest
+from nudging.lane_rules import NO_ENDS, ends_of
+from nudging.past import past_of
 from nudging.policies.protocol import Completion
 from nudging.request import Need, Request
 from nudging.sequence import Row, Sequence
 from nudging.tokenizer import Tokenizer
-
-NO_IDS: frozenset[int] = frozenset()
 
 
 class MissingRow(BaseException):
@@ -88,7 +88,11 @@ class RequestView:
 
     def pick(self, logits: Any) -> int:
         request = self.request
-        return pick_token(logits, request.params, request.seed, request.first_position + len(request.output))
+        role, roles = request.policy.roles[0], request.policy.roles
+        row = checked_row(logits, self.vocab_size(role))
+        past = past_of(request, role, request.prompts[role].ids + request.output, roles)
+        position = request.first_position + len(request.output)
+        return pick_token(row, request.params, request.seed, position, past)
 
     def complete(self, role: str, text: str, length: int) -> Completion:
         sequence, position = self._text_context(role, text)
@@ -145,7 +149,7 @@ class RequestView:
         return sequence, len(ids)
 
     def _row(
-        self, sequence: Sequence, role: str, position: int, ahead: int = 0, ends: frozenset[int] = NO_IDS
+        self, sequence: Sequence, role: str, position: int, ahead: int = 0, ends: frozenset[int] = NO_ENDS
     ) -> Row:
         """The row at `position`; where it is missing, so are the `ahead` ones behind it."""
         if not self._drafting:
@@ -175,4 +179,4 @@ class RequestView:
         return rows
 
     def _eos(self, role: str) -> frozenset[int]:
-        return NO_IDS if self.request.params.ignore_eos else self.request.roles[role].eos_ids
+        return ends_of(self.request, role)

@@ -25,7 +25,8 @@ def pick_rows(
     On a GPU the noise is within 2^-21 * max(1, |noise|) of the reference's, and logits / temperature and the
     masses that top-p adds up are fp32: the token is the reference's unless the two best sums of logits /
     temperature and noise are within 2^-18 of the larger one, or a mass within 2^-16 of `top_p`, or a logit
-    within as much of the last one that `min_p` keeps.
+    within as much of the last one that `min_p` keeps.  There logits beyond 2^111 may be infinite once they
+    are divided.
     """
     settings = (temperature, top_k, top_p, min_p, seed, position)
     choices = zip(logits, *(setting.tolist() for setting in settings), strict=True)

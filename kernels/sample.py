@@ -9,16 +9,20 @@ from .cuda import on_cuda
 from .gumbel import gumbel_noise
 from .op import Op
 
+# A temperature below this is none: what is left of the noise then decides between equal logits alone, and
+# logits divided by less would leave the range of fp32.
+COLD = 2.0**-17
+
 
 @Op
 def warp(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """The log-probabilities that are sampled from: [rows, vocab] fp32, -inf outside, each row summing to one.
 
-    logits: [rows, vocab] fp32, at least one finite entry in each row.  In this order: divide by `temperature`
-    (> 0); keep the `top_k` likeliest (0: all); of those, renormalised, keep a token where the likelier ones
-    together have less than `top_p` (>= 1: all); keep tokens of at least `min_p` (0: all) times the likeliest
-    one's probability; renormalise.  Equally likely tokens rank by id, lowest first; the likeliest one always
-    stays.  A row's result does not depend on the other rows, bit for bit.
+    logits: [rows, vocab] fp32, the largest of each row finite.  In this order: divide by `temperature`, at
+    least COLD; keep the `top_k` likeliest (0: all); of those, renormalised, keep a token where the likelier
+    ones together have less than `top_p` (>= 1: all); keep tokens of at least `min_p` (0: all) times the
+    likeliest one's probability; renormalise.  Equally likely tokens rank by id, lowest first; the likeliest
+    one always stays.  A row's result does not depend on the other rows, bit for bit.
     """
     out = torch.empty_like(logits, dtype=torch.float32)
     # One row at a time and in fp64: the reductions of torch may sum rows of a matrix in another order.
@@ -33,10 +37,12 @@ def pick(
 ) -> int:
     """The token id at output position `position`; ties go to the lowest id.
 
-    logits: [vocab] fp32.  The argmax of the logits where `temperature` is 0, else of
-    warp(logits, ...) + gumbel_noise(seed, position, vocab): a draw from exp(warp).
+    logits: [vocab] fp32.  The argmax of the logits where `temperature` is below COLD, else of
+    warp(logits, ...) + gumbel_noise(seed, position, vocab): a draw from exp(warp).  Where the largest logit
+    is not finite, or one is NaN, there is nothing to pick: the token is any id, and the caller has to know
+    (`nudging.decide` does).
     """
-    if temperature == 0:
+    if temperature < COLD:
         return int(logits.argmax())
     noise = gumbel_noise(seed, position, logits.shape[0]).to(logits.device)
     return int((warp(logits[None], temperature, top_k, top_p, min_p)[0] + noise).argmax())

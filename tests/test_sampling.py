@@ -158,3 +158,13 @@ def test_pick_is_greedy_at_temperature_zero_and_ties_go_to_the_lowest_id() -> No
 def test_pick_nears_greedy_as_the_temperature_falls() -> None:
     logits = random_logits(1, 50, seed=3)[0]
     assert {pick(logits, 1e-6, 0, 1.0, 0.0, seed, 0) for seed in range(50)} == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("temperature", [2.0**-17, 1e-10, 1e-45, 1e-308, 5e-324])
+@pytest.mark.parametrize("filters", [(0, 1.0, 0.0), (4, 1.0, 0.0), (0, 0.5, 0.0), (4, 5e-324, 5e-324)])
+def test_no_temperature_is_too_small(temperature: float, filters: tuple[int, float, float]) -> None:
+    """Noise over temperature overflows; the likeliest token is picked all the same."""
+    for scale in (3.0, 1e30):
+        logits = random_logits(1, 50, seed=3, scale=scale)[0]
+        for seed in range(5):
+            assert pick(logits, temperature, *filters, seed, 7) == int(logits.argmax())

@@ -139,3 +139,39 @@ def test_a_row_without_a_softmax_ends(top_p: float) -> None:
     one = torch.ones(4)
     filters = (one, one.int() * 2, one * top_p, one * 0.1, one.long(), one.long())
     assert on_gpu(pick_rows)(*on_device((logits, *filters))).shape == (4,)
+
+
+@pytest.mark.parametrize("temperature", [2.0**-17, 1e-6, 1e-30, 1e-40, 2.0**-149])
+@pytest.mark.parametrize("filters", [(0, 1.0, 0.0), (3, 0.5, 0.1)])
+def test_the_least_temperatures_pick_the_likeliest(
+    temperature: float, filters: tuple[int, float, float]
+) -> None:
+    """Logits / temperature would leave the range of fp32, and all that do would be one."""
+    rows = torch.randn(6, 300, generator=torch.Generator().manual_seed(4)) * 20
+    rows[4] -= 1000
+    rows[5, 7:] = -math.inf
+    one = torch.ones(6)
+    k, p, m = filters
+    settings = (one * temperature, one.int() * k, one * p, one * m, one.long(), torch.arange(6))
+    want = rows.argmax(dim=1).int()
+    assert torch.equal(pick_rows.reference(rows, *settings), want)
+    assert torch.equal(on_gpu(pick_rows)(*on_device((rows, *settings))).cpu(), want)
+
+
+@pytest.mark.parametrize("top_p", [2.0**-149, 1e-20])
+@pytest.mark.parametrize("min_p", [0.0, 2.0**-149, 1.0])
+def test_the_least_filters_keep_the_likeliest(top_p: float, min_p: float) -> None:
+    rows = torch.randn(4, 300, generator=torch.Generator().manual_seed(5))
+    one = torch.ones(4)
+    settings = (one * 100, one.int() * 0, one * top_p, one * min_p, one.long(), torch.arange(4))
+    want = rows.argmax(dim=1).int()
+    assert torch.equal(pick_rows.reference(rows, *settings), want)
+    assert torch.equal(on_gpu(pick_rows)(*on_device((rows, *settings))).cpu(), want)
+
+
+def test_among_equal_logits_the_coldest_pick_is_one_on_all_devices() -> None:
+    rows = torch.zeros(3, 200)
+    one = torch.ones(3)
+    settings = (one * 1e-12, one.int() * 0, one, one * 0, torch.arange(3), torch.arange(3))
+    assert pick_rows.reference(rows, *settings).tolist() == [0, 0, 0]
+    assert on_gpu(pick_rows)(*on_device((rows, *settings))).tolist() == [0, 0, 0]

@@ -7,6 +7,10 @@ The noise of a token is one function of (seed, position, token) in every kernel.
 import triton
 import triton.language as tl
 
+from ..sample import COLD as COLD_TEMPERATURE
+
+COLD = tl.constexpr(COLD_TEMPERATURE)
+
 
 @triton.jit
 def gumbel_of(bits):
@@ -36,11 +40,12 @@ def part_noise(seed, position, part, LEVELS: tl.constexpr):
 
 @triton.jit
 def scores(logits, temperature, seed, position, part, LEVELS: tl.constexpr):
-    """What a pick is the argmax of: logits / temperature + noise, or logits where the temperature is 0.
+    """What a pick is the argmax of: logits / temperature + noise, or logits where the temperature is below
+    COLD: of the others no quotient of fp32 logits up to 2^111 overflows.
 
     logits: [a, 1 << LEVELS] fp32, each row a part of a vocabulary; temperature, seed, position, part: [a].
     """
-    warm = temperature > 0
+    warm = temperature >= COLD
     if tl.max(warm.to(tl.int32), 0) > 0:
         divided = tl.div_rn(logits, tl.where(warm, temperature, 1.0)[:, None])
         logits = tl.where(warm[:, None], divided + part_noise(seed, position, part, LEVELS), logits)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..check import require, sizes
-from .gumbel import scores
+from .gumbel import COLD, scores
 from .rank import above, last_key, top_and_mass
 from .stats import LEVELS, PART, first_largest, merge_picks
 
@@ -73,7 +73,7 @@ def _filter_picks(
     temperature = tl.load(temperature_ptr + row)
     k, p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
     k = tl.where(k < vocab, k, 0)
-    if (temperature > 0) & ((k > 0) | (p < 1) | (min_p > 0)):
+    if (temperature >= COLD) & ((k > 0) | (p < 1) | (min_p > 0)):
         logits_ptr += row * stride
         seed, position = tl.load(seed_ptr + row), tl.load(position_ptr + row)
         top, total = top_and_mass(logits_ptr, vocab, temperature, PARTS << LEVELS)
