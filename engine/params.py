@@ -71,7 +71,7 @@ class SamplingParams:
 
     `max_tokens`: the most tokens of the text; None lets it go as far as the context does.  `min_tokens`: with
     fewer, end-of-sequence tokens and `stop_token_ids` cannot be picked, and stop strings do not end the text.
-    `temperature` 0 is greedy, as is anything below 2^-17.  `top_k` 0 (or -1), `top_p` 1 and `min_p` 0 are
+    `temperature` 0 is greedy, as is anything below 2^-17.  `top_k` 0, `top_p` 1 and `min_p` 0 are
     off.  The noise of output position t is a function of (`seed`, t) alone; without a seed one is drawn.
 
     `stop` strings and `stop_token_ids` end the text and are not part of it, unless with
@@ -200,8 +200,7 @@ class SamplingParams:
         self._whole("prompt_logprobs", 0, LOGPROBS_LIMIT)
         self._whole("n", 1, N_LIMIT)
         self._whole("seed", 0, (1 << 64) - 1, "a whole number from 0 to 2^64 - 1")
-        self._whole("top_k", -1, TOP_K_LIMIT, f"a whole number from 0 to {TOP_K_LIMIT} (0 or -1 is off)")
-        self._set("top_k", max(self.top_k, 0))
+        self._whole("top_k", 0, TOP_K_LIMIT, f"a whole number from 0 to {TOP_K_LIMIT} (0 is off)")
 
     def _check_numbers(self) -> None:
         self._number("temperature", 0, 100, "a number from 0 (greedy) to 100")

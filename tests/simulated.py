@@ -92,7 +92,7 @@ class FakeModel:
     precision: str = "of integers"
 
     def row(self, state: int, want: Wanted) -> Row:
-        params, seed, position, size, keeps_logits = want
+        params, seed, position, size, keeps_logits, past = want
         token = top = self.token(state, size)
         if params.temperature or params.logit_bias:
             token = self.token(draw(state, params, params.logit_bias or {}, seed, position), size)
