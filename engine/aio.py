@@ -22,7 +22,7 @@ from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prompts import Messages, Prompt
-from nudging.request_options import RequestOptions
+from nudging.request_options import ChatOptions, RequestOptions
 
 
 class AsyncLLM:
@@ -112,7 +112,7 @@ class AsyncLLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
         """As `LLM.chat`."""
         start = self._opened().submit_chats
@@ -153,7 +153,7 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> AsyncHandle:
         """Like `submit`, for a conversation."""
         return AsyncHandle(

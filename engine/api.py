@@ -19,6 +19,7 @@ from nudging.arguments import (
     name_roles,
     read_drafter,
     read_speculate,
+    read_templates,
 )
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
@@ -42,9 +43,9 @@ from nudging.output import Delta, RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prefill import check_prefill_attention, read_prefill_attention
-from nudging.prompts import Messages, Prompt, read_chat, read_prompt
+from nudging.prompts import Messages, Prompt, chat_reader, read_prompt
 from nudging.request import Request
-from nudging.request_options import RequestOptions, check_request_options
+from nudging.request_options import ChatOptions, RequestOptions, check_request_options
 from nudging.roles import check_policy
 from nudging.totals import EngineStats
 from nudging.trace import Trace, Tracer
@@ -69,6 +70,9 @@ class LLM:
     manager or call `close()`: then every request has ended and all memory is free.  `prefix_caching`: the
     cache of computed tokens stays until its memory is needed, for requests that begin alike (see `cache_salt`
     of RequestOptions).  `progress`: a bar while weights load; None shows it where stderr is a terminal.
+    `chat_template`: how chats are written, for all roles or by role: a Jinja source, or the name of one of
+    the checkpoint's templates; None is the checkpoint's own, or without one the plain form of questions and
+    answers (`roles[...].template` shows it).
     `trace`: a file to which a timeline of all steps is written, for Perfetto or chrome://tracing.
     `prefill_attention`: "flash-attn" reads prompts with that package where it is installed (bf16 or fp16 on a
     CUDA GPU; flash-attn 3 takes a `block_size` below 64, flash-attn 2 a multiple of 256).  Then the bits of
@@ -102,17 +106,19 @@ class LLM:
         record_ahead: bool = True,
         progress: bool | None = None,
         trace: str | os.PathLike[str] | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
     ) -> None:
         check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size, max_len=max_len)
         check_flags(prefix_caching=prefix_caching, record_ahead=record_ahead, progress=progress)
         memory = read_bytes(kv_cache_memory)
         draft_len, drafter = read_speculate(speculate), read_drafter(drafter)
         checkpoints = name_roles(base, guide, models)
+        templates = read_templates(chat_template, checkpoints)
         shown = sys.stderr.isatty() if progress is None else progress
         precision = read_dtype(dtype), read_device(device)
         flash = read_prefill_attention(prefill_attention, precision[1], block_size)
         num_threads, quantized = read_threads(threads), read_quantization(quantization)
-        self.roles, decoders = load_roles(checkpoints, *precision, shown, max_len, quantized)
+        self.roles, decoders = load_roles(checkpoints, *precision, shown, max_len, quantized, templates)
         check_prefill_attention(flash, decoders.values())
         runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching, num_threads, flash)
         models_of = {role.name: role.model for role in self.roles.values()}
@@ -185,9 +191,13 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
-        """Answer conversations ({"role", "content"} dicts), each written in every role's own template."""
+        """Answer conversations ({"role", "content"} dicts), each written in every role's own template.
+
+        `options` are those of ChatOptions.  A role whose checkpoint has no template reads "Question: ..." and
+        "Answer: ..." (`LLM(chat_template=...)` sets another form).
+        """
         handles = self.submit_chats(messages, sampling_params, policy, speculate, **options)
         return [handle.result() for handle in handles]
 
@@ -223,10 +233,11 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> Handle:
-        """Like `submit`, for a conversation."""
-        return self._jobs.start(read_chat, messages, sampling_params, policy, speculate, options)
+        """Like `submit`, for a conversation; `options` are those of ChatOptions."""
+        read, rest = chat_reader(options)
+        return self._jobs.start(read, messages, sampling_params, policy, speculate, rest)
 
     def submit_all(
         self,
@@ -246,12 +257,13 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         policy: Policy | Sequence[Policy] | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[ChatOptions],
     ) -> list[Handle]:
         """`chat` without the waiting: all conversations are checked, then all are started."""
         single = len(messages) > 0 and isinstance(messages[0], Mapping)
         listed = [messages] if single else list(messages)
-        return self._jobs.start_all(read_chat, listed, sampling_params, policy, speculate, options)
+        read, rest = chat_reader(options)
+        return self._jobs.start_all(read, listed, sampling_params, policy, speculate, rest)
 
     def open(
         self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]

@@ -50,6 +50,19 @@ def name_roles(base: Any, guide: Any, models: Any) -> dict[str, Checkpoint]:
     return named
 
 
+def read_templates(value: Any, roles: Mapping[str, Any]) -> dict[str, str]:
+    """The chat template of each role that is given one.  Raises BadRequest."""
+    named = value if isinstance(value, Mapping) else dict.fromkeys(roles, value)
+    for role, template in named.items():
+        if role not in roles:
+            raise BadRequest(f"chat_template names the role {role!r}; the roles are {', '.join(roles)}")
+        if template is not None and not isinstance(template, str):
+            raise BadRequest(
+                f"the chat_template of {role!r} is {template!r:.80}; give a Jinja source or a template's name"
+            )
+    return {role: template for role, template in named.items() if template is not None}
+
+
 def read_speculate(value: Speculate) -> int | None:
     """The number of drafted tokens a pass; None for as many as pay.  Raises BadRequest."""
     if value == "auto":

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError
 
+from nudging.chat_content import ContentForm, content_form
+from nudging.chat_messages import (
+    REASONING,
+    Message,
+    check_messages,
+    check_objects,
+    cut_open,
+    fitted,
+    left_open,
+    plain,
+)
 from nudging.chat_sandbox import ChatEnvironment
 from nudging.errors import BadRequest, CheckpointError
 from nudging.tokenizer import Tokenizer, named_special_tokens, read_json
-
-Message = Mapping[str, Any]
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # What a base model was never taught it can still read: questions and answers, the last one open.
 PLAIN = """\
@@ -34,6 +41,8 @@ PLAIN = """\
 {%- endif -%}
 """
 
+PLAIN_FORM = 'none; chats are written as "Question: ..." and "Answer: ..."'
+
 # What a template may stumble over in messages it was not made for; all of it is the caller's to mend.
 _RENDER_ERRORS = (
     TemplateError,
@@ -46,6 +55,12 @@ _RENDER_ERRORS = (
 )
 
 
+class _Compiled(NamedTuple):
+    template: Template
+    source: str
+    form: ContentForm
+
+
 class ChatTemplate:
     """One model's way of writing a chat as a prompt."""
 
@@ -55,64 +70,147 @@ class ChatTemplate:
         special_tokens: Mapping[str, str | list[str]] | None = None,
         *,
         needs_special_tokens: bool = False,
+        form: str = "its own",
     ) -> None:
         """`templates`: the source, or several by name: "default", and "tool_use" for chats with tools.
 
         `special_tokens`: variables of the template (`bos_token` ...).  `needs_special_tokens`: the template
-        leaves it to the tokenizer to put BOS in front.  CheckpointError: a template is not valid Jinja.
+        leaves it to the tokenizer to put BOS in front.  `form`: what it is, in words.  CheckpointError: a
+        template is not valid Jinja.
         """
         sources = {"default": templates} if isinstance(templates, str) else dict(templates)
         self.needs_special_tokens = needs_special_tokens
+        self.form = form
         self._special_tokens = dict(special_tokens or {})
         self._environment = ChatEnvironment()
         try:
-            self._templates = {
-                name: self._environment.from_string(source) for name, source in sources.items()
-            }
+            self._templates = {name: self._compile(source) for name, source in sources.items()}
         except TemplateSyntaxError as error:
             raise CheckpointError(
                 f"the chat template is not valid Jinja: {error.message} (line {error.lineno}); "
                 "mend chat_template in the checkpoint or pass text prompts"
             ) from error
 
-    def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
-        """The prompt of a chat; with `add_generation_prompt` it ends where the assistant's next turn begins.
+    @property
+    def sources(self) -> dict[str, str]:
+        """The Jinja source of each template by its name."""
+        return {name: compiled.source for name, compiled in self._templates.items()}
 
-        A message has a `role` (see ROLES) and `content`: text or a list of {"type": "text", "text": ...}.
-        `variables` are plain JSON values that the template may use (`tools`, `enable_thinking` ...).
-        BadRequest: messages that are malformed or that the template refuses, or a runaway template.
+    def replaced(self, template: str) -> ChatTemplate:
+        """The same special tokens with another template: a Jinja source, or the name of one of these.
+
+        BadRequest: not valid Jinja.
         """
-        given = self._special_tokens | {"tools": None, "documents": None} | plain(variables, "variables")
-        given |= {"messages": check_messages(messages), "add_generation_prompt": add_generation_prompt}
-        name = "tool_use" if given["tools"] and "tool_use" in self._templates else "default"
-        if name not in self._templates:
+        source = self.sources.get(template, template)
+        self._given(template)
+        return ChatTemplate(source, self._special_tokens, form="given by the caller")
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str = False,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt of a chat, as transformers' `apply_chat_template` writes it.
+
+        A message has a `role` and `content`, text or a list of {"type": "text", "text": ...}, and whatever
+        else the template reads (`tool_calls`, `reasoning_content` ...).  `add_generation_prompt`: end where
+        the assistant's next turn begins; True unless `continue_final_message`.  `continue_final_message`: end
+        within the last message, which goes on; a str names the field to go on with, else "content".  `tools`:
+        JSON schemas; `documents`: objects with title and text.  `chat_template`: another template, or the
+        name of one of the checkpoint's.  `variables`: plain JSON values for the template (`enable_thinking`
+        ...).  BadRequest: messages that are malformed or that the template refuses, or a runaway template.
+        """
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        elif continue_final_message and add_generation_prompt:
             raise BadRequest(
-                f"the checkpoint's chat templates are {sorted(self._templates)}, none is {name!r}"
+                "continue_final_message and add_generation_prompt are both set: a prompt ends within the "
+                "last message or where the next one begins; leave one of them"
             )
-        try:
-            return self._environment.write(self._templates[name], given)
-        except _RENDER_ERRORS as error:
-            raise BadRequest(
-                f"the model's chat template fails on these messages: {error}; change them or send text"
-            ) from error
+        given = self._special_tokens | plain(variables, "variables")
+        given |= {
+            "tools": check_objects(tools, "tools", "JSON schemas"),
+            "documents": check_objects(documents, "documents", "objects with title and text"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        chosen = self._choose(chat_template, given["tools"] is not None)
+        chat, text = check_messages(messages), None
+        if continue_final_message:
+            field = continue_final_message if isinstance(continue_final_message, str) else "content"
+            _check_field(field, chosen.source)
+            chat, text = left_open(chat, field)
+        rendered = self._write(chosen, given | {"messages": [fitted(m, *chosen.form) for m in chat]})
+        return rendered if text is None else cut_open(rendered, text)
 
     def encode(
         self,
         tokenizer: Tokenizer,
         messages: Sequence[Message],
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         **variables: Any,
     ) -> list[int]:
         """The prompt's token ids; the template's special tokens are read as such, none are added twice."""
         text = self.render(messages, add_generation_prompt, **variables)
         return tokenizer.encode(text, special=self.needs_special_tokens)
 
+    def _write(self, chosen: _Compiled, given: dict[str, Any]) -> str:
+        try:
+            return self._environment.write(chosen.template, given)
+        except _RENDER_ERRORS as error:
+            raise BadRequest(
+                f"the model's chat template fails on these messages: {error}; change them or send text"
+            ) from error
+
+    def _choose(self, chat_template: str | None, has_tools: bool) -> _Compiled:
+        if chat_template is not None:
+            return self._given(chat_template)
+        name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
+        if name not in self._templates:
+            raise BadRequest(
+                f"the checkpoint's chat templates are {sorted(self._templates)}, none is {name!r}; name one "
+                "by chat_template"
+            )
+        return self._templates[name]
+
+    def _given(self, chat_template: object) -> _Compiled:
+        """A caller's template."""
+        if not isinstance(chat_template, str):
+            raise BadRequest(
+                f"chat_template is {chat_template!r:.80}; give a Jinja source or a template's name"
+            )
+        if chat_template in self._templates:
+            return self._templates[chat_template]
+        try:
+            return self._compile(chat_template)
+        except TemplateSyntaxError as error:
+            raise BadRequest(
+                f"chat_template is not valid Jinja: {error.message} (line {error.lineno}); the checkpoint's "
+                f"own have the names {sorted(self._templates)}"
+            ) from error
+
+    def _compile(self, source: str) -> _Compiled:
+        tree = self._environment.parse(source)
+        return _Compiled(self._environment.from_string(source), source, content_form(tree))
+
+
+def _check_field(field: str, source: str) -> None:
+    """BadRequest where the template never reads the field that is to go on."""
+    names = REASONING if field in REASONING else (field,)
+    if not any(name in source for name in names):
+        raise BadRequest(
+            f"continue_final_message is {field!r} and the chat template reads no such field; name another one"
+        )
+
 
 def plain_chat_template() -> ChatTemplate:
     """The form for models without a template: system text, then "Question: ..." and "Answer: ..." in turn."""
-    return ChatTemplate(PLAIN, needs_special_tokens=True)
+    return ChatTemplate(PLAIN, needs_special_tokens=True, form=PLAIN_FORM)
 
 
 def load_chat_template(path: str | Path) -> ChatTemplate | None:
@@ -144,45 +242,3 @@ def _by_name(found: object, folder: Path) -> dict[str, str]:
     if isinstance(found, dict) and all(isinstance(text, str) for item in found.items() for text in item):
         return found
     raise CheckpointError(f"{folder}: chat_template is neither text nor a list of named templates; mend it")
-
-
-def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Copies of the messages, in plain values, every `content` one text.  BadRequest: any other shape."""
-    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
-        raise BadRequest(f"messages must be a list of at least one message, not {messages!r:.80}")
-    return [_check_message(message, f"message {i}") for i, message in enumerate(messages)]
-
-
-def _check_message(message: Message, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise BadRequest(f"{where} is {message!r:.80}; it must be an object with role and content")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise BadRequest(f"{where} has the role {role!r:.80}; it must be one of {', '.join(ROLES)}")
-    checked: dict[str, Any] = plain(dict(message), where)
-    if content is None and message.get("tool_calls"):
-        return checked
-    if isinstance(content, list | tuple):
-        content = "".join(_text_part(part, where) for part in content)
-    if not isinstance(content, str):
-        raise BadRequest(f"{where} has the content {content!r:.80}; it must be text or a list of text parts")
-    return checked | {"content": content}
-
-
-def _text_part(part: object, where: str) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise BadRequest(
-        f'{where} has the part {part!r:.80}; this engine reads {{"type": "text", "text": ...}} only'
-    )
-
-
-def plain(value: Any, where: str) -> Any:
-    """A copy made of plain JSON values, whose methods can do no harm.  BadRequest: anything else."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping):
-        return {plain(key, where): plain(item, where) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, where) for item in value]
-    raise BadRequest(f"{where} holds a {type(value).__name__}; chat templates take plain JSON values only")

@@ -113,6 +113,7 @@ def weights(tensors: dict[str, TensorInfo]) -> str:
 
 def checkpoint_facts(name: str) -> Facts:
     """A checkpoint from its headers.  Raises CheckpointError, BadRequest."""
+    from nudging.chat import plain_chat_template
     from nudging.loading import resolve
     from nudging.models.checkpoint import list_tensors
     from nudging.models.config import read_config
@@ -137,7 +138,7 @@ def checkpoint_facts(name: str) -> Facts:
         ("kv cache", kv_cache(config, tensors)),
         ("vocabulary", vocabulary),
         ("tokenizer", "none: prompts are token ids" if tokenizer is None else type(tokenizer).__name__),
-        ("chat template", "none: the plain form is used" if template is None else "its own"),
+        ("chat template", (template or plain_chat_template()).form),
         ("ends with", ", ".join(map(str, config.eos_token_ids)) or "no id"),
     ]
 

@@ -31,3 +31,4 @@ class LLMOptions(TypedDict, total=False):
     record_ahead: bool
     progress: bool | None
     trace: str | os.PathLike[str] | None
+    chat_template: str | Mapping[str, str] | None

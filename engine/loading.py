@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nudging import _C
-from nudging.chat import plain_chat_template
+from nudging.chat import ChatTemplate, plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
 from nudging.foresight import Foresight
 from nudging.graph_runner import GraphRunner
@@ -26,10 +28,12 @@ from nudging.models.decoder import Decoder
 from nudging.models.load import Quantization, load_model
 from nudging.roles import Role, load_text_side
 from nudging.runner import ModelRunner, block_bytes
+from nudging.tokenizer import Tokenizer
 
 UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_THREADS = 1024
+SHOWN_IDS = 5
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
@@ -181,16 +185,19 @@ def load_roles(
     progress: bool,
     max_len: int | None,
     quantization: Quantization = None,
+    templates: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, Role], dict[str, Decoder]]:
     """Every role, and every model by its name; roles of one checkpoint share one model.
 
-    Raises CheckpointError, and BadRequest for a `pocket:` name that does not exist and a loaded model that is
-    not as the others shall be.
+    `templates`: the chat templates of roles that do not take their checkpoint's.  Raises CheckpointError, and
+    BadRequest for a `pocket:` name that does not exist, a loaded model that is not as the others shall be and
+    a template that is none.
     """
     sources = {role: c if isinstance(c, LoadedModel) else resolve(c) for role, c in checkpoints.items()}
     decoders: dict[str, Decoder] = {}
     roles: dict[str, Role] = {}
     names: dict[Path | LoadedModel, str] = {}
+    texts = {role: _text_side(source, templates.get(role)) for role, source in sources.items()}
     for role, source in sources.items():
         if isinstance(source, LoadedModel):
             source.check(dtype, device, max_len, quantization)
@@ -202,14 +209,34 @@ def load_roles(
             limit = None if max_len is None else min(max_len, read_config(path).max_position)
             decoders[name] = load_model(path, dtype, device, progress, limit, quantization)
         config = decoders[name].config
-        tokenizer, template = load_text_side(path)
+        tokenizer, template = texts[role]
         eos = frozenset(config.eos_token_ids)
-        if not eos and tokenizer is not None and tokenizer.eos_id is not None:
-            eos = frozenset((tokenizer.eos_id,))
-        roles[role] = Role(
-            role, name, tokenizer, template or plain_chat_template(), eos, config.vocab_size, config.max_len
-        )
+        if tokenizer is not None:
+            _serve(tokenizer, role, config.vocab_size)
+            if not eos and tokenizer.eos_id is not None and tokenizer.eos_id < config.vocab_size:
+                eos = frozenset((tokenizer.eos_id,))
+        roles[role] = Role(role, name, tokenizer, template, eos, config.vocab_size, config.max_len)
     return roles, decoders
+
+
+def _serve(tokenizer: Tokenizer, role: str, num_rows: int) -> None:
+    """Have it read for a model of so many ids; warn of tokens that the model does not have."""
+    beyond = tokenizer.serve(num_rows)
+    if beyond:
+        shown = ", ".join(f"{token} ({tokenizer.shown(token)!r})" for token in beyond[:SHOWN_IDS])
+        more = f" and {len(beyond) - SHOWN_IDS} more" if len(beyond) > SHOWN_IDS else ""
+        warnings.warn(
+            f"the tokenizer of {role!r} knows the ids {shown}{more}, and the model's embedding has "
+            f"{num_rows} rows; texts with these tokens are refused",
+            stacklevel=2,
+        )
+
+
+def _text_side(source: Path | LoadedModel, given: str | None) -> tuple[Tokenizer | None, ChatTemplate]:
+    """Tokenizer and chat template of a checkpoint, the template being the one `given` if any."""
+    tokenizer, own = load_text_side(source.path if isinstance(source, LoadedModel) else source)
+    template = own or plain_chat_template()
+    return tokenizer, template if given is None else template.replaced(given)
 
 
 def make_runners(

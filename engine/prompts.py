@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nudging.errors import BadRequest
+from nudging.options import unknown_option
 from nudging.params import is_int
+from nudging.request_options import ChatOptions, RequestOptions
 from nudging.roles import Role
 
 Prompt = str | Sequence[int] | Mapping[str, "str | Sequence[int]"]
@@ -26,6 +29,9 @@ class RolePrompt:
     special: bool = True
 
 
+ChatReader = Callable[[Messages, Sequence[Role]], dict[str, RolePrompt]]
+
+
 def read_prompt(prompt: Prompt, roles: Sequence[Role]) -> dict[str, RolePrompt]:
     """The prompt of every role, checked against its model.  Raises BadRequest."""
     if not isinstance(prompt, Mapping):
@@ -39,12 +45,52 @@ def read_prompt(prompt: Prompt, roles: Sequence[Role]) -> dict[str, RolePrompt]:
     return {role.name: _read(prompt[role.name], role) for role in roles}
 
 
-def read_chat(messages: Messages, roles: Sequence[Role]) -> dict[str, RolePrompt]:
-    """The conversation as each role's own template writes it.  Raises BadRequest."""
+def chat_reader(options: ChatOptions) -> tuple[ChatReader, RequestOptions]:
+    """What reads a conversation with these options, and those of them that are the request's.
+
+    Raises BadRequest for an option that is not known, of the wrong kind or given twice.
+    """
+    known = ChatOptions.__annotations__
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise unknown_option("a chat", unknown, known)
+    rest: Any = {name: value for name, value in options.items() if name in RequestOptions.__annotations__}
+    given: dict[str, Any] = {
+        name: value for name, value in options.items() if name not in rest and value is not None
+    }
+    variables = given.pop("chat_template_kwargs", {})
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise BadRequest(f"chat_template_kwargs is {variables!r:.80}; it must map names to variables")
+    twice = sorted(given.keys() & variables.keys())
+    if twice:
+        raise BadRequest(f"{', '.join(twice)} stands in chat_template_kwargs, too; leave one of them")
+    given = {**variables, **given}
+    for name, kinds in (("add_generation_prompt", bool), ("continue_final_message", bool | str)):
+        if not isinstance(given.get(name, False), kinds):
+            raise BadRequest(f"{name} is {given[name]!r:.80}; it must be True or False")
+    if "messages" in given:
+        raise BadRequest("chat_template_kwargs holds messages; give them as the first argument")
+    return functools.partial(read_chat, given), rest
+
+
+def read_chat(given: Mapping[str, Any], messages: Messages, roles: Sequence[Role]) -> dict[str, RolePrompt]:
+    """The conversation as each role's own template writes it, with the arguments `given` of
+    `ChatTemplate.render`; `chat_template` may be by role.  Raises BadRequest.
+    """
+    templates = given.get("chat_template")
+    strange = templates.keys() - {role.name for role in roles} if isinstance(templates, Mapping) else ()
+    if strange:
+        raise BadRequest(
+            f"chat_template names {', '.join(map(repr, sorted(strange)))}; the policy's roles are "
+            f"{', '.join(role.name for role in roles)}"
+        )
     prompts = {}
     for role in roles:
-        text = role.template.render(messages, add_generation_prompt=True)
-        prompts[role.name] = _read(text, role, special=role.template.needs_special_tokens)
+        own = {"chat_template": templates.get(role.name)} if isinstance(templates, Mapping) else {}
+        text = role.template.render(messages, **(dict(given) | own))
+        is_replaced = (own or given).get("chat_template") is not None
+        special = role.template.needs_special_tokens and not is_replaced
+        prompts[role.name] = _read(text, role, special=special)
     return prompts
 
 

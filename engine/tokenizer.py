@@ -48,18 +48,39 @@ class Tokenizer(ABC):
         self._special_texts = special_texts or {}
         self.bos_id = bos_id
         self.eos_id = eos_id
+        self._num_rows = MAX_VOCAB
+
+    def serve(self, num_rows: int) -> list[int]:
+        """Read texts for a model whose embedding has `num_rows` rows; the ids of tokens beyond them."""
+        self._num_rows = num_rows
+        ids = range(num_rows, self.vocab_size)
+        return [token for token in ids if self._table[token] or token in self._special]
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id that a token has; an embedding may be padded beyond it."""
         return len(self._table)
 
-    @abstractmethod
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of a whole text.  `special` adds what the tokenizer itself adds (say, a leading BOS).
 
-        Special tokens written out in the text are recognised either way.  BadRequest: lone surrogates.
+        Special tokens written out in the text are recognised either way.  BadRequest: lone surrogates, and a
+        token that the model's embedding lacks.
         """
+        utf8(text)
+        ids = self._encode(text, special)
+        beyond = next((token for token in ids if token >= self._num_rows), None)
+        if beyond is not None:
+            raise BadRequest(
+                f"the text has the token {self.shown(beyond)!r}, whose id is {beyond}, and the model's "
+                f"embedding has {self._num_rows} rows, ids 0 to {self._num_rows - 1}; take it out of the "
+                "text, or give a checkpoint whose embedding has it"
+            )
+        return ids
+
+    @abstractmethod
+    def _encode(self, text: str, special: bool) -> list[int]:
+        """`encode`, whatever ids the model has."""
 
     @abstractmethod
     def _cut(self, text: str) -> list[int]:
@@ -68,13 +89,14 @@ class Tokenizer(ABC):
     def encode_continuation(self, text: str) -> list[int]:
         """The ids of text that follows other text: `bytes_of(ids)` is exactly the text in UTF-8.
 
-        What looks like a special token is plain text here.  BadRequest: a character without tokens.
+        What looks like a special token is plain text here, and so is a token that the model's embedding
+        lacks.  BadRequest: a character without tokens.
         """
         return self._cut_exactly(text, utf8(text))
 
     def _cut_exactly(self, text: str, data: bytes) -> list[int]:
         ids = self._cut(text)
-        if self.bytes_of(ids) == data:
+        if self.bytes_of(ids) == data and max(ids, default=0) < self._num_rows:
             return ids
         # Some character has no token of its own or reads as another (U+2581 is sentencepiece's space): halve
         # the text until it stands alone, and spell it in bytes.
@@ -92,7 +114,7 @@ class Tokenizer(ABC):
     @cached_property
     def _byte_ids(self) -> dict[int, int]:
         """The lowest id that stands for a byte alone, of each byte that has one."""
-        ids = range(self.vocab_size - 1, -1, -1)
+        ids = range(min(self.vocab_size, self._num_rows) - 1, -1, -1)
         return {self._table[token][0]: token for token in ids if len(self._table[token]) == 1}
 
     def token_bytes(self, token: int) -> bytes:
@@ -102,6 +124,10 @@ class Tokenizer(ABC):
     def shown_bytes(self, token: int) -> bytes:
         """Like `token_bytes`, special tokens written out."""
         return self._special_texts.get(token, "").encode("utf-8") or self.token_bytes(token)
+
+    def shown(self, token: int) -> str:
+        """The token for messages, special tokens written out."""
+        return self.shown_bytes(token).decode("utf-8", "replace")
 
     def spellings(self, word: str) -> tuple[tuple[int, ...], ...]:
         """The ids of `word` as a text goes on with it, as it stands and behind a space."""

@@ -20,7 +20,6 @@ from nudging.tokenizer import (
     listed_added_tokens,
     named_special_tokens,
     read_json,
-    utf8,
 )
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -142,8 +141,7 @@ class JsonTokenizer(Tokenizer):
         self._spec, self._file, self._made_special = spec, file, made_special
         self._cutter = cutter
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        utf8(text)
+    def _encode(self, text: str, special: bool) -> list[int]:
         return list(self._cutter.encode(text, add_special_tokens=special).ids)
 
     def _cut(self, text: str) -> list[int]:

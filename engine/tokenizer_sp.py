@@ -16,7 +16,6 @@ from nudging.tokenizer import (
     listed_added_tokens,
     named_special_tokens,
     read_json,
-    utf8,
 )
 
 _SPACE = "\u2581"
@@ -71,8 +70,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._front = [self.bos_id] if config.get("add_bos_token", True) and self.bos_id is not None else []
         self._back = [self.eos_id] if config.get("add_eos_token", False) and self.eos_id is not None else []
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        utf8(text)
+    def _encode(self, text: str, special: bool) -> list[int]:
         ids: list[int] = []
         start = 0
         for match in self._pattern.finditer(text):

@@ -62,10 +62,11 @@ class TableTokenizer(Tokenizer):
     def __init__(self, table: list[bytes]) -> None:
         super().__init__(table, (), bos_id=None, eos_id=None, drops_first_space=False, rules=("none", ""))
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def _encode(self, text: str, special: bool) -> list[int]:
         raise NotImplementedError
 
-    _cut = encode
+    def _cut(self, text: str) -> list[int]:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

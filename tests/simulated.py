@@ -55,7 +55,7 @@ class SimTokenizer(Tokenizer):
         )
         self._by_length = sorted(range(2, VOCAB), key=lambda token: -len(TABLE[token]))
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def _encode(self, text: str, special: bool) -> list[int]:
         return self._cut(text)
 
     def _cut(self, text: str) -> list[int]:

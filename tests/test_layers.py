@@ -31,7 +31,8 @@ LAYERS = (
 )
 # The half that runs without torch: importing any of these loads none of it.
 HOST_HALF = (
-    "blocks", "chat", "chat_sandbox", "detokenize", "errors", "options", "params", "policies", "prompts",
+    "blocks", "chat", "chat_content", "chat_messages", "chat_sandbox", "detokenize", "errors",
+    "options", "params", "policies", "prompts",
     "request", "roles", "scheduler", "sequence", "tokenizer", "tokenizer_json", "tokenizer_sp", "totals",
     "trace",
 )  # fmt: skip
