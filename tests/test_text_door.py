@@ -129,11 +129,11 @@ def test_a_chat_takes_the_arguments_of_its_template(
 
 
 def test_an_async_chat_takes_them_too(llm: LLM) -> None:
-    twin = AsyncLLM.__new__(AsyncLLM)
-    twin._llm = llm
     want = llm.chat(OPEN, PARAMS, continue_final_message=True)[0].outputs[0].token_ids
 
     async def both() -> None:
+        twin = AsyncLLM("nowhere")
+        twin._llm = llm
         result = await twin.chat(OPEN, PARAMS, continue_final_message=True)
         assert result[0].outputs[0].token_ids == want
         handle = twin.submit_chat(OPEN, PARAMS, continue_final_message=True)
