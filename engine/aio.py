@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nudging.aio_generation import AsyncGeneration
+from nudging.aio_handle import AsyncHandle, AsyncStream, results
 from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
 from nudging.errors import EngineClosed
@@ -18,7 +19,7 @@ from nudging.handle import Handle
 from nudging.llm_options import LLMOptions
 from nudging.loading import Checkpoint
 from nudging.options import called_like, strict_call
-from nudging.output import Delta, RequestOutput
+from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prompts import Messages, Prompt
@@ -75,7 +76,7 @@ class AsyncLLM:
             try:
                 # Loading cannot be interrupted: a cancelled caller leaves, and the models go when they come.
                 self._llm = await asyncio.shield(loading)
-            except asyncio.CancelledError:
+            except BaseException:
                 loading.add_done_callback(close_unwanted)
                 raise
         return self
@@ -120,21 +121,16 @@ class AsyncLLM:
             functools.partial(start, messages, sampling_params, policy, speculate, **options)
         )
 
-    async def stream(
+    def stream(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
         **options: Unpack[RequestOptions],
-    ) -> AsyncIterator[Delta]:
-        """The text as it is written; leaving the iterator early cancels the request."""
-        handle = self.submit(prompt, sampling_params, policy, speculate, **options)
-        try:
-            async for delta in handle:
-                yield delta
-        finally:
-            handle.cancel()
+    ) -> AsyncStream:
+        """The text as it is written; leaving, closing or dropping the iterator early cancels the request."""
+        return AsyncStream(self._opened().submit(prompt, sampling_params, policy, speculate, **options))
 
     def submit(
         self,
@@ -178,7 +174,8 @@ class AsyncLLM:
         **options: Unpack[RequestOptions],
     ) -> list[float]:
         """As `LLM.score`."""
-        return await asyncio.to_thread(self._opened().score, prompt, continuation, policy, **options)
+        async with self.open(prompt, policy, **options) as generation:
+            return await generation.score(continuation)
 
     async def _results(self, start: Callable[[], list[Handle]]) -> list[RequestOutput]:
         """The results of all that `start` starts; a cancelled task cancels all of it.
@@ -189,7 +186,7 @@ class AsyncLLM:
             starting = asyncio.get_running_loop().run_in_executor(None, start)
             try:
                 handles = await asyncio.shield(starting)
-            except asyncio.CancelledError:
+            except BaseException:
                 starting.add_done_callback(cancel_unwanted)
                 raise
         return await results(handles)
@@ -201,86 +198,6 @@ class AsyncLLM:
                 "`llm = await AsyncLLM.create(...)`"
             )
         return self._llm
-
-
-class AsyncHandle:
-    """A submitted prompt, for the event loop it was submitted from."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-        self._loop = asyncio.get_running_loop()
-        self._moved = asyncio.Event()
-        self._is_woken = False
-        handle.add_listener(self._wake)
-
-    @property
-    def request_id(self) -> str:
-        return self._handle.request_id
-
-    @property
-    def is_finished(self) -> bool:
-        return self._handle.is_finished
-
-    def cancel(self) -> None:
-        """End what is not finished yet, with the finish reason "abort"; what was written stays."""
-        self._handle.cancel()
-
-    async def result(self) -> RequestOutput:
-        """Wait for all continuations.  A task cancelled here cancels the request (else use shield)."""
-        try:
-            while not self._handle.is_finished:
-                await self._change()
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        return self._handle.result(timeout=0)
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Deltas as they come, of all continuations; each ends with one whose `finish_reason` is set."""
-        seen = [0] * self._handle.num_outputs
-        open_ones = set(range(self._handle.num_outputs))
-        while open_ones:
-            deltas = [self._handle.take(i, seen[i]) for i in sorted(open_ones)]
-            if not any(deltas):
-                await self._change()
-            for delta in filter(None, deltas):
-                seen[delta.index] += len(delta.token_ids)
-                if delta.finish_reason is not None:
-                    open_ones.discard(delta.index)
-                yield delta
-
-    async def _change(self) -> None:
-        """Wait until something moved since the last look; whoever waits looks again afterwards."""
-        await self._moved.wait()
-        self._is_woken = False
-        self._moved.clear()
-
-    def _wake(self) -> None:
-        """The engine's thread: wake the event loop, unless it is awake or gone."""
-        if self._is_woken:
-            return
-        # One call at most waits in a loop that is busy elsewhere.
-        self._is_woken = True
-        try:
-            self._loop.call_soon_threadsafe(self._moved.set)
-        except RuntimeError:
-            # The loop was closed over a running request: nobody is left to tell.
-            assert self._loop.is_closed(), "the event loop refused a call while it was open"
-
-
-async def results(handles: list[Handle]) -> list[RequestOutput]:
-    """All results in order; a cancelled task cancels all requests."""
-    collected = []
-    try:
-        for handle in handles:
-            # Where many have ended, collecting them all at once would hold the loop.
-            await asyncio.sleep(0)
-            collected.append(await AsyncHandle(handle).result())
-    except BaseException:
-        for handle in handles:
-            handle.cancel()
-        raise
-    return collected
 
 
 def cancel_unwanted(starting: asyncio.Future[list[Handle]]) -> None:

@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import Self
 
-from nudging.generation import Generation
-from nudging.output import CompletionOutput
+from nudging.aio_handle import AsyncHandle
+from nudging.generation import Generation, Leaving, scores
+from nudging.handle import Handle
+from nudging.output import CompletionOutput, RequestOutput
 from nudging.params import SamplingParams
 
 
 class AsyncGeneration:
-    """As `Generation`; each call runs in a worker thread, one at a time for one generation.
+    """As `Generation`; calls of several tasks come one after the other.
 
-    A cancelled task leaves at once; the call it awaited still comes to its end.
+    A cancelled task leaves at once, its request ends, and the text is as it was before the call.
     """
 
     def __init__(self, generation: Generation) -> None:
@@ -45,7 +47,10 @@ class AsyncGeneration:
     ) -> CompletionOutput:
         """As `Generation.extend`."""
         async with self._turn:
-            return await asyncio.to_thread(self._generation.extend, sampling_params, text=text)
+            if text is not None:
+                return self._generation.extend(text=text)
+            with Leaving(self._generation):
+                return self._generation.append(await result(self._generation.begin(sampling_params)))
 
     async def fork(self) -> AsyncGeneration:
         """As `Generation.fork`."""
@@ -60,9 +65,15 @@ class AsyncGeneration:
     async def score(self, continuation: str | Sequence[int]) -> list[float]:
         """As `Generation.score`."""
         async with self._turn:
-            return await asyncio.to_thread(self._generation.score, continuation)
+            with Leaving(self._generation):
+                return scores(await result(self._generation.begin_score(continuation)))
 
     async def close(self) -> None:
         """As `Generation.close`."""
         async with self._turn:
             await asyncio.to_thread(self._generation.close)
+
+
+async def result(handle: Handle) -> RequestOutput:
+    """What a request comes to."""
+    return await AsyncHandle(handle).result()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Self, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nudging.arguments import (
     Speculate,
@@ -25,7 +26,7 @@ from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
 from nudging.generation import Generation
-from nudging.handle import Handle
+from nudging.handle import Handle, Owned, Stream
 from nudging.jobs import Jobs, default_policy
 from nudging.llm_options import LLMOptions
 from nudging.loading import (
@@ -39,7 +40,7 @@ from nudging.loading import (
     read_threads,
 )
 from nudging.options import called_like, strict_call
-from nudging.output import Delta, RequestOutput
+from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prefill import check_prefill_attention, read_prefill_attention
@@ -122,9 +123,9 @@ class LLM:
         check_prefill_attention(flash, decoders.values())
         runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching, num_threads, flash)
         models_of = {role.name: role.model for role in self.roles.values()}
-        self._tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
-        self._engine = Engine(runners, models_of, max_batch_tokens, tracer=self._tracer)
-        self._thread = EngineThread(self._engine, record_ahead)
+        tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
+        self._engine = Engine(runners, models_of, max_batch_tokens, tracer=tracer)
+        self._thread = EngineThread(self._engine, record_ahead, self._engine.close)
         self._jobs = Jobs(self._engine, self._thread, self.roles, draft_len, drafter)
 
     @classmethod
@@ -154,12 +155,6 @@ class LLM:
         twice.
         """
         self._thread.close()
-        if not self._thread.is_forked:
-            # A forked child would write the end of its parent's file.
-            self._tracer.close()
-            for runner in self._engine.runners.values():
-                runner.close()
-        self._engine.runners.clear()
 
     def drain(self, timeout: float | None = None) -> None:
         """Take no more requests and wait until those that are there have ended; then `close()`.
@@ -182,8 +177,10 @@ class LLM:
         one for all or one for each; `options` are those of RequestOptions.  Raises BadRequest before
         anything runs when any of them cannot be served.
         """
-        handles = self.submit_all(prompts, sampling_params, policy, speculate, **options)
-        return [handle.result() for handle in handles]
+        self._thread.check_may_wait("generate()")
+        with Owned() as handles:
+            self._start_prompts(prompts, sampling_params, policy, speculate, options, handles)
+            return handles.results()
 
     def chat(
         self,
@@ -198,8 +195,10 @@ class LLM:
         `options` are those of ChatOptions.  A role whose checkpoint has no template reads "Question: ..." and
         "Answer: ..." (`LLM(chat_template=...)` sets another form).
         """
-        handles = self.submit_chats(messages, sampling_params, policy, speculate, **options)
-        return [handle.result() for handle in handles]
+        self._thread.check_may_wait("chat()")
+        with Owned() as handles:
+            self._start_chats(messages, sampling_params, policy, speculate, options, handles)
+            return handles.results()
 
     def stream(
         self,
@@ -208,13 +207,11 @@ class LLM:
         policy: Policy | None = None,
         speculate: Speculate | None = None,
         **options: Unpack[RequestOptions],
-    ) -> Iterator[Delta]:
-        """The text as it is written; leaving the iterator early cancels the request."""
-        handle = self.submit(prompt, sampling_params, policy, speculate, **options)
-        try:
-            yield from handle
-        finally:
-            handle.cancel()
+    ) -> Stream:
+        """The text as it is written; leaving, closing or dropping the iterator early cancels the request."""
+        with Owned() as handles:
+            self._jobs.start(read_prompt, prompt, sampling_params, policy, speculate, options, handles)
+            return Stream(handles[0])
 
     def submit(
         self,
@@ -225,7 +222,9 @@ class LLM:
         **options: Unpack[RequestOptions],
     ) -> Handle:
         """Start one prompt and return at once; callable from any thread.  Raises BadRequest, EngineClosed."""
-        return self._jobs.start(read_prompt, prompt, sampling_params, policy, speculate, options)
+        with Owned() as handles:
+            self._jobs.start(read_prompt, prompt, sampling_params, policy, speculate, options, handles)
+            return handles[0]
 
     def submit_chat(
         self,
@@ -237,7 +236,9 @@ class LLM:
     ) -> Handle:
         """Like `submit`, for a conversation; `options` are those of ChatOptions."""
         read, rest = chat_reader(options)
-        return self._jobs.start(read, messages, sampling_params, policy, speculate, rest)
+        with Owned() as handles:
+            self._jobs.start(read, messages, sampling_params, policy, speculate, rest, handles)
+            return handles[0]
 
     def submit_all(
         self,
@@ -248,8 +249,9 @@ class LLM:
         **options: Unpack[RequestOptions],
     ) -> list[Handle]:
         """`generate` without the waiting: all prompts are checked, then all are started."""
-        listed = [prompts] if is_one_prompt(prompts) else list(prompts)
-        return self._jobs.start_all(read_prompt, listed, sampling_params, policy, speculate, options)
+        with Owned() as handles:
+            self._start_prompts(prompts, sampling_params, policy, speculate, options, handles)
+            return handles
 
     def submit_chats(
         self,
@@ -260,10 +262,9 @@ class LLM:
         **options: Unpack[ChatOptions],
     ) -> list[Handle]:
         """`chat` without the waiting: all conversations are checked, then all are started."""
-        single = len(messages) > 0 and isinstance(messages[0], Mapping)
-        listed = [messages] if single else list(messages)
-        read, rest = chat_reader(options)
-        return self._jobs.start_all(read, listed, sampling_params, policy, speculate, rest)
+        with Owned() as handles:
+            self._start_chats(messages, sampling_params, policy, speculate, options, handles)
+            return handles
 
     def open(
         self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]
@@ -284,8 +285,9 @@ class LLM:
         if role not in self.roles:
             raise BadRequest(f"there is no role {role!r}; open are {', '.join(self.roles)}")
         ids = read_prompt(token_ids, [self.roles[role]])[role].ids
-        runner = self._engine.runners[self.roles[role].model]
-        result: NDArray[np.float32] = self._thread.call(lambda: runner.decoder.logits(ids)).cpu().numpy()
+        model = self.roles[role].model
+        rows: Tensor = self._thread.call(lambda: self._engine.runners[model].decoder.logits(ids))
+        result: NDArray[np.float32] = rows.cpu().numpy()
         return result
 
     def score(
@@ -304,8 +306,29 @@ class LLM:
         return self._engine.stats()
 
     def on_end(self, listener: Callable[[Request], None]) -> None:
-        """Call `listener` with every request that has ended, on the engine's thread; it must not block."""
-        self._engine.on_end.append(listener)
+        """Call `listener` with every request that has ended, on the engine's thread; it must not block.
+
+        What it raises goes to the log `nudging`, and everything else goes on.
+        """
+        self._thread.listeners.append(listener)
+
+    def _start_prompts(self, prompts: Any, *asked: Any) -> None:
+        listed = [prompts] if is_one_prompt(prompts) else list(prompts)
+        self._jobs.start_all(read_prompt, listed, *asked)
+
+    def _start_chats(
+        self,
+        messages: Any,
+        params: Any,
+        policy: Any,
+        speculate: Speculate | None,
+        options: ChatOptions,
+        handles: Owned,
+    ) -> None:
+        single = len(messages) > 0 and isinstance(messages[0], Mapping)
+        listed = [messages] if single else list(messages)
+        read, rest = chat_reader(options)
+        self._jobs.start_all(read, listed, params, policy, speculate, rest, handles)
 
     @property
     def default_policy(self) -> Policy:

@@ -8,7 +8,6 @@ computed yet.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -18,13 +17,14 @@ from nudging.costs import PassCosts, learn_cycle
 from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_of
 from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, OutOfBlocks
+from nudging.guard import tell
 from nudging.lanes import Lanes
-from nudging.policies.protocol import Step
 from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler
 from nudging.sequence import Row
-from nudging.totals import EngineStats, Totals
+from nudging.steps import check_step
+from nudging.totals import EngineStats, Tally
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
 from nudging.work import SchedulerOutput, Work, describe
@@ -55,9 +55,7 @@ class Engine:
         """
         self.clock = clock
         self._tracer = tracer or Tracer()
-        self._totals = Totals()
-        # Between opened and counted a request must be seen exactly once by who asks from another thread.
-        self._counting = threading.Lock()
+        self._tally = Tally()
         # Called with every request that has ended, on the thread that steps.
         self.on_end: list[Callable[[Request], None]] = []
         self.runners = runners
@@ -86,12 +84,12 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request that fits (see `check_fits`)."""
         self.scheduler.add(request)
-        self._tracer.begin(request.id, policy=repr(request.policy))
+        self._tracer.begin(request.id, policy=request.policy_name)
 
     def check_fits(self, request: Request) -> None:
         """Raise BadRequest when the pools could never hold the request, even alone."""
         for model, needed in self.scheduler.blocks_needed(request).items():
-            pool = self.runners[model].pool
+            pool = self.scheduler.pools[model]
             if needed > pool.total:
                 raise BadRequest(
                     f"the request may need {needed * pool.block_size} tokens of cache in model {model!r}, "
@@ -148,16 +146,24 @@ class Engine:
         return self._order
 
     def stats(self) -> EngineStats:
-        """How full the engine is and what it has done; callable from any thread, a step may be under way."""
-        with self._counting:
-            totals = self._totals.copy()
-            opened = [view.request for view in self._views.values()]
-        for request in opened:
-            totals.add(request)
-        pools = {name: runner.pool for name, runner in self.runners.items()}
+        """How full the engine is and what it has done; callable from any thread, a step may be under way.
+
+        Of a running text the last few tokens may be missing; once it has ended, none is.
+        """
+        totals = self._tally.totals()
+        # A close may take the runners away meanwhile.
+        runners = dict(self.runners)
+        pools = {name: runner.pool for name, runner in runners.items()}
         usage = {name: 1 - pool.num_available / pool.total for name, pool in pools.items()}
-        precision = {name: runner.precision for name, runner in self.runners.items()}
+        precision = {name: runner.precision for name, runner in runners.items()}
         return EngineStats(len(self.scheduler.running), len(self.scheduler.waiting), usage, precision, totals)
+
+    def close(self) -> None:
+        """Give all memory back; nothing may run any more."""
+        self._tracer.close()
+        runners, self.runners = self.runners, {}
+        for runner in runners.values():
+            runner.close()
 
     def check(self) -> None:
         """Assert I1 and I2 of everything."""
@@ -169,8 +175,8 @@ class Engine:
     def _open(self, request: Request) -> None:
         costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
         ledger = self._ledgers[request.id] = Ledger(costs, self._account(request))
-        with self._counting:
-            self._views[request.id] = RequestView(request, ledger)
+        self._views[request.id] = RequestView(request, ledger)
+        self._tally.begin(request)
 
     def _follow(self, plan: SchedulerOutput) -> None:
         """Keep the ledgers true to what was found and lost."""
@@ -295,7 +301,7 @@ class Engine:
             request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
             self.lanes.offer(request, ledger)
-        except Exception as error:
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt and SystemExit are the policy's, too
             # A caller's own policy may raise anything; only its own request ends.
             request.fail(error)
 
@@ -322,30 +328,20 @@ class Engine:
                 )
             )
 
-    def _commit(self, request: Request, step: Step) -> None:
+    def _commit(self, request: Request, said: object) -> None:
         """Write what a step decided; after its last token the step's own end counts."""
-        if not step.tokens and not step.texts and step.finish is None and step.state == request.state:
-            raise BadRequest(
-                f"{request.policy!r} wrote nothing, finished nothing and kept its state; it stands still"
-            )
+        step = check_step(request, said, self._views[request.id].vocab_size)
         for token in step.tokens:
             if request.is_finished:
                 break
-            self._check_token(request, token, step.author)
             request.commit(token, step.author, self._logprob(request, token, step.author))
-        if step.texts:
+        if step.texts and not request.is_finished:
             base = request.roles["base"].tokenizer
             assert base is not None, "texts were written without a tokenizer"
             request.write_texts(step.texts, base)
         if step.finish is not None and not request.is_finished:
             request.finish(step.finish)
         request.state = step.state
-
-    def _check_token(self, request: Request, token: int, author: str) -> None:
-        """A policy may write only ids that every one of its models can read."""
-        size = self._views[request.id].vocab_size(author)
-        if not 0 <= token < size:
-            raise BadRequest(f"{request.policy!r} wrote token {token}; ids go from 0 to {size - 1}")
 
     def _logprob(self, request: Request, token: int, author: str) -> TokenLogprob | None:
         """The author's log-probability of the next token, where the request asks for it."""
@@ -374,10 +370,9 @@ class Engine:
             settle_draft(request, ledger)
             ledger.close(request.finish_reason in ("stop", "length"))
         request.counters.finished_at = request.clock()
-        with self._counting:
-            self.scheduler.retire(request)
-            self._totals.add(request)
-            self._views.pop(request.id, None)
+        self.scheduler.retire(request)
+        self._tally.end(request)
+        self._views.pop(request.id, None)
         request.need = None
         for sequence in request.sequences.values():
             if request.error is None:
@@ -389,5 +384,4 @@ class Engine:
                 # Who holds the result need not hold logits.
                 sequence.rows.clear()
         self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
-        for listener in self.on_end:
-            listener(request)
+        tell(tuple(self.on_end), request)

@@ -1,89 +1,296 @@
-"""The one thread that steps an engine; everyone else talks to it through a queue of commands."""
+"""The one thread that steps an engine; everyone else talks to it through a queue of commands.
+
+`EngineLoop` is what the thread runs.  `EngineThread` is what callers hold: an LLM, its handles and its open
+texts.  The loop knows none of them, so that an engine nobody can reach any more ends (see `_last_will`).
+"""
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from nudging.engine import Engine
-from nudging.errors import EngineClosed
-from nudging.handle import Handle
+from nudging.errors import BadRequest, EngineClosed
+from nudging.guard import LOGGER, tell
+from nudging.handle import Mailbox
 from nudging.record_ahead import record_ahead
 from nudging.request import Request
+from nudging.waiting import Bell, Call
 
 T = TypeVar("T")
 # Nothing is recorded ahead before it has been quiet for so long: who sends one request after the other shall
 # not wait for a recording each time.
 IDLE_SECONDS = 0.25
+# After so many turns what is carried in C++ can be read, for statistics and those who come to read.
+READ_TURNS = 16
+# So long the end of the process waits for a step to end; what takes longer stands still.
+EXIT_SECONDS = 60.0
+
+
+class Command(Protocol):
+    """Something for the engine's thread, done between two steps or refused once."""
+
+    def run(self) -> None: ...
+    def refuse(self, error: BaseException) -> None: ...
+
+
+class EngineLoop:
+    """Steps the engine while there is work and sleeps otherwise.  Every request ends exactly once."""
+
+    def __init__(
+        self, engine: Engine, records_ahead: bool, on_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_stop` is called when all has ended, on the engine's thread."""
+        self.engine = engine
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        # Requests that have not ended, and where to tell of them.
+        self.jobs: dict[Request, Mailbox] = {}
+        self.is_closing = self.is_draining = self.has_ended = False
+        self.failure: BaseException | None = None
+        # Rung when all has ended, and when one of the last requests has, while it drains.
+        self.news = Bell()
+        self._records_ahead = records_ahead
+        self._on_stop = on_stop
+        self._turns = 0
+
+    def post(self, command: Command) -> None:
+        """Any thread: queue a command; one that comes too late is refused at once."""
+        self.commands.put(command)
+        if self.has_ended:
+            self._refuse_commands()
+
+    def stop(self) -> None:
+        """Any thread: end everything, soon."""
+        self.is_closing = True
+        self.post(Call(lambda: None))
+
+    def drain(self) -> None:
+        """The engine's thread: take no more requests from here on."""
+        self.is_draining = True
+
+    def run(self) -> None:
+        """What the engine's thread does, from its beginning to its end."""
+        try:
+            while self._wait_for_work():
+                self.turn()
+        except BaseException as error:  # noqa: BLE001 - a broken engine must not leave anyone waiting
+            self.failure = error
+        self.end()
+
+    def turn(self) -> None:
+        """Obey what was asked for, then step once."""
+        while not self.commands.empty():
+            self.commands.get().run()
+        if self.engine.has_work:
+            self._turns += 1
+            for request in self.engine.step():
+                self._report(request)
+            if self._turns % READ_TURNS == 0:
+                for request in self.engine.scheduler.running:
+                    request.read_carried()
+        if self.is_draining:
+            self.news.ring()
+
+    def end(self) -> None:
+        """End every request and refuse what is still asked; after that nobody waits for anything."""
+        self.is_closing = True
+        try:
+            self._refuse_commands()
+            self._end_requests()
+        finally:
+            try:
+                self._on_stop()
+            except Exception as error:  # noqa: BLE001 - whoever closes is not kept waiting
+                LOGGER.error("the engine's memory was not all given back: %r", error, exc_info=error)
+            self.has_ended = True
+            # What came after the first time found no end yet; from now on whoever asks refuses it.
+            self._refuse_commands()
+            self.news.ring()
+
+    def closed_error(self) -> EngineClosed:
+        error = EngineClosed("the engine is closed; open a new LLM")
+        if self.failure is not None:
+            error = EngineClosed(f"the engine stopped: {self.failure!r}; open a new LLM")
+            error.__cause__ = self.failure
+        return error
+
+    def abort(self, requests: Iterable[Request]) -> None:
+        """The engine's thread: end requests; those that have ended stay as they are."""
+        for request in requests:
+            if request in self.jobs:
+                self.engine.abort(request)
+                self._report(request)
+
+    def _wait_for_work(self) -> bool:
+        """Until there is work, recording ahead after a while; False once the engine is closed."""
+        patience = IDLE_SECONDS if self._records_ahead else None
+        while not (self.is_closing or self.engine.has_work):
+            try:
+                self.commands.get(timeout=patience).run()
+                patience = IDLE_SECONDS if self._records_ahead else None
+            except queue.Empty:
+                patience = 0.0 if record_ahead(self.engine.runners.values()) else None
+        return not self.is_closing
+
+    def _report(self, request: Request) -> None:
+        if request.is_finished:
+            self.jobs.pop(request).notify(request)
+        else:
+            self.jobs[request].notify(request)
+
+    def _end_requests(self) -> None:
+        for request in tuple(self.jobs):
+            try:
+                if self.failure is None:
+                    self.abort([request])
+                    continue
+            except BaseException as error:  # noqa: BLE001 - nothing may keep the others waiting
+                self.failure = error
+            mailbox = self.jobs.pop(request, None)
+            if not request.is_finished:
+                request.give_up(self.closed_error())
+            if mailbox is not None:
+                mailbox.notify(request)
+
+    def _refuse_commands(self) -> None:
+        while True:
+            try:
+                self.commands.get_nowait().refuse(self.closed_error())
+            except queue.Empty:
+                return
+
+
+class Submission:
+    """Requests on their way to the engine."""
+
+    def __init__(
+        self, loop: EngineLoop, requests: list[Request], mailbox: Mailbox, prepare: Callable[[], None]
+    ) -> None:
+        """`prepare` is called before the requests are added, on the engine's thread."""
+        self._loop = loop
+        self._requests = requests
+        self._mailbox = mailbox
+        self._prepare = prepare
+
+    def run(self) -> None:
+        try:
+            if self._loop.is_draining:
+                raise drained()
+            self._prepare()
+            for request in self._requests:
+                self._loop.engine.check_fits(request)
+        except BaseException as error:  # noqa: BLE001 - for whoever waits for these requests
+            self.refuse(error)
+            return
+        for request in self._requests:
+            self._loop.jobs[request] = self._mailbox
+            self._loop.engine.add(request)
+
+    def refuse(self, error: BaseException) -> None:
+        """End requests that could not be added; one that a close overtook ends as if it had run."""
+        loop = self._loop
+        for request in self._requests:
+            request.siblings = ()
+            if isinstance(error, EngineClosed) and loop.is_closing and loop.failure is None:
+                request.finish("abort")
+            else:
+                request.fail(error)
+            self._mailbox.notify(request)
+
+
+class Order:
+    """Something to be done that nobody waits for: an error in it is the engine's own."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def run(self) -> None:
+        self._function()
+
+    def refuse(self, error: BaseException) -> None:
+        """The end has come to everything."""
 
 
 class EngineThread:
-    """Steps the engine while there is work and sleeps otherwise.  Every request ends exactly once."""
+    """An engine in callers' hands.  When nobody holds it any more, it ends by itself."""
 
-    def __init__(self, engine: Engine, records_ahead: bool = True) -> None:
-        """`records_ahead`: while there is no work, recordings are made for batches that may come."""
-        self._engine = engine
-        self._records_ahead = records_ahead
-        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._wake = threading.Condition()
+    def __init__(
+        self,
+        engine: Engine,
+        records_ahead: bool = True,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`records_ahead`: while there is no work, recordings are made for batches that may come.
+        `on_stop`: called when all has ended.
+        """
+        self.loop = EngineLoop(engine, records_ahead, on_stop)
+        self.is_draining = False
+        # Called with every request that has ended.  Here and not in the engine, whose thread must not hold
+        # what a listener holds.
+        self.listeners: list[Callable[[Request], object]] = []
+        listeners = weakref.WeakMethod(self._tell)
+        engine.on_end.append(lambda request: (listeners() or _nobody)(request))
         self._process = os.getpid()
-        self._closing = False
-        self._draining = False
-        self._failure: BaseException | None = None
-        self._handles: dict[str, Handle] = {}
         self._thread = self._start()
+        self._will = weakref.finalize(
+            self, _last_will, weakref.ref(self), self.loop, self._thread, self._process
+        )
 
     def _start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name="nudging-engine", daemon=True)
+        thread = threading.Thread(target=self.loop.run, name="nudging-engine", daemon=True)
         thread.start()
         return thread
 
-    def submit(self, requests: list[Request], handle: Handle) -> None:
-        """Queue requests that fit and report to `handle`; waits for no step.  Raises EngineClosed."""
-        self.check_process()
-        with self._wake:
-            if self._draining:
-                self.check_open()
-                raise EngineClosed("drain() was called: the engine takes no more requests; open a new LLM")
-            added = self._post(lambda: self._add(requests, handle))
-        # Not `added` itself: it would hold all that the request has until the garbage collector came.
-        added.add_done_callback(lambda done: self._refuse(requests, handle, done.exception()))
+    def submit(
+        self, requests: list[Request], mailbox: Mailbox, prepare: Callable[[], None] = lambda: None
+    ) -> None:
+        """Queue requests that fit and report to `mailbox`; waits for no step.  Raises EngineClosed."""
+        self.check_open()
+        if self.is_draining:
+            raise drained()
+        self.loop.post(Submission(self.loop, requests, mailbox, prepare))
 
-    def cancel(self, requests: list[Request]) -> None:
+    def cancel(self, requests: Iterable[Request]) -> None:
         """End requests with "abort"; finished ones stay as they are, and after close there is nothing to
         end.
         """
         self.check_process()
-        with self._wake:
-            if not self._closing:
-                self._commands.append((lambda: self._abort(requests), Future()))
-                self._wake.notify_all()
+        loop = self.loop
+        loop.post(Order(lambda: loop.abort(requests)))
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the engine's thread, between two steps, and return or raise what it does."""
-        if threading.current_thread() is self._thread:
+        if self.is_current:
             return function()
-        return self._post(function).result()
+        self.check_open()
+        call = Call(function)
+        self.loop.post(call)
+        return call.wait()
 
-    def _post(self, function: Callable[[], T]) -> Future[T]:
-        """Queue `function` for the engine's thread.  Raises EngineClosed."""
-        self.check_process()
-        future: Future[T] = Future()
-        with self._wake:
-            self.check_open()
-            self._commands.append((function, future))
-            self._wake.notify_all()
-        return future
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the engine's own thread."""
+        return threading.current_thread() is self._thread
+
+    def check_may_wait(self, what: str) -> None:
+        """Raise BadRequest on the engine's own thread: it would wait for itself."""
+        if self.is_current:
+            raise BadRequest(
+                f"{what} waits for the engine and was called on the engine's own thread, in a policy's step "
+                "or a listener; call it on another thread, or submit() and look at the handle later"
+            )
 
     def check_open(self) -> None:
         """Raise EngineClosed once the engine is closed."""
         self.check_process()
-        if self._closing:
-            raise self._closed_error()
+        if self.loop.is_closing:
+            raise self.loop.closed_error()
 
     @property
     def is_forked(self) -> bool:
@@ -91,7 +298,7 @@ class EngineThread:
         return os.getpid() != self._process
 
     def check_process(self) -> None:
-        """Raise EngineClosed in a forked child: threads do not come along, and locks may be held for ever."""
+        """Raise EngineClosed in a forked child: threads do not come along."""
         if self.is_forked:
             raise EngineClosed(
                 f"this LLM was opened in process {self._process} and cannot be used in its forked child "
@@ -101,121 +308,68 @@ class EngineThread:
     def drain(self, timeout: float | None) -> None:
         """Take no more requests and wait until all have ended.  Raises TimeoutError; they go on."""
         self.check_process()
-        assert threading.current_thread() is not self._thread, "the engine's thread cannot wait for itself"
-        with self._wake:
-            if self._closing:
-                return
-            self._draining = True
-            # Once this is obeyed, all requests that came before are the engine's.
-            added = self._post(lambda: None)
-        added.exception()
-        with self._wake:
-            if not self._wake.wait_for(lambda: not self._handles, timeout):
-                raise TimeoutError(
-                    f"{len(self._handles)} requests did not end within {timeout} s; close() ends them"
-                )
+        self.check_may_wait("drain()")
+        loop = self.loop
+        if loop.is_closing:
+            return
+        self.is_draining = True
+        # Once this is obeyed, all requests that came before are the engine's.
+        fence = Call(loop.drain)
+        loop.post(fence)
+        try:
+            fence.wait()
+        except EngineClosed:
+            return
+        if not loop.news.wait_for(lambda: not loop.jobs or loop.has_ended, timeout):
+            raise TimeoutError(f"{len(loop.jobs)} requests did not end within {timeout} s; close() ends them")
 
     def close(self) -> None:
         """End every request with "abort", stop the thread and wait for it.  A second call does nothing.
 
-        In a forked child there is nothing to end.
+        On the engine's own thread it waits for nothing.  In a forked child there is nothing to end.
         """
         if self.is_forked:
             return
-        with self._wake:
-            self._closing = True
-            self._wake.notify_all()
-        if threading.current_thread() is not self._thread:
+        self.loop.stop()
+        if not self.is_current:
+            self.loop.news.wait_for(lambda: self.loop.has_ended)
             self._thread.join()
+            self._will.detach()
 
-    def _closed_error(self) -> EngineClosed:
-        error = EngineClosed("the engine is closed; open a new LLM")
-        if self._failure is not None:
-            error = EngineClosed(f"the engine stopped: {self._failure!r}; open a new LLM")
-            error.__cause__ = self._failure
-        return error
+    def _tell(self, request: Request) -> None:
+        tell(tuple(self.listeners), request)
 
-    def _add(self, requests: list[Request], handle: Handle) -> None:
-        for request in requests:
-            self._engine.check_fits(request)
-        for request in requests:
-            self._handles[request.id] = handle
-            self._engine.add(request)
 
-    def _abort(self, requests: list[Request]) -> None:
-        for request in requests:
-            if request.id in self._handles:
-                self._engine.abort(request)
-                self._report(request)
+def drained() -> EngineClosed:
+    """What a request is refused with once the engine drains."""
+    return EngineClosed("drain() was called: the engine takes no more requests; open a new LLM")
 
-    def _refuse(self, requests: list[Request], handle: Handle, error: BaseException | None) -> None:
-        """End requests that could not be added; one that a close overtook ends as if it had run."""
-        if error is None:
-            return
-        for request in requests:
-            if isinstance(error, EngineClosed) and self._failure is None:
-                request.finish("abort")
-            else:
-                request.fail(error)
-            handle.notify(request)
 
-    def _report(self, request: Request) -> None:
-        handle = self._handles[request.id]
-        if request.is_finished:
-            del self._handles[request.id]
-        handle.notify(request)
+def _nobody(request: Request) -> None:
+    """Hears of requests whose engine nobody holds any more."""
 
-    def _run(self) -> None:
+
+def _last_will(holder: weakref.ref[Any], loop: EngineLoop, thread: threading.Thread, process: int) -> None:
+    """An engine that was not closed ends where nobody holds it any more, or with its process.
+
+    The interpreter stops a thread that is still under way wherever it stands; in the midst of C++ that
+    aborts the process.  So its end waits for the thread, whatever comes meanwhile.
+    """
+    if os.getpid() != process:
+        return
+    loop.stop()
+    if holder() is None:
+        # This may be any thread, at any point of its work, the engine's own, too: it waits for nothing.
+        warnings.warn(
+            "an LLM was dropped without close(); use it as a context manager or close it",
+            ResourceWarning,
+            stacklevel=2,
+        )
+        return
+    end = time.monotonic() + EXIT_SECONDS
+    while thread.is_alive() and time.monotonic() < end:
         try:
-            while self._wait_for_work():
-                self._turn()
-        except BaseException as error:  # noqa: BLE001 - a broken engine must not leave anyone waiting
-            self._failure = error
-        self._end_everything()
-
-    def _turn(self) -> None:
-        """Obey what was asked for, then step once."""
-        while self._commands:
-            obey(*self._commands.popleft())
-        if self._engine.has_work:
-            for request in self._engine.step():
-                self._report(request)
-        if self._draining:
-            with self._wake:
-                self._wake.notify_all()
-
-    def _wait_for_work(self) -> bool:
-        """Until there is work, recording ahead after a while; False once the engine is closed."""
-        patience = IDLE_SECONDS if self._records_ahead else None
-        while not self._is_woken(patience):
-            patience = 0.0 if record_ahead(self._engine.runners.values()) else None
-        return not self._closing
-
-    def _is_woken(self, timeout: float | None) -> bool:
-        with self._wake:
-            return self._wake.wait_for(
-                lambda: self._closing or bool(self._commands) or self._engine.has_work, timeout
-            )
-
-    def _end_everything(self) -> None:
-        with self._wake:
-            self._closing = True
-            commands, self._commands = self._commands, deque()
-        for request in (*self._engine.scheduler.running, *self._engine.scheduler.waiting):
-            if self._failure is not None:
-                request.fail(self._closed_error())
-                self._report(request)
-            else:
-                self._abort([request])
-        for _, future in commands:
-            future.set_exception(self._closed_error())
-        with self._wake:
-            self._wake.notify_all()
-
-
-def obey(function: Callable[[], Any], future: Future[Any]) -> None:
-    """Run a command and hand its result or its error to whoever waits for it."""
-    try:
-        future.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - the caller's to handle, not the engine's
-        future.set_exception(error)
+            thread.join(end - time.monotonic())
+        except KeyboardInterrupt:
+            # The process is ending already, and this is what it waits for.
+            continue

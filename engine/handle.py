@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from nudging.errors import EngineClosed
+from nudging.guard import tell
 from nudging.output import Delta, RequestOutput, completion_output, segments
 from nudging.request import Request
+from nudging.waiting import Bell
 
 if TYPE_CHECKING:
     from nudging.engine_thread import EngineThread
+
+
+class Mailbox:
+    """Where the engine leaves word of one job.  It knows no engine: the engine's thread holds it."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self.requests = requests
+        self.ended: set[str] = set()
+        # Who waits for the next piece, and who for the end; these are told of nothing before.
+        self.moved, self.over = Bell(), Bell()
+        self.listeners: list[Callable[[], object]] = []
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.ended) == len(self.requests)
+
+    def has_moved(self, index: int, seen: int) -> bool:
+        """Whether continuation `index` has ended or more than `seen` tokens."""
+        request = self.requests[index]
+        return len(request.pieces) > seen or request.id in self.ended
+
+    def notify(self, request: Request) -> None:
+        """The engine's side: `request` moved or ended."""
+        if request.is_finished:
+            self.ended.add(request.id)
+        elif self.moved.is_awaited or self.listeners:
+            request.read_carried()
+        else:
+            # Who comes to read now looks at the text before it waits.
+            return
+        self.moved.ring()
+        listeners = tuple(self.listeners)
+        if self.is_finished:
+            self.over.ring()
+            # A listener holds the handle, too: what has ended must not wait for the garbage collector.
+            self.listeners.clear()
+        tell(listeners)
 
 
 class Handle:
@@ -23,27 +61,34 @@ class Handle:
 
     def __init__(self, request_id: str, requests: list[Request], thread: EngineThread) -> None:
         self.request_id = request_id
+        self.mailbox = Mailbox(requests)
         self._requests = requests
         self._thread = thread
-        self._changed = threading.Condition()
-        self._listeners: list[Callable[[], None]] = []
-        # How many wait for the next piece; who waits for the end is told of nothing before.
-        self._readers = 0
-        self._ended: set[str] = set()
 
     @property
     def is_finished(self) -> bool:
-        return len(self._ended) == len(self._requests)
+        return self.mailbox.is_finished
 
     def cancel(self) -> None:
         """End what is not finished yet, with the finish reason "abort"; what was written stays."""
-        self._thread.cancel(self._requests)
+        if not self.is_finished:
+            self._thread.cancel(self._requests)
+
+    def abandon(self) -> None:
+        """Cancel it where this process runs it: its owner is gone.  Callable from a finalizer."""
+        if not self._thread.is_forked:
+            self.cancel()
 
     def result(self, timeout: float | None = None) -> RequestOutput:
-        """Wait for all continuations.  Raises TimeoutError after `timeout` seconds; the job goes on."""
+        """Wait for all continuations.  Raises TimeoutError after `timeout` seconds; the job goes on.
+
+        Raises BadRequest on the engine's own thread, in a policy or a listener, where the job is not
+        finished yet.
+        """
         self._thread.check_process()
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.is_finished, timeout):
+        if not self.is_finished:
+            self._thread.check_may_wait("result()")
+            if not self.mailbox.over.wait_for(lambda: self.is_finished, timeout):
                 raise TimeoutError(
                     f"request {self.request_id} did not finish within {timeout} s; cancel() ends it"
                 )
@@ -58,13 +103,11 @@ class Handle:
         self._thread.check_process()
         seen = [0] * len(self._requests)
         open_ones = set(range(len(self._requests)))
+        mailbox = self.mailbox
         while open_ones:
-            with self._changed:
-                self._readers += 1
-                try:
-                    self._changed.wait_for(lambda: any(self._moved(i, seen[i]) for i in open_ones))
-                finally:
-                    self._readers -= 1
+            if not any(mailbox.has_moved(i, seen[i]) for i in open_ones):
+                self._thread.check_may_wait("reading a stream")
+                mailbox.moved.wait_for(lambda: any(mailbox.has_moved(i, seen[i]) for i in open_ones))
             for i in sorted(open_ones):
                 delta = self.take(i, seen[i])
                 if delta is None:
@@ -74,15 +117,14 @@ class Handle:
                     open_ones.discard(i)
                 yield delta
 
-    def _moved(self, index: int, seen: int) -> bool:
-        request = self._requests[index]
-        return len(request.pieces) > seen or request.id in self._ended
-
     def take(self, index: int, seen: int) -> Delta | None:
-        """What continuation `index` has written since its first `seen` tokens; None when nothing moved."""
+        """What continuation `index` has written since its first `seen` tokens; None when nothing moved.
+
+        Somebody who does not wait may be some tokens behind; who waits, and who listens, is told of each.
+        """
         request = self._requests[index]
         # The end is read first: a piece that comes between the two reads is then left for the next delta.
-        ended = request.id in self._ended
+        ended = request.id in self.mailbox.ended
         written = request.pieces
         if len(written) == seen and not ended:
             return None
@@ -97,25 +139,70 @@ class Handle:
     def num_outputs(self) -> int:
         return len(self._requests)
 
-    def add_listener(self, listener: Callable[[], None]) -> None:
-        """Call `listener`, on the engine's thread, whenever something moved (and once now)."""
-        with self._changed:
-            if not self.is_finished:
-                self._listeners.append(listener)
-        listener()
+    def add_listener(self, listener: Callable[[], object]) -> None:
+        """Call `listener`, on the engine's thread, whenever something moved (and once now, on this one).
 
-    def notify(self, request: Request) -> None:
-        """The engine's side: `request` moved or ended."""
-        if not (self._readers or self._listeners or request.is_finished):
-            # Who comes to read now looks at the text before it waits.
-            return
-        with self._changed:
-            if request.is_finished:
-                self._ended.add(request.id)
-            self._changed.notify_all()
-            listeners = tuple(self._listeners)
-            if self.is_finished:
-                # A listener holds the handle, too: what has ended must not wait for the garbage collector.
-                self._listeners.clear()
-        for listener in listeners:
+        What it raises there goes to the log `nudging`; what it raises now is raised, and it is not added.
+        """
+        self.mailbox.listeners.append(listener)
+        try:
             listener()
+        except BaseException:
+            if listener in self.mailbox.listeners:
+                self.mailbox.listeners.remove(listener)
+            raise
+        if self.is_finished:
+            self.mailbox.listeners.clear()
+
+
+class Owned(list[Handle]):
+    """The handles of one call, which nobody else has: left by an exception, it cancels them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if kind is not None:
+            for handle in self:
+                handle.abandon()
+
+    def results(self) -> list[RequestOutput]:
+        """What all of them come to, in order."""
+        return [handle.result() for handle in self]
+
+
+class Stream:
+    """A job's deltas, read by one who owns it: closing it, leaving it by an exception and dropping it cancel
+    what is not written yet.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._deltas = iter(handle)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delta:
+        try:
+            return next(self._deltas)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # An interrupt may have come before there was a handle.
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            handle.abandon()
+
+    def close(self) -> None:
+        """Cancel what is not finished yet; the stream ends."""
+        self._deltas = iter(())
+        self._handle.cancel()

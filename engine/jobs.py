@@ -11,7 +11,7 @@ from nudging.arguments import Speculate, check_ids, read_speculate, spread
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
-from nudging.handle import Handle
+from nudging.handle import Handle, Owned
 from nudging.params import SamplingParams
 from nudging.policies import Base, Nudging
 from nudging.policies.protocol import Policy
@@ -52,9 +52,12 @@ class Jobs:
         policy: Policy | None,
         speculate: Speculate | None,
         options: RequestOptions,
-    ) -> Handle:
-        """One prompt, read by `reader` for every role.  Raises BadRequest, EngineClosed."""
-        return self._submit(self._requests(reader, prompt, params, policy, speculate, options))
+        handles: Owned,
+    ) -> None:
+        """One prompt, read by `reader` for every role; `handles` has it before it runs.  Raises BadRequest,
+        EngineClosed.
+        """
+        self._submit(self._requests(reader, prompt, params, policy, speculate, options), handles)
 
     def start_all(
         self,
@@ -64,13 +67,15 @@ class Jobs:
         policy: Any,
         speculate: Speculate | None,
         options: RequestOptions,
-    ) -> list[Handle]:
-        """All prompts, or none where one of them is refused."""
+        handles: Owned,
+    ) -> None:
+        """All prompts, or none where one of them is refused; `handles` has each before it runs."""
         all_params = spread("sampling_params", params, len(listed))
         policies = spread("policy", policy, len(listed))
         each = zip(listed, all_params, policies, strict=True)
         jobs = [self._requests(reader, prompt, p, q, speculate, options) for prompt, p, q in each]
-        return [self._submit(job) for job in jobs]
+        for job in jobs:
+            self._submit(job, handles)
 
     def _requests(
         self,
@@ -115,7 +120,8 @@ class Jobs:
             self._engine.check_fits(request)
         return requests
 
-    def _submit(self, requests: list[Request]) -> Handle:
+    def _submit(self, requests: list[Request], handles: Owned) -> None:
         handle = Handle(requests[0].id.rpartition("-")[0], requests, self._thread)
-        self._thread.submit(requests, handle)
-        return handle
+        # Whatever interrupts what follows: its owner knows it.
+        handles.append(handle)
+        self._thread.submit(requests, handle.mailbox)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,7 +115,8 @@ class Request:
         `cache_salt`: see RequestOptions.
         """
         self.id = request_id
-        self.policy = policy
+        # The name is asked for here, on its caller's thread: this is code of theirs, too.
+        self.policy, self.policy_name = policy, repr(policy)
         self.params = params
         self.seed = seed
         self.prompts = prompts
@@ -150,7 +151,6 @@ class Request:
         self.clock = clock
         self._counters = Counters(submitted_at=clock())
         self.timeout = timeout
-        self._reading = threading.Lock()  # its pieces may be asked for by any thread
         self._begin_text()
 
     def _begin_text(self) -> None:
@@ -186,9 +186,8 @@ class Request:
     def bring_back(self) -> None:
         """Be carried no more; on the engine's thread, between two passes."""
         if self._lanes is not None:
-            with self._reading:
-                self._read(self._lanes.written(self))
-                self._lanes.hand_back(self)
+            self.read_carried()
+            self._lanes.hand_back(self)
 
     def take_back(
         self,
@@ -205,19 +204,26 @@ class Request:
 
     @property
     def pieces(self) -> list[Piece]:
-        """What was written; may be read on any thread."""
-        if self._lanes is not None:
-            with self._reading:
-                if self._lanes is not None:
-                    self._read(self._lanes.written(self))
+        """What was written; may be read on any thread, and only grows.  What lanes have written stands here
+        once it was read, see `read_carried`.
+        """
         return self._pieces
+
+    def read_carried(self) -> None:
+        """Make pieces of what the lanes have written; on the engine's thread."""
+        if self._lanes is not None:
+            for token, author in self._lanes.written(self):
+                text, _ = self._push(token)
+                self._pieces.append(Piece(token, author, text))
 
     @property
     def counters(self) -> Counters:
-        if self._lanes is None:
-            return self._counters
-        with self._reading:
-            return self._counters if self._lanes is None else self._lanes.counters(self)
+        """What it has cost; may be read on any thread."""
+        while (lanes := self._lanes) is not None:
+            # On another thread than the engine's, it may be handed back at this moment.
+            with suppress(KeyError, IndexError):
+                return lanes.counters(self)
+        return self._counters
 
     @property
     def num_written(self) -> int:
@@ -235,12 +241,6 @@ class Request:
         """The end of the text that is not handed out yet."""
         held = b"" if self._stops is None else self._stops.held.encode()
         return held + (b"" if self._detokenizer is None else self._detokenizer.held)
-
-    def _read(self, written: list[tuple[int, str]]) -> None:
-        """Make pieces of what the lanes have written."""
-        for token, author in written:
-            text, _ = self._push(token)
-            self._pieces.append(Piece(token, author, text))
 
     @property
     def is_finished(self) -> bool:
@@ -345,6 +345,14 @@ class Request:
         self.bring_back()
         self.error = error
         self.finish_reason = "error"
+
+    def give_up(self, error: BaseException) -> None:
+        """End with an error of the engine's own, in whatever state it has left the request."""
+        try:
+            self.fail(error)
+        except Exception:  # noqa: BLE001 - the first error is the one that counts
+            self._lanes, self.is_carried = None, False
+            self.error, self.finish_reason = error, "error"
 
     def write_texts(self, texts: tuple[tuple[str, str], ...], base: Tokenizer) -> None:
         """Whole texts by their authors, as tokens of the base's tokenizer; a token belongs to who wrote

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from nudging.blocks import BlockPool, BlockTable
+from nudging.errors import BadRequest
 from nudging.prefix_cache import Prefix
 
 
@@ -15,13 +16,22 @@ class Row(NamedTuple):
 
     `token` is the pick under the request's sampling parameters and the noise of its output position;
     `top_token` and `top_prob` are the likeliest token and its probability at temperature 1, before any
-    filter.  `logits`, [vocab] fp32, is there when the policy or the request asked for it.
+    filter.  `kept`: the logits, where the policy or the request asked for them.
     """
 
     token: int
     top_token: int
     top_prob: float
-    logits: Any = None
+    kept: Any = None
+
+    @property
+    def logits(self) -> Any:
+        """[vocab] fp32.  Raises BadRequest where nobody asked for them."""
+        if self.kept is None:
+            raise BadRequest(
+                "the policy reads row.logits and did not ask for them; give it needs_logits = True"
+            )
+        return self.kept
 
 
 class Sequence:

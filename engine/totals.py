@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -67,6 +68,43 @@ class Totals:
             self.preemptions,
             dict(self.finished),
         )
+
+
+class Tally:
+    """Totals over the requests that have ended and those that run; read from any thread, each is seen once.
+
+    A lock would be simpler, but one that an interrupted reader left taken would stop the engine.
+    """
+
+    def __init__(self) -> None:
+        self._ended = Totals()
+        self._running: dict[Request, None] = {}
+        # Odd while a request goes over from those that run to those that have ended.
+        self._moves = 0
+
+    def begin(self, request: Request) -> None:
+        self._running[request] = None
+
+    def end(self, request: Request) -> None:
+        """Also of a request that never ran."""
+        self._moves += 1
+        try:
+            self._ended.add(request)
+            self._running.pop(request, None)
+        finally:
+            self._moves += 1
+
+    def totals(self) -> Totals:
+        """The sums as they are now."""
+        while True:
+            before = self._moves
+            totals, running = self._ended.copy(), tuple(self._running)
+            if before % 2 == 0 and before == self._moves:
+                break
+            time.sleep(0)
+        for request in running:
+            totals.add(request)
+        return totals
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -21,9 +22,9 @@ from nudging.blocks import BlockPool
 from nudging.chat import plain_chat_template
 from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_by
 from nudging.engine import Engine
-from nudging.engine_thread import EngineThread
+from nudging.engine_thread import Command, EngineLoop, EngineThread, Submission
 from nudging.errors import NumericalError, OutOfBlocks
-from nudging.handle import Handle
+from nudging.handle import Mailbox
 from nudging.jobs import Jobs
 from nudging.lanes import Lanes
 from nudging.policies.protocol import Policy
@@ -326,34 +327,45 @@ class SimRunner(ModelRunner):
         return model.row(state, want)
 
 
+class InlineLoop(EngineLoop):
+    """Counts how often each request's end was reported."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, records_ahead=False)
+        self.ends: dict[str, int] = {}
+
+    def post(self, command: Command) -> None:
+        if isinstance(command, Submission):
+            command._mailbox.notify = partial(self._count, command._mailbox)  # type: ignore[method-assign]
+        super().post(command)
+
+    def _count(self, mailbox: Mailbox, request: Request) -> None:
+        if request.is_finished:
+            self.ends[request.id] = self.ends.get(request.id, 0) + 1
+        Mailbox.notify(mailbox, request)
+
+
 class InlineThread(EngineThread):
     """The engine's thread without a thread: who calls `turn` is it."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        # How often each request's end was reported.
-        self.ends: dict[str, int] = {}
+        self._will.detach()
+        self.loop = InlineLoop(engine)
 
     def _start(self) -> threading.Thread:
         return threading.current_thread()
 
+    def check_may_wait(self, what: str) -> None:
+        """Nobody waits here for what is not there."""
+
     def turn(self) -> None:
         """What the thread does between two looks at whether there is work."""
-        self._turn()
+        self.loop.turn()
 
     def close(self) -> None:
         super().close()
-        self._end_everything()
-
-    def _refuse(self, requests: list[Request], handle: Handle, error: BaseException | None) -> None:
-        for request in requests if error is not None else ():
-            self.ends[request.id] = self.ends.get(request.id, 0) + 1
-        super()._refuse(requests, handle, error)
-
-    def _report(self, request: Request) -> None:
-        if request.is_finished:
-            self.ends[request.id] = self.ends.get(request.id, 0) + 1
-        super()._report(request)
+        self.loop.end()
 
 
 @dataclass(frozen=True)
@@ -398,8 +410,9 @@ class SimLLM(LLM):
         self._engine = Engine(
             dict(runners), models_of, setup.max_batch_tokens, clock=self.clock, carries=setup.carries
         )
-        self._tracer = self._engine._tracer
-        self._thread = EngineThread(self._engine) if threaded else InlineThread(self._engine)
+        self._thread = (
+            EngineThread(self._engine, on_stop=self._engine.close) if threaded else InlineThread(self._engine)
+        )
         self._jobs = Jobs(self._engine, self._thread, self.roles, None, setup.drafter)
 
 

@@ -232,12 +232,13 @@ class World:
             else:
                 sequences.update({id(sequence): sequence for sequence in request.sequences.values()})
         for generation in self.generations:
-            sequences.update({id(sequence): sequence for sequence in generation._sequences.values()})
+            sequences.update({id(sequence): sequence for sequence in generation._caches.sequences.values()})
         for sequence in sequences.values():
             yield sequence.block_table.pool, sequence.block_table.ids
 
     def _check_progress(self, job: Job, i: int, request: Request) -> None:
         """What is written is the beginning of what must be written."""
+        request.read_carried()
         pieces = request.pieces
         length = len(pieces)
         want = job.expected[i].token_ids
@@ -273,7 +274,7 @@ class World:
             )
             self.digest = crc32(repr(seen).encode(), self.digest)
             del self._arrivals[request.id]
-            ended = self.thread.ends.pop(request.id, 0)
+            ended = self.thread.loop.ends.pop(request.id, 0)
             assert ended == 1, f"{request.id} ended {ended} times"
             assert job.ids[i] == list(output.token_ids), "the stream and the result differ"
             assert job.texts[i] == (output.text or ""), "the stream and the result differ"
@@ -291,7 +292,7 @@ class World:
                 assert list(output.authors) == want.authors
                 assert list(output.logprobs or ()) == want.logprobs
         if job.generation is not None and outputs[0].error is None:
-            job.generation._append(job.handle)
+            job.generation.append(job.handle.result())
 
     def _may_end_otherwise(self, job: Job, request: Request) -> bool:
         if isinstance(request.policy, Broken) or (request.error is not None and job.may_fail):
@@ -344,8 +345,8 @@ def assert_untouched(llm: SimLLM) -> None:
     assert not any(left), f"left behind: {left}"
     left = (engine._views, engine._ledgers)
     assert not any(left), f"left behind: {left}"
-    assert not llm._thread._handles
-    assert not llm._thread._commands
+    assert not llm._thread.loop.jobs
+    assert llm._thread.loop.commands.empty()
 
 
 @dataclass(frozen=True)

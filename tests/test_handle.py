@@ -24,7 +24,7 @@ def watched(authors: str, *, tail: str = "", is_finished: bool = True) -> tuple[
     handle = Handle("h", [job], SimLLM(Setup())._thread)
     if not is_finished:
         job.finish_reason = None
-    handle.notify(job)
+    handle.mailbox.notify(job)
     return handle, job
 
 
@@ -37,7 +37,7 @@ def test_a_delta_is_what_came_since_and_the_last_one_says_how_it_ended() -> None
     assert not handle.is_finished
     job.finish("stop")
     assert handle.take(0, 3) is None, "the engine has not told it yet"
-    handle.notify(job)
+    handle.mailbox.notify(job)
     last = handle.take(0, 3)
     assert last is not None
     assert (last.token_ids, last.finish_reason, last.segments) == ((), "stop", ())
@@ -64,9 +64,9 @@ def test_listeners_are_told_at_once_and_of_every_move() -> None:
     told: list[bool] = []
     handle.add_listener(lambda: told.append(handle.is_finished))
     job.pieces.append(Piece(5, "base", ""))
-    handle.notify(job)
+    handle.mailbox.notify(job)
     job.finish("stop")
-    handle.notify(job)
+    handle.mailbox.notify(job)
     assert told == [False, False, True]
 
 
@@ -117,7 +117,7 @@ def test_another_process_is_told_instead_of_waiting() -> None:
         with pytest.raises(EngineClosed, match=f"was opened in process {ours + 1} and cannot be used"):
             use()
     EngineThread.close(llm._thread)
-    assert not llm._thread._closing, "there is nothing to end"
+    assert not llm._thread.loop.is_closing, "there is nothing to end"
 
 
 def test_what_runs_on_the_engines_thread_may_call_it_and_close_it() -> None:
@@ -194,5 +194,5 @@ def test_who_listens_to_what_is_over_is_told_once() -> None:
     handle, _ = watched("b")
     told: list[bool] = []
     handle.add_listener(lambda: told.append(handle.is_finished))
-    handle.notify(handle._requests[0])
+    handle.mailbox.notify(handle._requests[0])
     assert told == [True]

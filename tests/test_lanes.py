@@ -19,7 +19,7 @@ from nudging.lane_rules import rule_of
 from nudging.lanes import Lanes
 from nudging.output import Stats
 from nudging.policies.protocol import Policy
-from nudging.request import CARRIED, Request
+from nudging.request import CARRIED, Counters, Request
 from nudging.trace import Trace
 from tests.simulated import Setup
 from tests.simulation import World, live
@@ -170,29 +170,27 @@ def test_what_other_threads_may_read_is_read_while_the_request_is_carried() -> N
     world.drain()
 
 
-@pytest.mark.parametrize("name", ["pieces", "counters"])
-def test_who_reads_while_the_request_is_handed_back_reads_what_came_back(name: str) -> None:
+def test_who_reads_while_the_request_is_handed_back_reads_what_came_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     world = World(ROOMY, stride=1000)
     request = carried_request(world)
     for _ in range(5):
         world.turn()
-    lock = request._reading
+    counted, asked = Lanes.counters, 0
 
-    class TakenFirst:
-        """The engine's thread has the lock before the reader gets it."""
+    def handed_back_first(lanes: Lanes, one: Request) -> Counters:
+        """The engine's thread is quicker."""
+        nonlocal asked
+        asked += 1
+        one.bring_back()
+        return counted(lanes, one)
 
-        def __enter__(self) -> None:
-            request._reading = lock
-            request.bring_back()
-            lock.acquire()
-
-        def __exit__(self, *_: object) -> None:
-            lock.release()
-
-    request._reading = TakenFirst()
-    seen = getattr(request, name)
+    monkeypatch.setattr(Lanes, "counters", handed_back_first)
+    seen = request.counters
     assert not request.is_carried
-    assert seen is getattr(request, name), "what is there now, not what the lanes had"
+    assert asked == 1
+    assert seen is request.counters, "what is there now, not what the lanes had"
     assert len(request.pieces) == len(request.output) > 0
     world.drain()
 

@@ -40,7 +40,7 @@ def test_closing_ends_a_drain(tiny_pair: dict[str, Path]) -> None:
     handle = llm.submit(PROMPT, LONG)
     drain = threading.Thread(target=llm.drain)
     drain.start()
-    while not llm._thread._draining:
+    while not llm._thread.loop.is_draining:
         time.sleep(0.001)
     llm.close()
     drain.join(timeout=10)
@@ -213,7 +213,7 @@ def test_an_engine_that_breaks_tells_everyone_and_keeps_its_reason(monkeypatch: 
 
     latecomer = threading.Thread(target=submit_late)
     latecomer.start()
-    while not llm._thread._commands:
+    while llm._thread.loop.commands.empty():
         time.sleep(0.001)
     breaks.set()
     latecomer.join(30)

@@ -122,7 +122,7 @@ def test_closing_a_text_after_its_engine_is_no_error() -> None:
     with pytest.raises(EngineClosed):
         text.extend()
     text.close()
-    assert text._sequences == {}
+    assert text._caches.sequences == {}
 
 
 def test_every_extension_is_a_request_of_its_own(llm: SimLLM) -> None:

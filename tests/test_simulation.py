@@ -7,7 +7,7 @@ import pytest
 from nudging import Base, Nudging, SamplingParams
 from nudging.blocks import BlockPool, BlockTable
 from nudging.engine import Engine
-from nudging.engine_thread import EngineThread
+from nudging.engine_thread import EngineLoop
 from nudging.prefix_cache import Prefix, PrefixCache
 from nudging.request import Request
 from nudging.scheduler import Scheduler
@@ -88,10 +88,10 @@ def preempts_without_taking_the_blocks(scheduler: Scheduler, request: Request) -
         sequence.block_table = table
 
 
-def ends_twice(thread: EngineThread, requests: list[Request]) -> None:
-    ORIGINAL["_abort"](thread, requests)
+def ends_twice(loop: EngineLoop, requests: list[Request]) -> None:
+    ORIGINAL["abort"](loop, requests)
     for request in requests:
-        thread.ends[request.id] = thread.ends.get(request.id, 0) + 1  # type: ignore[attr-defined]
+        loop.ends[request.id] = loop.ends.get(request.id, 0) + 1  # type: ignore[attr-defined]
 
 
 def serves_nobody_at_times(scheduler: Scheduler, model: str) -> dict[Request, int]:
@@ -123,7 +123,7 @@ FAULTS: list[tuple[type, str, Any]] = [
     (Scheduler, "_share_tokens", serves_nobody_at_times),
     (PrefixCache, "find", finds_blocks_behind_another_text),
     (Request, "is_late", property(sleeps_over_its_time)),
-    (EngineThread, "_abort", ends_twice),
+    (EngineLoop, "abort", ends_twice),
     (RequestView, "row", commits_drafts_unseen),
 ]
 ORIGINAL = {name: getattr(owner, name) for owner, name, _ in FAULTS}

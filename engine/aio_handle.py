@@ -1,0 +1,132 @@
+"""A submitted job for code that awaits."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator
+from typing import Self
+
+from nudging.handle import Handle
+from nudging.output import Delta, RequestOutput
+
+
+class AsyncHandle:
+    """A submitted prompt, for the event loop it was submitted from."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._loop = asyncio.get_running_loop()
+        self._moved = asyncio.Event()
+        self._is_woken = False
+        # The engine holds its listeners: by this one it holds nobody who may be forgotten.
+        wake = weakref.WeakMethod(self._wake)
+        handle.add_listener(lambda: None if (awake := wake()) is None else awake())
+
+    @property
+    def request_id(self) -> str:
+        return self._handle.request_id
+
+    @property
+    def is_finished(self) -> bool:
+        return self._handle.is_finished
+
+    def cancel(self) -> None:
+        """End what is not finished yet, with the finish reason "abort"; what was written stays."""
+        self._handle.cancel()
+
+    async def result(self) -> RequestOutput:
+        """Wait for all continuations.  A task cancelled here cancels the request (else use shield)."""
+        try:
+            while not self._handle.is_finished:
+                await self._change()
+        except BaseException:
+            self.cancel()
+            raise
+        return self._handle.result(timeout=0)
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """Deltas as they come, of all continuations; each ends with one whose `finish_reason` is set."""
+        seen = [0] * self._handle.num_outputs
+        open_ones = set(range(self._handle.num_outputs))
+        while open_ones:
+            deltas = [self._handle.take(i, seen[i]) for i in sorted(open_ones)]
+            if not any(deltas):
+                await self._change()
+            for delta in filter(None, deltas):
+                seen[delta.index] += len(delta.token_ids)
+                if delta.finish_reason is not None:
+                    open_ones.discard(delta.index)
+                yield delta
+
+    async def _change(self) -> None:
+        """Wait until something moved since the last look; whoever waits looks again afterwards."""
+        await self._moved.wait()
+        self._is_woken = False
+        self._moved.clear()
+
+    def _wake(self) -> None:
+        """The engine's thread: wake the event loop, unless it is awake or gone."""
+        if self._is_woken:
+            return
+        # One call at most waits in a loop that is busy elsewhere.
+        self._is_woken = True
+        try:
+            self._loop.call_soon_threadsafe(self._moved.set)
+        except RuntimeError:
+            # The loop was closed over a running request: nobody is left to read it.
+            if not self._loop.is_closed():
+                raise
+            self.cancel()
+
+
+class AsyncStream:
+    """A job's deltas, read by one who owns it: closing it, a cancelled task and dropping it cancel what is
+    not written yet.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._deltas = aiter(AsyncHandle(handle))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        try:
+            return await anext(self._deltas)
+        except BaseException:
+            self._handle.cancel()
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # An interrupt may have come before there was a handle.
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            handle.abandon()
+
+    async def aclose(self) -> None:
+        """Cancel what is not finished yet; the stream ends."""
+        self._handle.cancel()
+        await self._deltas.aclose()  # type: ignore[attr-defined]
+
+
+async def results(handles: list[Handle]) -> list[RequestOutput]:
+    """All results in order; left by an exception, a cancelled task's too, it cancels all requests."""
+    collected = []
+    try:
+        for handle in handles:
+            # Where many have ended, collecting them all at once would hold the loop.
+            await asyncio.sleep(0)
+            collected.append(await AsyncHandle(handle).result())
+    except BaseException:
+        for handle in handles:
+            handle.abandon()
+        raise
+    return collected
