@@ -67,17 +67,17 @@ class AsyncHandle:
 
     def _wake(self) -> None:
         """The engine's thread: wake the event loop, unless it is awake or gone."""
-        if self._is_woken:
-            return
-        # One call at most waits in a loop that is busy elsewhere.
-        self._is_woken = True
-        try:
-            self._loop.call_soon_threadsafe(self._moved.set)
-        except RuntimeError:
-            # The loop was closed over a running request: nobody is left to read it.
-            if not self._loop.is_closed():
-                raise
-            self.cancel()
+        if self._loop.is_closed():
+            # It was closed over a running request: nobody is left to read it.
+            self._handle.abandon()
+        elif not self._is_woken:
+            # One call at most waits in a loop that is busy elsewhere.
+            self._is_woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._moved.set)
+            except RuntimeError:
+                assert self._loop.is_closed(), "the event loop refused a call while it was open"
+                self._handle.abandon()
 
 
 class AsyncStream:
