@@ -21,6 +21,7 @@ from nudging.chat_messages import (
 )
 from nudging.chat_sandbox import ChatEnvironment
 from nudging.errors import BadRequest, CheckpointError
+from nudging.lfs import refuse_pointer
 from nudging.tokenizer import Tokenizer, named_special_tokens, read_json
 
 # What a base model was never taught it can still read: questions and answers, the last one open.
@@ -224,13 +225,22 @@ def load_chat_template(path: str | Path) -> ChatTemplate | None:
     if (folder / "chat_template.jinja").is_file():
         files = {"default": folder / "chat_template.jinja"}
         files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-        found = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+        found = {name: _read_text(file) for name, file in files.items()}
     for name in ("tokenizer_config.json", "chat_template.json"):
         if found is None:
             found = read_json(folder / name).get("chat_template")
     if found is None:
         return None
     return ChatTemplate(_by_name(found, folder), named_special_tokens(folder))
+
+
+def _read_text(file: Path) -> str:
+    data = file.read_bytes()
+    refuse_pointer(data[:64], file)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is not UTF-8 ({error}); fetch it again") from error
 
 
 def _by_name(found: object, folder: Path) -> dict[str, str]:

@@ -54,12 +54,12 @@ def check_policy(policy: Policy, roles: dict[str, Role]) -> None:
 
 def _check_one_vocabulary(policy: Policy, first: Role, other: Role) -> None:
     if first.tokenizer is not None and other.tokenizer is not None:
-        same = first.tokenizer.same_as(other.tokenizer)
+        why = first.tokenizer.difference(other.tokenizer)
     else:
-        same = first.vocab_size == other.vocab_size
-    if not same:
+        sizes = first.vocab_size, other.vocab_size
+        why = None if sizes[0] == sizes[1] else f"they have {sizes[0]} and {sizes[1]} ids"
+    if why is not None:
         raise BadRequest(
             f"{policy!r} passes token ids between {first.name!r} and {other.name!r}, whose vocabularies "
-            f"differ ({first.vocab_size} and {other.vocab_size} ids); use granularity='reference', which "
-            "passes text, or a pair with one tokenizer"
+            f"differ: {why}; use granularity='reference', which passes text, or a pair with one tokenizer"
         )

@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from nudging.errors import BadRequest, CheckpointError
+from nudging.lfs import refuse_pointer
 
 MAX_VOCAB = 2**24  # ids; no real vocabulary comes near, a damaged file may
 
@@ -171,8 +173,19 @@ class Tokenizer(ABC):
         Padding rows and special tokens have no bytes.  So a checkpoint with a larger embedding, or with more
         special tokens (an instruct variant), has the same tokenizer; one with more tokens of text has not.
         """
-        mine, theirs = self._rules, other._rules
-        return self._written == other._written and (mine[0] != theirs[0] or mine == theirs)
+        return self.difference(other) is None
+
+    def difference(self, other: Tokenizer) -> str | None:
+        """What keeps ids from passing between the two (see `same_as`), in words; None where nothing does."""
+        mine, theirs = self._written, other._written
+        if mine != theirs:
+            pairs = enumerate(zip_longest(mine, theirs, fillvalue=b""))
+            token = next(i for i, (a, b) in pairs if a != b)
+            shown, another = self.shown(token) or "no text", other.shown(token) or "no text"
+            return f"id {token} is {shown!r} in the one and {another!r} in the other"
+        if self._rules[0] == other._rules[0] and self._rules != other._rules:
+            return f"their {len(mine)} tokens are the same and the {self._rules[0]} that order them are not"
+        return None
 
     @cached_property
     def _written(self) -> tuple[bytes, ...]:
@@ -215,8 +228,10 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where the file does not exist.  CheckpointError: not a JSON object."""
     if not file.is_file():
         return {}
+    data = file.read_bytes()
+    refuse_pointer(data[:64], file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); fetch the checkpoint again") from error
     if not isinstance(value, dict):

@@ -9,6 +9,7 @@ from pathlib import Path
 import sentencepiece
 
 from nudging.errors import CheckpointError
+from nudging.lfs import refuse_pointer
 from nudging.tokenizer import (
     AddedToken,
     Tokenizer,
@@ -19,6 +20,7 @@ from nudging.tokenizer import (
 )
 
 _SPACE = "\u2581"
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 
 # A protobuf message followed by a second one reads as the two merged, so these bytes change three fields
 # of the model's normalizer_spec (field 3): no character map (2), no dummy prefix (3), extra spaces stay (4).
@@ -92,6 +94,12 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _processor(proto: bytes, file: Path) -> sentencepiece.SentencePieceProcessor:
+    refuse_pointer(proto[:64], file)
+    if _TIKTOKEN.match(proto):
+        raise CheckpointError(
+            f"{file} is a tiktoken vocabulary, which this engine does not read; put the model's "
+            "tokenizer.json beside it, which its repository has or transformers' save_pretrained writes"
+        )
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nudging.errors import BadRequest, CheckpointError
 from nudging.models.config import ModelConfig, read_config
-from nudging.models.load import layer_shapes
+from nudging.models.tensors import layer_shapes
 from tests.checkpoints import CONFIG, VOCAB, write
 
 # Parameters as their publishers count them, the 3.88 billion of Gemma 3 4B with 64 rows of padding.

@@ -152,9 +152,7 @@ def test_the_head_of_a_tied_checkpoint_has_to_be_its_embedding(tmp_path: Path) -
     assert decoder.weights.head is decoder.weights.embed
 
 
-@pytest.mark.parametrize(
-    "kind", ["missing shard", "elsewhere", "not in it", "in the other", "twice", "no map"]
-)
+@pytest.mark.parametrize("kind", ["missing shard", "elsewhere", "not in it", "in the other", "no map"])
 def test_a_damaged_index_is_refused(tmp_path: Path, kind: str) -> None:
     weight_map = write_shards(tmp_path)
     load_model(tmp_path)
@@ -165,16 +163,15 @@ def test_a_damaged_index_is_refused(tmp_path: Path, kind: str) -> None:
         outside = tmp_path.parent / "outside.safetensors"
         shutil.copy(tmp_path / "b.safetensors", outside)
         write_index(tmp_path, {k: v.replace("b.", "../outside.") for k, v in weight_map.items()})
-        assert "'../outside.safetensors', it must be the plain name" in refusal(tmp_path)
+        assert "'../outside.safetensors', it must be a .safetensors file of this directory" in refusal(
+            tmp_path
+        )
     elif kind == "not in it":
         write_index(tmp_path, {**weight_map, "model.norm.bias": "a.safetensors"})
         assert "places model.norm.bias in a.safetensors, which does not have it" in refusal(tmp_path)
     elif kind == "in the other":
         write_index(tmp_path, {**weight_map, "lm_head.weight": "b.safetensors"})
         assert "places lm_head.weight in b.safetensors, which does not have it" in refusal(tmp_path)
-    elif kind == "twice":
-        save_file(make_tensors(), tmp_path / "b.safetensors")
-        assert f"is in {tmp_path / 'a.safetensors'} and in {tmp_path / 'b.safetensors'}" in refusal(tmp_path)
     else:
         write_index(tmp_path, {})
         assert "weight_map = {}" in refusal(tmp_path)

@@ -176,3 +176,32 @@ def test_a_template_that_is_none_is_refused_before_anything_loads(
 ) -> None:
     with pytest.raises(BadRequest, match=reason):
         LLM(base=beyond, chat_template=given)
+
+
+def test_what_keeps_two_vocabularies_apart_is_named(tmp_path: Path) -> None:
+    """Two of one size differ in some token, or in how they merge; a count says neither."""
+    base = write_tiny_checkpoint(tmp_path / "base")
+    guide = write_tiny_checkpoint(tmp_path / "guide")
+    spec = json.loads((guide / "tokenizer.json").read_text())
+    vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
+    names = {token: text for text, token in vocab.items()}
+    vocab[names[300]], vocab[names[301]] = 301, 300
+    (guide / "tokenizer.json").write_text(json.dumps(spec))
+    assert refused(base, guide).startswith(f"id 300 is {text_of(names[300])!r} in the one and")
+    vocab[names[300]], vocab[names[301]] = 300, 301
+    spec["model"]["merges"] = [*merges[1:], merges[0]]
+    (guide / "tokenizer.json").write_text(json.dumps(spec))
+    assert refused(base, guide).startswith("their 320 tokens are the same and the merges that order them")
+
+
+def text_of(name: str) -> str:
+    return name.replace("\u0120", " ")
+
+
+def refused(base: Path, guide: Path) -> str:
+    """Why the two may not pass ids."""
+    with LLM(base, guide, kv_cache_memory="4MiB") as llm, pytest.raises(BadRequest) as caught:
+        llm.generate("a", PARAMS)
+    before, _, reason = str(caught.value).partition("vocabularies differ: ")
+    assert "'base' and 'guide'" in before
+    return reason

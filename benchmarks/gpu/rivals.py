@@ -26,7 +26,7 @@ from benchmarks.report import quartiles
 from benchmarks.rounds import run_rounds
 from nudging import Base, LoadedModel
 from nudging.kernels.weight import PackedWeight, Weight
-from nudging.models.load import layer_shapes
+from nudging.models.tensors import layer_shapes
 
 ROUNDS = 2
 # Where its layers keep what ours keep joined.

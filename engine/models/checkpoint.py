@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..lfs import refuse_pointer
 from .raw import REMEDY, RawConfig, parse_json, printable, read_json
 
 MAX_HEADER_BYTES = 16 << 20
@@ -41,30 +42,24 @@ class TensorInfo(NamedTuple):
 
 
 def list_tensors(directory: Path) -> dict[str, TensorInfo]:
-    """Every tensor of the checkpoint by name.
+    """Every tensor of the checkpoint by name; where there is an index, those that it names and where it says.
 
-    Raises CheckpointError: no safetensors, a damaged index or header, a missing shard, a tensor in two shards
-    or not where the index says.
+    Raises CheckpointError: no safetensors, a damaged index or header, a missing shard, a tensor that is not
+    where the index says.
     """
     if (directory / SINGLE).exists():
         return read_header(directory / SINGLE)
     if not (directory / INDEX).exists():
         raise _no_weights(directory)
     weight_map = _read_index(directory)
-    found: dict[str, TensorInfo] = {}
-    for file in sorted(set(weight_map.values())):
-        for name, info in read_header(directory / file).items():
-            if name in found:
-                raise CheckpointError(
-                    f"{printable(name)} is in {found[name].file} and in {info.file}; {REMEDY}"
-                )
-            found[name] = info
+    headers = {file: read_header(directory / file) for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
-        if name not in found or found[name].file.name != file:
+        if name not in headers[file]:
             raise CheckpointError(
-                f"{directory / INDEX} places {printable(name)} in {file}, which does not have it; {REMEDY}"
+                f"{directory / INDEX} places {printable(name)} in {printable(file)}, which does not have it; "
+                f"{REMEDY}"
             )
-    return found
+    return {name: headers[file][name] for name, file in weight_map.items()}
 
 
 def describe(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, TensorInfo]:
@@ -84,6 +79,12 @@ def _no_weights(directory: Path) -> CheckpointError:
             "safetensors are read, as other formats can run code; convert it where you trust it, with "
             "transformers' save_pretrained"
         )
+    shards = sorted(p.name for p in directory.glob("*.safetensors"))
+    if shards:
+        return CheckpointError(
+            f"{directory} has {', '.join(map(printable, shards[:3]))} but neither {SINGLE} nor {INDEX}, "
+            "which says what is where; fetch it, too"
+        )
     return CheckpointError(
         f"{directory} has neither {SINGLE} nor {INDEX}; give a complete checkpoint directory"
     )
@@ -96,9 +97,8 @@ def _read_index(directory: Path) -> dict[str, str]:
     if not 1 <= len(weight_map.values) <= MAX_TENSORS:
         index.wrong("weight_map", f"an object of 1 to {MAX_TENSORS} tensors")
     for name, file in weight_map.values.items():
-        # A shard lies beside its index; anything else could point anywhere.
-        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
-            weight_map.wrong(name, "the plain name of a .safetensors file")
+        if not _is_inside(file):
+            weight_map.wrong(name, "a .safetensors file of this directory or of a folder in it")
     missing = sorted({f for f in weight_map.values.values() if not (directory / f).exists()})
     if missing:
         raise CheckpointError(
@@ -108,6 +108,14 @@ def _read_index(directory: Path) -> dict[str, str]:
     return dict(weight_map.values)
 
 
+def _is_inside(file: object) -> TypeGuard[str]:
+    """Whether it names a shard beside its index or below it; anything else could point anywhere."""
+    if not isinstance(file, str) or not file.endswith(".safetensors") or "\\" in file:
+        return False
+    parts = file.split("/")
+    return all(part not in ("", ".", "..") for part in parts) and not Path(file).is_absolute()
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file.  Raises CheckpointError unless all of its header is right."""
     try:
@@ -115,6 +123,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with path.open("rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
+            refuse_pointer(prefix + file.read(64), path)
+            file.seek(8)
             if len(prefix) < 8 or length > size - 8:
                 raise CheckpointError(
                     f"{path} has {size} bytes, too few for its header of {length}: it is truncated or no "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 from rich.console import Console
@@ -18,28 +18,16 @@ from ..kernels.weight import Int8Weight, PackedWeight, Weight, pack, quantize_in
 from .checkpoint import DTYPES, TensorInfo, describe, list_tensors
 from .config import FAMILIES, read_config
 from .decoder import Decoder
-from .raw import REMEDY, printable
+from .raw import REMEDY
 from .spec import ModelConfig
-from .standard import Family
+from .tensors import Slot, plan
 from .weights import Arena, Layer, Weights, arena_size
 from .whole_pass import runs_in_cpp
 
 DTYPE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHOWN_NAMES = 5
 # The fields of a layer that matrix products read.
 MATRICES = ("qkv", "o", "gate_up", "down")
 Quantization = Literal["int8"] | None
-
-
-class Slot(NamedTuple):
-    """One weight of the decoder: the tensors joined along dim 0 into it, with the shape of each."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
 
 
 def load_model(
@@ -65,13 +53,10 @@ def load_model(
     config = read_config(directory, max_len)
     family = FAMILIES[config.family]
     infos = list_tensors(directory) if tensors is None else describe(tensors, directory)
-    prefix = next((p for p in family.prefixes if f"{p}embed_tokens.weight" in infos), family.prefixes[0])
-    top, layers = _slots(config, family, prefix, infos)
-    wanted = [*top.values(), *(slot for layer in layers for slot in layer.values())]
-    _check_names(directory, config, family, wanted, infos)
-    _check_shapes(config, wanted, infos)
+    found = plan(directory, config, family, infos)
+    top, layers = found.top, found.layers
     chosen = _choose_dtype(dtype, config, infos[top["embed"].names[0]])
-    num_bytes = sum(infos[name].num_bytes for slot in wanted for name in slot.names)
+    num_bytes = sum(infos[name].num_bytes for slot in found.slots for name in slot.names)
     with ExitStack() as stack:
         advance = stack.enter_context(_progress_bar(directory.name, num_bytes, progress))
         packs = packed and runs_in_cpp(chosen, torch.device(device))
@@ -80,7 +65,7 @@ def load_model(
         read = _Reader(infos, get, chosen, arena, advance, packs)
         matrix: Callable[[Slot], Weight] = read.matrix if quantization is None else read.int8
         if config.tied:
-            embed, head = _tied(top["embed"], infos, read, quantization)
+            embed, head = _tied(top["embed"], found.tied_head, read, quantization)
         else:
             embed, head = read(top["embed"]), matrix(top["head"])
         built = tuple(_read_layer(layer, matrix, read) for layer in layers)
@@ -121,112 +106,6 @@ def _parts(
 def _held(shape: tuple[int, ...]) -> tuple[int, ...]:
     """With room for what fills up the last panel."""
     return (whole_panels(shape[0]), *shape[1:])
-
-
-def layer_shapes(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """For each weight of a layer: the rows of the tensors joined in it, and the dimensions after the rows."""
-    hidden, q, kv, inner = config.hidden_size, config.q_size, config.kv_size, config.intermediate_size
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-        "qkv": ((q, kv, kv), (hidden,)),
-        "o": ((hidden,), (q,)),
-        "gate_up": ((inner, inner), (hidden,)),
-        "down": ((hidden,), (inner,)),
-    }
-    if config.norm == "rms" and config.pre_norm:
-        shapes |= {"attn_norm": ((hidden,), ()), "mlp_norm": ((hidden,), ())}
-    if config.post_norm:
-        shapes |= {"attn_post_norm": ((hidden,), ()), "mlp_post_norm": ((hidden,), ())}
-    if config.qk_norm == "head":
-        shapes |= {"q_norm": ((config.head_dim,), ()), "k_norm": ((config.head_dim,), ())}
-    if config.qk_norm == "full":
-        shapes |= {"q_norm": ((q,), ()), "k_norm": ((kv,), ())}
-    if config.qkv_bias:
-        shapes["qkv_bias"] = ((q, kv, kv), ())
-    if config.o_bias:
-        shapes["o_bias"] = ((hidden,), ())
-    if config.mlp_bias:
-        shapes |= {"gate_up_bias": ((inner, inner), ()), "down_bias": ((hidden,), ())}
-    return shapes
-
-
-def _slots(
-    config: ModelConfig, family: Family, prefix: str, tensors: dict[str, TensorInfo]
-) -> tuple[dict[str, Slot], list[dict[str, Slot]]]:
-    """Where every weight comes from: those of the whole model by name, and those of each layer."""
-    table = ((config.vocab_size, config.hidden_size),)
-    top = {"embed": Slot((f"{prefix}embed_tokens.weight",), table)}
-    if config.norm == "rms":
-        top["norm"] = Slot((f"{prefix}norm.weight",), ((config.hidden_size,),))
-    if not config.tied:
-        top["head"] = Slot((_head_name(tensors),), table)
-    layers = []
-    for i in range(config.num_layers):
-        slots = {}
-        for field, (rows, rest) in layer_shapes(config).items():
-            names = tuple(f"{prefix}layers.{i}.{name}" for name in family.tensors[field])
-            rows = rows if len(names) == len(rows) else (sum(rows),)  # a checkpoint may come with them joined
-            slots[field] = Slot(names, tuple((r, *rest) for r in rows))
-        layers.append(slots)
-    return top, layers
-
-
-def _head_name(tensors: dict[str, TensorInfo]) -> str:
-    inner = "language_model.lm_head.weight"
-    return inner if inner in tensors else "lm_head.weight"
-
-
-def _check_names(
-    directory: Path,
-    config: ModelConfig,
-    family: Family,
-    wanted: list[Slot],
-    tensors: dict[str, TensorInfo],
-) -> None:
-    """Every wanted tensor is there, and no other than those known to be of no use."""
-    names = {name for slot in wanted for name in slot.names}
-    missing = [name for slot in wanted for name in slot.names if name not in tensors]
-    if missing:
-        raise CheckpointError(
-            f"{directory}: {len(missing)} of {len(names)} tensors are missing: {_some(missing)}; check that "
-            f"config.json (model_type {config.family!r}) is this checkpoint's, and fetch it again"
-        )
-    extra = [
-        name
-        for name in tensors
-        if name not in names
-        and not name.startswith(family.ignored)
-        and not name.endswith("rotary_emb.inv_freq")  # old Llama checkpoints; recomputed from the config
-        and not (config.tied and name == _head_name(tensors))
-    ]
-    if extra:
-        raise CheckpointError(
-            f"{directory}: {len(extra)} tensors are not known in a {config.family!r} model: {_some(extra)}; "
-            "check that config.json is this checkpoint's"
-        )
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN_NAMES
-    return ", ".join(map(printable, names[:SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
-
-
-def _check_shapes(config: ModelConfig, wanted: list[Slot], tensors: dict[str, TensorInfo]) -> None:
-    for slot in wanted:
-        for name, shape in zip(slot.names, slot.shapes, strict=True):
-            info = tensors[name]
-            if info.dtype not in DTYPES:
-                raise CheckpointError(
-                    f"{info.file}: {name} is {info.dtype}, supported are {', '.join(DTYPES)}; "
-                    "give a checkpoint that is not quantised"
-                )
-            if info.shape != shape:
-                rows = ""
-                if shape[0] == config.vocab_size and info.shape[:1] != shape[:1]:
-                    rows = f" (config.json's vocab_size is {config.vocab_size})"
-                raise CheckpointError(
-                    f"{info.file}: {name} has shape {list(info.shape)}, config.json makes it {list(shape)}"
-                    f"{rows}; {REMEDY}"
-                )
 
 
 def _choose_dtype(
@@ -328,29 +207,23 @@ def _open(file: Path, stack: ExitStack) -> _TensorFile:
 
 
 def _tied(
-    slot: Slot, tensors: dict[str, TensorInfo], read: _Reader, quantization: Quantization
+    slot: Slot, given: Slot | None, read: _Reader, quantization: Quantization
 ) -> tuple[Tensor | PackedWeight, Weight]:
-    """Embedding and head, which are one; an int8 head is a copy: embeddings are looked up as they were."""
+    """Embedding and head, which are one; an int8 head is a copy: embeddings are looked up as they were.
+
+    A head that is `given` all the same has to be the embedding.
+    """
     held = read.room(slot.shape, read.dtype)
     rows = read.read(slot, held[: slot.shape[0]])
-    _check_tied(rows, tensors, read)
+    if given is not None and not torch.equal(read.read(given, torch.empty_like(rows)), rows):
+        raise CheckpointError(
+            f"{read.tensors[given.names[0]].file}: {given.names[0]} is not the embedding although "
+            "config.json has tie_word_embeddings true; set it to false if the head was trained"
+        )
     if quantization is not None:
         return rows, read.quantize(rows)
     both = read.packed(held, slot.shape[0])
     return both, both
-
-
-def _check_tied(head: Tensor, tensors: dict[str, TensorInfo], read: _Reader) -> None:
-    """A head that a tied checkpoint brings all the same has to be the embedding."""
-    name = _head_name(tensors)
-    if name not in tensors:
-        return
-    given = read.read(Slot((name,), (tensors[name].shape,)), torch.empty_like(head))
-    if not torch.equal(given, head):
-        raise CheckpointError(
-            f"{tensors[name].file}: {name} is not the embedding although config.json has "
-            "tie_word_embeddings true; set it to false if the head was trained"
-        )
 
 
 @contextmanager

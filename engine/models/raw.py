@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from ..errors import CheckpointError
+from ..lfs import refuse_pointer
 
 MAX_JSON_BYTES = 16 << 20  # a weight map of 100,000 tensors is about 10 MB
 
@@ -141,7 +142,9 @@ def read_json(path: Path) -> RawConfig:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path} has {size} bytes, the limit is {MAX_JSON_BYTES}; {REMEDY}")
-        return parse_json(path.read_bytes(), str(path))
+        data = path.read_bytes()
+        refuse_pointer(data[:64], path)
+        return parse_json(data, str(path))
     except OSError as error:
         raise CheckpointError(
             f"cannot read {path}: {error.strerror}; give a checkpoint directory that has it"
