@@ -21,7 +21,9 @@ MAX_ROUNDS = 150
 
 @dataclass(frozen=True)
 class Params:
-    """How tokens are drawn and when a text ends, as in SamplingParams; `seed` is a number here."""
+    """How tokens are drawn and when a text ends, as in SamplingParams; `seed` is a number here, bad words are
+    ids, and `keeps_stop` is include_stop_str_in_output.
+    """
 
     max_tokens: int = 16
     temperature: float = 0.0
@@ -32,6 +34,21 @@ class Params:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    keeps_stop: bool = False
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether a row is drawn from as the text before it has it."""
+        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty
+        return bool(
+            self.min_tokens or self.bad_words or self.allowed_token_ids is not None or penalties != (0, 0, 1)
+        )
 
     def ends(self, token: int, eos: frozenset[int]) -> bool:
         """Whether `token`, written by a model whose end-of-sequence ids are `eos`, ends the text."""
@@ -45,13 +62,21 @@ class Params:
 @dataclass(frozen=True)
 class Role:
     """A model under its prompt; `logits(ids)` is the row [vocab] fp32 that follows the last of `ids`, which
-    are at most `max_len`: its context.
+    are at most `max_len`: its context.  The last `earlier` tokens of its prompt are output of an open text.
     """
 
     logits: Callable[[list[int]], Tensor]
     prompt: list[int]
     eos: frozenset[int] = frozenset()
     max_len: int = sys.maxsize
+    earlier: int = 0
+
+    def draw(self, written: list[int], params: Params) -> int:
+        """The token it writes after the prompt and `written`."""
+        begin = len(self.prompt) - self.earlier
+        tokens = self.prompt + written
+        ends = self.eos if len(written) < params.min_tokens else None
+        return choose(self.row(written), params, len(written), Past(tokens[:begin], tokens[begin:], ends))
 
     def row(self, written: list[int]) -> Tensor:
         """The logits [vocab] of the token after the prompt and `written`."""
@@ -60,6 +85,17 @@ class Role:
     def has_room_for(self, written: list[int]) -> bool:
         """Whether its context holds the prompt and `written`."""
         return len(self.prompt) + len(written) <= self.max_len
+
+
+class Past(NamedTuple):
+    """What stands before a row; `ends` are the model's end-of-sequence ids while the text is too short."""
+
+    prompt: list[int]
+    output: list[int]
+    ends: frozenset[int] | None = None
+
+
+NO_PAST = Past([], [])
 
 
 class Written(NamedTuple):
@@ -73,32 +109,62 @@ class Written(NamedTuple):
     finish_reason: str
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text as a reader would cut it who sees one character after another."""
-    for end in range(1, len(text) + 1):
+def cut_at_stop(
+    text: str, stops: Sequence[str], begin: int = 0, keeps_stop: bool = False
+) -> tuple[str, bool]:
+    """The text as a reader would cut it who sees one character after another and overlooks stop strings that
+    end with its first `begin` ones.
+    """
+    for end in range(begin + 1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
-            return text[: end - max(map(len, found))], True
+            return text[: end if keeps_stop else end - max(map(len, found))], True
     return text, False
 
 
-def end_at_stop(written: Written, stops: Sequence[str], text_of: Callable[[list[int]], str]) -> Written:
+def end_at_stop(
+    written: Written, stops: Sequence[str], text_of: Callable[[list[int]], str], begin: int = 0
+) -> Written:
     """What is left of `written` where stop strings end it: the token that completes one is its last."""
     ids, authors, _ = written
     for n in range(1, len(ids) + 1):
-        if cut_at_stop(text_of(ids[:n]), stops)[1]:
+        if cut_at_stop(text_of(ids[:n]), stops, begin)[1]:
             return Written(ids[:n], authors[:n], "stop")
     return written
 
 
 @singledispatch
-def choose(row: Tensor, params: Params, position: int) -> int:
+def choose(row: Tensor, params: Params, position: int, past: Past = NO_PAST) -> int:
     """The token drawn at output position `position` from logits [vocab]; other kinds of rows register."""
-    biased = row.clone()
-    for token, bias in params.logit_bias.items():
-        biased[token] += bias
     p = params
-    return pick(biased, p.temperature, p.top_k, p.top_p, p.min_p, p.seed, position)
+    return pick(changed(row, p, past), p.temperature, p.top_k, p.top_p, p.min_p, p.seed, position)
+
+
+def changed(row: Tensor, params: Params, past: Past) -> Tensor:
+    """The logits [vocab] that are drawn from, one token after the other."""
+    new, vocab = row.clone(), len(row)
+    banned = [word[-1] for word in params.bad_words if ends_with(past.output, list(word[:-1]))]
+    if past.ends is not None:
+        banned += [*params.stop_token_ids, *(() if params.ignore_eos else past.ends)]
+    allowed = params.allowed_token_ids
+    banned += [token for token in range(vocab) if allowed is not None and token not in allowed]
+    new[[token for token in banned if token < vocab]] = -math.inf
+    for token, bias in params.logit_bias.items():
+        new[token] += bias
+    if not params.changes_rows:
+        return new
+    for token in {*past.prompt, *past.output}:
+        if token < vocab:
+            x = new[token]
+            new[token] = x / params.repetition_penalty if x > 0 else x * params.repetition_penalty
+    for token in set(past.output):
+        new[token] -= params.frequency_penalty * past.output.count(token) + params.presence_penalty
+    return new
+
+
+def ends_with(ids: list[int], end: list[int]) -> bool:
+    """Whether `end` are the last of `ids`."""
+    return len(end) <= len(ids) and ids[len(ids) - len(end) :] == end
 
 
 @singledispatch
@@ -133,8 +199,11 @@ def guide(role: Role, params: Params) -> Written:
 def _alone(role: Role, params: Params, author: str) -> Written:
     ids: list[int] = []
     while len(ids) < params.max_tokens:
-        token = choose(role.row(ids), params, len(ids))
-        if params.ends(token, role.eos):
+        token = role.draw(ids, params)
+        if params.is_eos(token, role.eos):
+            return Written(ids, [author] * len(ids), "stop")
+        if token in params.stop_token_ids:
+            ids += [token] * params.keeps_stop
             return Written(ids, [author] * len(ids), "stop")
         ids.append(token)
     return Written(ids, [author] * len(ids), "length")
@@ -147,11 +216,15 @@ def nudging_token(base: Role, guide: Role, params: Params, gate: Gate) -> Writte
     while len(ids) < params.max_tokens:
         unsure = gate.is_unsure(top_prob(base.row(ids)))
         owner = guide if unsure else base
-        token = choose(owner.row(ids), params, len(ids))
-        if params.ends(token, owner.eos):
+        token = owner.draw(ids, params)
+        if params.is_eos(token, owner.eos):
+            return Written(ids, authors, "stop")
+        if token in params.stop_token_ids and not params.keeps_stop:
             return Written(ids, authors, "stop")
         ids.append(token)
         authors.append("guide" if unsure else "base")
+        if token in params.stop_token_ids:
+            return Written(ids, authors, "stop")
     return Written(ids, authors, "length")
 
 
@@ -177,14 +250,16 @@ def nudging_word(
         if unsure:
             new, ended = _next_word(guide, ids, params, starts_with_space, lookahead)
         else:
-            new = [choose(row, params, len(ids))]
+            new = [base.draw(ids, params)]
             ended = params.is_eos(new[0], base.eos)
             new = [] if ended else new
         for token in new[: params.max_tokens - len(ids)]:
-            if token in params.stop_token_ids:
+            if token in params.stop_token_ids and not params.keeps_stop:
                 return Written(ids, authors, "stop")
             ids.append(token)
             authors.append("guide" if unsure else "base")
+            if token in params.stop_token_ids:
+                return Written(ids, authors, "stop")
         if ended and len(ids) < params.max_tokens:
             return Written(ids, authors, "stop")
     return Written(ids, authors, "length")
@@ -196,7 +271,7 @@ def _next_word(
     """The guide's next word after `ids`, or all that is left of its text and True if that ends in sight."""
     draft: list[int] = []
     while len(draft) < lookahead and guide.has_room_for(ids + draft):
-        token = choose(guide.row(ids + draft), params, len(ids) + len(draft))
+        token = guide.draw(ids + draft, params)
         if params.is_eos(token, guide.eos):
             return draft, True
         draft.append(token)
@@ -256,7 +331,9 @@ def text_client(
         finish = "length"
         while len(pieces) < max_tokens and finish == "length" and len(ids) <= max_len:
             row = logits(ids)
-            token = choose(row, params, max(0, len(ids) - prompt_len))
+            before = max(0, len(ids) - prompt_len)
+            past = Past(ids[:prompt_len], ids[prompt_len:], eos if before < params.min_tokens else None)
+            token = choose(row, params, before, past)
             finish = "stop" if params.ends(token, eos) else "length"
             pieces.append(b"" if finish == "stop" else token_bytes(token))
             probs.append(top_prob(row))

@@ -1,5 +1,6 @@
 """Engines and oracles over the same models: what the exactness tests compare."""
 
+import codecs
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.decide import TokenLogprob, logprob_of
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies import Policy
+from nudging.tokenizer import Tokenizer
 from tests import oracle
 
 PROMPT = "How many apples are left?"
@@ -44,12 +46,13 @@ class Twin:
 
     def generate(self, prompt: object, params: SamplingParams, policy: Policy) -> oracle.Written:
         """What the engine must write for token ids; one list for all roles or one for each."""
-        p = as_oracle_params(params)
         roles = {}
         for name in policy.roles:
             ids = prompt[name] if isinstance(prompt, dict) else prompt
             role = self.llm.roles[name]
             roles[name] = oracle.Role(self.last_row(name), list(ids), role.eos_ids, role.max_len)
+        room = min(role.max_len - len(role.prompt) for role in roles.values())
+        p = as_oracle_params(params, self.llm.roles["base"].tokenizer, room)
         if isinstance(policy, Base):
             return oracle.base(roles["base"], p)
         if isinstance(policy, Guide):
@@ -63,10 +66,20 @@ class Twin:
 
     def outcome(self, prompt: object, params: SamplingParams, policy: Policy) -> Outcome:
         """Like `generate`, with the text and log-probabilities, ended by stop strings, too."""
-        text_of = self.llm.roles["base"].tokenizer.text_of
+        tokenizer = self.llm.roles["base"].tokenizer
+        shown = tokenizer.token_bytes if params.skip_special_tokens else tokenizer.shown_bytes
         written = self.generate(prompt, params, policy)
-        ended = oracle.end_at_stop(written, params.stop, text_of)
-        text = oracle.cut_at_stop(text_of(ended.token_ids), params.stop)[0]
+
+        def bytes_of(ids: list[int]) -> bytes:
+            return b"".join(map(shown, ids))
+
+        def text_of(ids: list[int]) -> str:
+            return bytes_of(ids).decode("utf-8", "replace")
+
+        begin = len(whole_characters(bytes_of(written.token_ids[: params.min_tokens])))
+        ended = oracle.end_at_stop(written, params.stop, text_of, begin)
+        keeps = params.include_stop_str_in_output
+        text = oracle.cut_at_stop(text_of(ended.token_ids), params.stop, begin, keeps)[0]
         if params.logprobs is None:
             return Outcome(ended, text, None)
         logprobs = []
@@ -80,11 +93,11 @@ class Twin:
         self, prompts: dict[str, str], params: SamplingParams, policy: Nudging
     ) -> oracle.WrittenText:
         """What the text-level policy must write; prompts are texts."""
-        p = as_oracle_params(params)
         clients = {}
         for name, text in prompts.items():
             role = self.llm.roles[name]
             tokenizer = role.tokenizer
+            p = as_oracle_params(params, tokenizer)
             clients[name] = oracle.text_client(
                 self.last_row(name), tokenizer.encode, tokenizer.token_bytes, role.eos_ids, text, p
             )
@@ -105,9 +118,17 @@ def one(llm: LLM, prompt: Any = PROMPT, policy: Policy | None = None, **params: 
     return llm.generate(prompt, SamplingParams(**params), policy)[0].outputs[0]
 
 
-def as_oracle_params(params: SamplingParams) -> oracle.Params:
+def as_oracle_params(
+    params: SamplingParams, tokenizer: Tokenizer | None = None, room: int = 0
+) -> oracle.Params:
+    """The same parameters for a model with that tokenizer; `room`: how many tokens its context holds yet."""
+    words: list[tuple[int, ...]] = []
+    for word in params.bad_words:
+        assert tokenizer is not None
+        for text in (word, " " + word.lstrip()):
+            words.append(tuple(tokenizer.encode_continuation(text)))
     return oracle.Params(
-        max_tokens=params.max_tokens,
+        max_tokens=room if params.max_tokens is None else params.max_tokens,
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,
@@ -116,7 +137,19 @@ def as_oracle_params(params: SamplingParams) -> oracle.Params:
         logit_bias=dict(params.logit_bias or {}),
         stop_token_ids=frozenset(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
+        min_tokens=params.min_tokens,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        bad_words=tuple(words),
+        allowed_token_ids=params.allowed_token_ids,
+        keeps_stop=params.include_stop_str_in_output,
     )
+
+
+def whole_characters(data: bytes) -> str:
+    """The text of `data` as far as nothing behind it can change it."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(data)
 
 
 @contextmanager

@@ -6,21 +6,20 @@ copy or a block that two tables write is noticed where it is read or written, or
 straight-line oracle does not have.
 """
 
-import codecs
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import torch
 
-from nudging import LLM, Base, Guide, Nudging
+from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.blocks import BlockPool
 from nudging.chat import plain_chat_template
-from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_by
+from nudging.decide import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
 from nudging.engine import Engine
 from nudging.engine_thread import Command, EngineLoop, EngineThread, Submission
 from nudging.errors import NumericalError, OutOfBlocks
@@ -36,6 +35,7 @@ from nudging.sequence import Row
 from nudging.tokenizer import Tokenizer
 from nudging.work import Work
 from tests import oracle
+from tests.pairs import as_oracle_params, whole_characters
 
 MASK = 2**32 - 1
 BYTES = [bytes((token,)) for token in range(256)]
@@ -52,7 +52,13 @@ class SimTokenizer(Tokenizer):
 
     def __init__(self) -> None:
         super().__init__(
-            TABLE, (0, 1), bos_id=None, eos_id=0, drops_first_space=False, rules=("longest", "sim")
+            TABLE,
+            (0, 1),
+            bos_id=None,
+            eos_id=0,
+            drops_first_space=False,
+            rules=("longest", "sim"),
+            special_texts={0: "<end>", 1: "<the>"},
         )
         self._by_length = sorted(range(2, VOCAB), key=lambda token: -len(TABLE[token]))
 
@@ -95,7 +101,9 @@ class FakeModel:
     def row(self, state: int, want: Wanted) -> Row:
         params, seed, position, size, keeps_logits, past = want
         token = top = self.token(state, size)
-        if params.temperature or params.logit_bias:
+        if params.chooses_tokens:
+            token = pick_token(self.logits(state, size), params, seed, position, past)
+        elif params.temperature or params.logit_bias:
             token = self.token(draw(state, params, params.logit_bias or {}, seed, position), size)
         return Row(token, top, self.top_prob(state), self.logits(state, size) if keeps_logits else None)
 
@@ -134,7 +142,10 @@ class Answer(NamedTuple):
 
 
 @oracle.choose.register
-def _(row: Answer, params: oracle.Params, position: int) -> int:
+def _(row: Answer, params: oracle.Params, position: int, past: oracle.Past = oracle.NO_PAST) -> int:
+    if params.changes_rows:
+        said = row.model.logits(row.state, row.vocab)
+        return oracle.choose(said, params, row.offset + position, past)
     state = draw(row.state, params, params.logit_bias, params.seed, row.offset + position)
     return row.model.token(state, row.vocab)
 
@@ -430,26 +441,17 @@ class Expected:
 def expect(llm: LLM, request: Request, seed: int) -> Expected:
     """What the straight-line twins write for a request."""
     params, policy = request.params, request.policy
-    p = oracle.Params(
-        max_tokens=request.max_tokens,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        seed=seed,
-        logit_bias=dict(params.logit_bias or {}),
-        stop_token_ids=frozenset(params.stop_token_ids),
-        ignore_eos=params.ignore_eos,
-    )
+    p = as_oracle_params(replace(params, seed=seed, max_tokens=None), TOKENIZER, request.max_tokens)
     if isinstance(policy, Nudging) and policy.granularity == "reference":
         return _expect_text(llm, request, p, policy)
     roles = {}
     vocab = min(llm.roles[name].vocab_size for name in policy.roles)
     for name in policy.roles:
         logits, role = straight_rows(llm, name, vocab, request.first_position), llm.roles[name]
-        roles[name] = oracle.Role(logits, list(request.prompts[name].ids), role.eos_ids, role.max_len)
+        ids, earlier = list(request.prompts[name].ids), request.first_position
+        roles[name] = oracle.Role(logits, ids, role.eos_ids, role.max_len, earlier)
     written = _write(policy, roles, p)
-    cut = cut_at_stop(written, params.stop, llm.roles["base"].tokenizer)
+    cut = cut_at_stop(written, params, llm.roles["base"].tokenizer)
     logprobs: list[TokenLogprob] = []
     if params.logprobs is not None:
         for i, (token, author) in enumerate(zip(cut.token_ids or [], cut.authors or [], strict=True)):
@@ -499,34 +501,35 @@ def _expect_text(llm: LLM, request: Request, params: oracle.Params, policy: Nudg
         )
     except oracle.ContextFull:
         return Expected(None, None, "error", None)
-    found = first_stop(written.text, request.params.stop)
-    if found is None:
-        return Expected(None, None, written.finish_reason, written.text)
-    return Expected(None, None, "stop", written.text[: found[0]])
+    ids = TOKENIZER.encode_continuation(written.text)
+    cut = cut_at_stop(oracle.Written(ids, [""] * len(ids), written.finish_reason), request.params, TOKENIZER)
+    return Expected(None, None, cut.finish_reason, cut.text)
 
 
-def cut_at_stop(written: oracle.Written, stops: tuple[str, ...], tokenizer: Tokenizer | None) -> Expected:
+def cut_at_stop(written: oracle.Written, params: SamplingParams, tokenizer: Tokenizer | None) -> Expected:
     """The text up to the first stop string, and the tokens up to the one that completes it."""
     ids, authors, finish = written
     if tokenizer is None:
         return Expected(ids, authors, finish, None)
-    whole = tokenizer.text_of(ids)
-    found = first_stop(whole, stops)
+    shown = tokenizer.token_bytes if params.skip_special_tokens else tokenizer.shown_bytes
+    pieces = [shown(token) for token in ids]
+    whole = b"".join(pieces).decode("utf-8", "replace")
+    # So many characters stand there once so many tokens do.
+    reach = [len(whole_characters(b"".join(pieces[:n]))) for n in range(len(ids) + 1)]
+    found = first_stop(whole, params.stop, reach[min(params.min_tokens, len(ids))])
     if found is None:
         return Expected(ids, authors, finish, whole)
-    used = next(n for n in range(len(ids) + 1) if len(whole_characters(ids[:n], tokenizer)) >= found[1])
-    return Expected(ids[:used], authors[:used], "stop", whole[: found[0]])
+    used = next((n for n, length in enumerate(reach) if length >= found[1]), len(ids))
+    text = whole[: found[1] if params.include_stop_str_in_output else found[0]]
+    return Expected(ids[:used], authors[:used], "stop", text)
 
 
-def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, int] | None:
-    """Where the stop string that is complete first begins and ends; of several at once, the longest."""
-    for end in range(1, len(text) + 1) if stops else ():
+def first_stop(text: str, stops: tuple[str, ...], begin: int = 0) -> tuple[int, int] | None:
+    """Where the stop string that is complete first begins and ends; of several at once, the longest.  Those
+    that end with the first `begin` characters are none.
+    """
+    for end in range(begin + 1, len(text) + 1) if stops else ():
         lengths = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if lengths:
             return end - max(lengths), end
     return None
-
-
-def whole_characters(ids: list[int], tokenizer: Tokenizer) -> str:
-    """The text of `ids` as far as no later token can change it."""
-    return codecs.getincrementaldecoder("utf-8")("replace").decode(tokenizer.bytes_of(ids))

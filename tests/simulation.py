@@ -500,7 +500,7 @@ class Life:
 
     def _params(self, n: int | None = None) -> SamplingParams:
         rng = self.rng
-        return SamplingParams(
+        params = SamplingParams(
             max_tokens=self.pace * rng.choice([1, 2, 5, 12, 24]),
             temperature=rng.choice([0.0, 0.0, 1.0]),
             top_k=rng.choice([0, 0, 20]),
@@ -511,6 +511,23 @@ class Life:
             logprobs=2 if rng.random() < 0.02 else None,
             logit_bias=rng.choice([None, None, None, {7: 4.0, 8: -1.0}]),
             n=n or rng.choice([1, 1, 1, 1, 1, 1, 2, 3]),
+            include_stop_str_in_output=rng.random() < 0.2,
+        )
+        return self._in_python(params) if rng.random() < 0.15 else params
+
+    def _in_python(self, params: SamplingParams) -> SamplingParams:
+        """With what nobody who is carried has: what stands before a row decides about it."""
+        rng = self.rng
+        return replace(
+            params,
+            max_tokens=rng.choice([None, 12]) if self.setup.max_len < 200 else 12,
+            min_tokens=rng.choice([0, 1, 3, 12]),
+            presence_penalty=rng.choice([0.0, 0.5, -1.0, 2.0]),
+            frequency_penalty=rng.choice([0.0, 0.0, 0.25, 2.0]),
+            repetition_penalty=rng.choice([1.0, 1.25, 0.75, 100.0]),
+            bad_words=rng.choice([(), ("the", "é"), (" a b", "of the")]) if self.setup.has_text else (),
+            allowed_token_ids=rng.choice([None, None, tuple(range(1, VOCAB, 2))]),
+            skip_special_tokens=rng.random() < 0.5,
         )
 
 

@@ -58,7 +58,18 @@ def random_job(rng: random.Random) -> Job:
         logprobs=rng.choice([None, None, 2]),
         logit_bias=rng.choice([None, {rng.randrange(60, 320): 4.0}]),
         n=rng.choice([1, 1, 1, 3]),
+        include_stop_str_in_output=rng.random() < 0.3,
     )
+    if rng.random() < 0.3:
+        params = replace(
+            params,
+            presence_penalty=rng.choice([0.0, 1.0]),
+            frequency_penalty=rng.choice([0.0, 0.5]),
+            repetition_penalty=rng.choice([1.0, 1.3]),
+            bad_words=rng.choice([(), ("e", "in the")]),
+            min_tokens=rng.choice([0, 1]),
+            allowed_token_ids=rng.choice([None, tuple(range(2, 320, 2))]),
+        )
     policy = rng.choice(POLICIES)
     if getattr(policy, "granularity", "") == "reference":
         params = replace(params, max_tokens=min(params.max_tokens, 6), logprobs=None)
@@ -77,12 +88,12 @@ def shown(output: CompletionOutput) -> tuple[object, ...]:
     return output.text, output.token_ids, output.authors, output.finish_reason, output.segments, logprobs
 
 
-def preempt_at_random(scheduler: Scheduler, rng: random.Random) -> None:
+def preempt_at_random(scheduler: Scheduler, rng: random.Random, rate: float = 0.05) -> None:
     """Now and then take a running request's blocks, as if a higher-ranked one needed them."""
     schedule = scheduler.schedule
 
     def schedule_after(model: str) -> SchedulerOutput:
-        if scheduler.running and rng.random() < 0.05:
+        if scheduler.running and rng.random() < rate:
             scheduler._preempt(rng.choice(scheduler.running))
         return schedule(model)
 
