@@ -139,7 +139,7 @@ def table(points: Sequence[Point], title: str) -> Table:
     return result
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--base", default="pocket:base", help="A checkpoint.")
 @click.option("--guide", default="pocket:guide", help="A checkpoint with the base's tokenizer.")
 @click.option("--base-shape", type=click.Choice(list(SHAPES)), help="Inflate the base to this.")

@@ -186,7 +186,7 @@ def bound(lazy: Counted, prices: Mapping[str, Prices], tokens: int) -> float:
     return sum(prices[name].least(c.rows, c.answers) for name, c in lazy.passes.items()) / tokens
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--base-shape", type=click.Choice(list(SHAPES)), default="100m")
 @click.option("--guide-shape", type=click.Choice([POCKET, *SHAPES]), default="10m", help="Or as it is.")
 @click.option("--flat", is_flag=True, help="Measure nothing: rows cost little, as on a GPU (made up).")

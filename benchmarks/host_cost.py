@@ -127,7 +127,7 @@ def measure(
     return times, sum(d.passes for d in decoders.values()) - passes
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--instant", is_flag=True, help="Models that answer at once, instead of the pocket pair.")
 @click.option("--requests", "sizes", multiple=True, type=int, default=(1, 8, 64), help="At once; repeatable.")
 @click.option("--tokens", default=64, help="Of each text.")

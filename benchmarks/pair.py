@@ -212,7 +212,7 @@ def inflated(name: str, shape: str | None, device: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--base", default="pocket:base", help="A checkpoint.")
 @click.option("--guide", default="pocket:guide", help="A checkpoint with the base's tokenizer.")
 @click.option("--base-shape", type=click.Choice(list(SHAPES)), help="Inflate the base to this.")

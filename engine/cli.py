@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import io
+import os
+import sys
 from typing import Any
 
 import click
@@ -11,10 +14,13 @@ from nudging.cli_bench import bench
 from nudging.cli_chat import chat
 from nudging.cli_generate import generate
 from nudging.cli_info import info
+from nudging.cli_signals import Interrupted
 from nudging.demo import demo
 from nudging.errors import BadRequest, CheckpointError, NudgingError
 
 INTERRUPTED = 130
+# As a shell says it of a program that SIGPIPE has ended.
+UNREAD = 141
 
 
 class Failure(click.ClickException):
@@ -36,24 +42,47 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Where not every character can be written, one that cannot is no reason to fail.
+            sys.stdout.reconfigure(errors="replace")
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return result
         except (BadRequest, CheckpointError) as error:
             raise Mistake(str(error)) from error
         except NudgingError as error:
             raise Failure(str(error)) from error
+        except BrokenPipeError:
+            # A reader that went away is no failure of ours, and there is nobody to tell.
+            give_up_output()
+            ctx.exit(UNREAD)
         except OSError as error:
-            # A reader that went away is no failure of ours: click ends quietly.
-            if error.errno == errno.EPIPE:
-                raise
+            give_up_output()
             raise Failure(str(error)) from error
+        except Interrupted as error:
+            ctx.exit(error.status)
         except KeyboardInterrupt:
             # Whatever comes next on the terminal begins on a line of its own.
             click.echo(err=True)
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=Commands, context_settings={"auto_envvar_prefix": "NUDGING", "show_default": True})
+def give_up_output() -> None:
+    """What is still to be written to standard output goes nowhere: at its end Python would try once more."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+SETTINGS = {
+    "auto_envvar_prefix": "NUDGING",
+    "show_default": True,
+    "help_option_names": ["-h", "--help"],
+}
+
+
+@click.group(cls=Commands, context_settings=SETTINGS)
 @click.version_option(package_name="nudging", allow_from_autoenv=False)
 def main() -> None:
     """Several language models write one text together: a large base model and a small aligned guide.

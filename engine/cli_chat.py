@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -51,13 +52,15 @@ def chat(base: str | None, guide: str | None, message: str | None, **flags: Any)
 
     What the guide writes is coloured.
     """
-    from rich.console import Console
+    from nudging.terminal import Terminal
 
+    if message is None and sys.stdin is None:
+        raise BadRequest("standard input is closed; give --message")
     if base is None:
         base, guide = "pocket:base", guide or "pocket:guide"
     params, policy = read_params(flags), read_policy(flags, has_guide=guide is not None)
     with open_llm(flags, base, guide, progress=sys.stderr.isatty()) as llm:
-        talk = Talk(llm, params, policy, Console())
+        talk = Talk(llm, params, policy, Terminal())
         if message is None:
             talk.run()
         elif talk.say(message).outputs[0].finish_reason == "abort":
@@ -81,6 +84,9 @@ class Talk:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - importing it gives input() line editing
         prompt = "> " if sys.stdin.isatty() else ""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # One byte that is no UTF-8 costs its character, not the talk.
+            sys.stdin.reconfigure(errors="replace")
         self._console.print(Ink(self._console).legend().append(f"; {HELP}"), highlight=False)
         while (line := read_message(prompt)) != "/quit":
             if line == "/reset":
@@ -132,4 +138,7 @@ def read_message(prompt: str) -> str:
     try:
         return input(prompt).strip()
     except EOFError:
+        if prompt:
+            # What comes next on the terminal begins on a line of its own.
+            print()
         return "/quit"

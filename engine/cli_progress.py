@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-from nudging.handle import Handle
-from nudging.output import RequestOutput
+    from nudging.handle import Handle
 
 REFRESH_S = 0.1
 
 
 class Meter:
-    """Waits for results and meanwhile shows how far all jobs are, tokens per second and the nudge rate."""
+    """Shows how far all jobs are, tokens per second and the nudge rate."""
 
-    def __init__(self, handles: list[Handle], shown: bool) -> None:
-        """`shown`: whether there is a bar at all."""
-        self._seen = {handle: [0] * handle.num_outputs for handle in handles}
-        self._open = list(handles)
+    def __init__(self, shown: bool, total: int | None = None, done: int = 0) -> None:
+        """`shown`: whether there is a bar at all.  `total`: of all jobs, where it is known, `done` of them
+        before.
+        """
+        self._seen: dict[Handle, list[int]] = {}
+        self._done = done
         self._tokens = self._nudged = 0
-        self._began = time.monotonic()
+        self._began = self._refreshed = time.monotonic()
         self._exit = ExitStack()
-        self._bar: Progress | None = None
-        if shown:
-            columns = (
-                TextColumn("writing"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=len(handles))
+        self._bar = make_bar() if shown else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=total, completed=done)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -43,29 +37,36 @@ class Meter:
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
-            self._refresh(self._bar)
+            self._show(self._bar)
         self._exit.close()
 
-    def wait(self, handle: Handle) -> RequestOutput:
-        """The handle's result."""
-        while self._bar is not None and not handle.is_finished:
-            self._refresh(self._bar)
-            try:
-                return handle.result(timeout=REFRESH_S)
-            except TimeoutError:
-                continue
-        return handle.result()
+    def begin(self, handle: Handle) -> None:
+        """A job is on its way."""
+        if self._bar is not None:
+            self._seen[handle] = [0] * handle.num_outputs
 
-    def _refresh(self, bar: Progress) -> None:
-        # Which have ended is read first: what they gain between the two reads is then still counted.
-        ended = {handle for handle in self._open if handle.is_finished}
-        for handle in self._open:
+    def end(self, handle: Handle) -> None:
+        """A job has ended."""
+        self._done += 1
+        if self._bar is not None:
             self._count(handle)
-        self._open = [handle for handle in self._open if handle not in ended]
-        finished = len(self._seen) - len(self._open)
+            del self._seen[handle]
+
+    def refresh(self) -> float | None:
+        """Show how far all are, unless that was done just now; returns when to come back, in seconds."""
+        if self._bar is None:
+            return None
+        if time.monotonic() - self._refreshed >= REFRESH_S:
+            self._show(self._bar)
+            self._refreshed = time.monotonic()
+        return REFRESH_S
+
+    def _show(self, bar: Progress) -> None:
+        for handle in self._seen:
+            self._count(handle)
         speed = self._tokens / max(time.monotonic() - self._began, 1e-9)
         rate = self._nudged / max(self._tokens, 1)
-        bar.update(self._task, completed=finished, description=f"{speed:.0f} tokens/s, {rate:.0%} nudged")
+        bar.update(self._task, completed=self._done, description=f"{speed:.0f} tokens/s, {rate:.0%} nudged")
 
     def _count(self, handle: Handle) -> None:
         """Add what the handle's texts have gained."""
@@ -76,3 +77,13 @@ class Meter:
                 seen[i] += len(delta.token_ids)
                 self._tokens += len(delta.token_ids)
                 self._nudged += sum(author != "base" for author in delta.authors)
+
+
+def make_bar() -> Progress:
+    """A bar of jobs; of how many, and how long it takes, where that is known."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from nudging.terminal import Terminal
+
+    columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True))

@@ -39,12 +39,11 @@ def demo(questions: int, threshold: float, **flags: Any) -> None:
     The same questions are answered by the base alone, the guide alone, the nudged pair and the large aligned
     model; what the guide writes is coloured.
     """
-    from rich.console import Console
-
     from nudging.pocket.grade import load_questions
     from nudging.policies import Nudging
+    from nudging.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     policy = Nudging(threshold)
     ask_all = flags["all"]
     asked = load_questions() if ask_all else spread_over_kinds(load_questions(), questions)
@@ -161,10 +160,11 @@ def answer_line(console: Console, arm: Arm, output: CompletionOutput, is_right: 
 
 def ask_in_batches(arms: list[Arm], questions: Sequence[Question]) -> None:
     """Every question to every arm, many at once, behind a bar on standard error."""
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    from nudging.terminal import Terminal
+
+    console = Terminal(stderr=True)
 
     batches = [questions[i : i + AT_ONCE] for i in range(0, len(questions), AT_ONCE)]
     for arm in arms:

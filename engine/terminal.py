@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -14,6 +15,13 @@ GUIDE_STYLE = "bold cyan"
 CONTROLS = {
     code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
+
+
+class Terminal(Console):
+    """A console whose reader may go away as that of any other output."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads the output any more")
 
 
 class Ink:
