@@ -160,7 +160,7 @@ def pocket_prompts(llm: LLM, count: int) -> list[Prompts]:
     roles = list(llm.roles.values())
     prompts = []
     for question in listed[::step][:count]:
-        read = read_chat([{"role": "user", "content": question.question}], roles)
+        read = read_chat({}, [{"role": "user", "content": question.question}], roles)
         prompts.append({name: prompt.ids for name, prompt in read.items()})
     return prompts
 
