@@ -22,7 +22,8 @@ from nudging.chat_messages import (
 from nudging.chat_sandbox import ChatEnvironment
 from nudging.errors import BadRequest, CheckpointError
 from nudging.lfs import refuse_pointer
-from nudging.tokenizer import Tokenizer, named_special_tokens, read_json
+from nudging.tokenizer import Tokenizer
+from nudging.tokenizer_files import named_special_tokens, read_json
 
 # What a base model was never taught it can still read: questions and answers, the last one open.
 PLAIN = """\

@@ -8,19 +8,14 @@ Three kinds of text, told apart on purpose:
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from nudging.errors import BadRequest, CheckpointError
-from nudging.lfs import refuse_pointer
-
-MAX_VOCAB = 2**24  # ids; no real vocabulary comes near, a damaged file may
+from nudging.errors import BadRequest
+from nudging.tokenizer_files import MAX_VOCAB
 
 
 class Tokenizer(ABC):
@@ -222,78 +217,3 @@ def load_tokenizer(path: str | Path) -> Tokenizer | None:
 
         return SentencePieceTokenizer.load(folder)
     return None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where the file does not exist.  CheckpointError: not a JSON object."""
-    if not file.is_file():
-        return {}
-    data = file.read_bytes()
-    refuse_pointer(data[:64], file)
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch the checkpoint again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} holds a {type(value).__name__}, not a JSON object; fetch it again")
-    return value
-
-
-def named_special_tokens(folder: Path) -> dict[str, str | list[str]]:
-    """The special tokens that have a name (`bos_token` ...), as text, from the two files that list them."""
-    found: dict[str, str | list[str]] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in read_json(folder / name).items():
-            if key.endswith("_token") and (text := _content(value)) is not None:
-                found[key] = text
-            elif key in ("additional_special_tokens", "extra_special_tokens") and isinstance(value, list):
-                found["additional_special_tokens"] = [
-                    text for item in value if (text := _content(item)) is not None
-                ]
-    return found
-
-
-def flat_special_tokens(folder: Path) -> set[str]:
-    """The texts of all named special tokens."""
-    values = named_special_tokens(folder).values()
-    return {text for value in values for text in ([value] if isinstance(value, str) else value)}
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token beside the model's own vocabulary: it is looked for in a text before the text is cut."""
-
-    id: int
-    text: str
-    special: bool
-    lstrip: bool = False  # takes the white space before it along
-    rstrip: bool = False
-
-
-def listed_added_tokens(folder: Path) -> list[AddedToken]:
-    """The tokens that added_tokens.json and tokenizer_config.json list; the latter has the last word.
-
-    CheckpointError: an entry is not a token, or its id is beyond MAX_VOCAB.
-    """
-    named = flat_special_tokens(folder)
-    items = [(token, {"content": text}) for text, token in read_json(folder / "added_tokens.json").items()]
-    listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    found = {}
-    for key, item in [*items, *listed.items()]:
-        text = _content(item)
-        if not str(key).isdecimal() or int(key) >= MAX_VOCAB or not text:
-            raise CheckpointError(
-                f"{folder}: the added token {key}: {item} is none; ids go up to {MAX_VOCAB - 1}"
-            )
-        special = bool(item.get("special")) or text in named
-        found[int(key)] = AddedToken(
-            int(key), text, special, bool(item.get("lstrip")), bool(item.get("rstrip"))
-        )
-    return list(found.values())
-
-
-def _content(value: object) -> str | None:
-    """A special token's text, which checkpoints give plainly or as an object with flags."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None

@@ -13,14 +13,8 @@ from typing import Any
 import tokenizers
 
 from nudging.errors import CheckpointError
-from nudging.tokenizer import (
-    MAX_VOCAB,
-    Tokenizer,
-    flat_special_tokens,
-    listed_added_tokens,
-    named_special_tokens,
-    read_json,
-)
+from nudging.tokenizer import Tokenizer
+from nudging.tokenizer_files import MAX_VOCAB, AddedToken, declared_tokens, named_special_tokens, read_json
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -99,21 +93,18 @@ class JsonTokenizer(Tokenizer):
         file = folder / "tokenizer.json"
         spec = read_json(file)
         cutter = _build(file.read_text(encoding="utf-8"), file)
-        declared = flat_special_tokens(folder)
-        declared |= {item.text for item in listed_added_tokens(folder) if item.special}
-        declared.add(spec["model"].get("unk_token") or "")  # an unknown token has no text either
-        made_special = _not_yet_special(cutter, declared)
-        cutter.add_special_tokens(made_special)
-        return cls(spec, cutter, made_special, file)
+        added = _to_add(cutter, spec, declared_tokens(folder))
+        _add(cutter, added, file)
+        return cls(spec, cutter, added, file)
 
     def __init__(
         self,
         spec: dict[str, Any],
         cutter: tokenizers.Tokenizer,
-        made_special: list[tokenizers.AddedToken],
+        declared: list[tuple[tokenizers.AddedToken, int | None]],
         file: Path,
     ) -> None:
-        """`made_special`: the special tokens that tokenizer.json itself does not mark so."""
+        """`declared`: the tokens and marks that tokenizer.json lacks (see `_to_add`), already in `cutter`."""
         spelling = _Spelling.of(spec.get("decoder"), file)
         added = cutter.get_added_tokens_decoder()
         vocab = cutter.get_vocab(with_added_tokens=True)
@@ -138,7 +129,7 @@ class JsonTokenizer(Tokenizer):
             rules=_rules(spec["model"]),
             special_texts={token: added[token].content for token in special},
         )
-        self._spec, self._file, self._made_special = spec, file, made_special
+        self._spec, self._file, self._declared = spec, file, declared
         self._cutter = cutter
 
     def _encode(self, text: str, special: bool) -> list[int]:
@@ -156,7 +147,7 @@ class JsonTokenizer(Tokenizer):
             "post_processor": None,
         }
         cutter = _build(json.dumps(spec), self._file)
-        cutter.add_special_tokens(self._made_special)
+        _add(cutter, self._declared, self._file)
         cutter.encode_special_tokens = True
         return cutter
 
@@ -173,18 +164,47 @@ def _build(spec: str, file: Path) -> tokenizers.Tokenizer:
     return cutter
 
 
-def _not_yet_special(cutter: tokenizers.Tokenizer, texts: set[str]) -> list[tokenizers.AddedToken]:
-    """Those of `texts` that are in the vocabulary without being marked as special, their other marks kept."""
+def _to_add(
+    cutter: tokenizers.Tokenizer, spec: dict[str, Any], declared: list[AddedToken]
+) -> list[tuple[tokenizers.AddedToken, int | None]]:
+    """What the files beside tokenizer.json say and it does not, in transformers' order: tokens that it
+    lacks, with the ids that they shall have, and other marks for those that it has.
+    """
+    unknown = spec["model"].get("unk_token")  # an unknown token has no text either
+    if unknown and cutter.token_to_id(unknown) is not None:
+        declared = [*declared, AddedToken(unknown, special=True)]
     added = {item.content: item for item in cutter.get_added_tokens_decoder().values()}
     found = []
-    for text in sorted(texts):
-        item = added.get(text)
-        if item is None and cutter.token_to_id(text) is not None:
-            found.append(tokenizers.AddedToken(text, normalized=False, special=True))
-        elif item is not None and not item.special:
-            marks = {"single_word": item.single_word, "lstrip": item.lstrip, "rstrip": item.rstrip}
-            found.append(tokenizers.AddedToken(text, normalized=item.normalized, special=True, **marks))
+    for token in declared:
+        have = added.get(token.text)
+        marks = token if token.has_flags or have is None else have
+        wanted = tokenizers.AddedToken(
+            token.text,
+            single_word=marks.single_word,
+            lstrip=marks.lstrip,
+            rstrip=marks.rstrip,
+            normalized=marks.normalized,
+            special=token.special or (have is not None and have.special),
+        )
+        if have is None or repr(have) != repr(wanted):
+            is_new = have is None and cutter.token_to_id(token.text) is None
+            found.append((wanted, token.id if is_new else None))
+            added[token.text] = wanted
     return found
+
+
+def _add(
+    cutter: tokenizers.Tokenizer, tokens: list[tuple[tokenizers.AddedToken, int | None]], file: Path
+) -> None:
+    """Add tokens; CheckpointError where one cannot have the id that it shall have."""
+    cutter.add_tokens([token for token, _ in tokens])
+    for token, wanted in tokens:
+        got = cutter.token_to_id(token.content)
+        if wanted is not None and got != wanted:
+            raise CheckpointError(
+                f"{file}: {token.content!r} has the id {wanted} in the files beside it and would get {got}, "
+                f"the next free one; give the tokenizer.json that belongs to them"
+            )
 
 
 def _rules(model: dict[str, Any]) -> tuple[str, str]:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import sentencepiece
 
 from nudging.errors import CheckpointError
 from nudging.lfs import refuse_pointer
-from nudging.tokenizer import (
-    AddedToken,
-    Tokenizer,
-    flat_special_tokens,
-    listed_added_tokens,
-    named_special_tokens,
-    read_json,
-)
+from nudging.tokenizer import Tokenizer
+from nudging.tokenizer_files import AddedToken, declared_tokens, named_special_tokens, read_json
 
 _SPACE = "\u2581"
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
@@ -41,19 +36,19 @@ class SentencePieceTokenizer(Tokenizer):
         self,
         whole: sentencepiece.SentencePieceProcessor,
         verbatim: sentencepiece.SentencePieceProcessor,
-        added: list[AddedToken],
+        added: dict[int, AddedToken],
         folder: Path,
     ) -> None:
         config, named = read_json(folder / "tokenizer_config.json"), named_special_tokens(folder)
-        size = max([whole.get_piece_size(), *(item.id + 1 for item in added)])
+        size = max([whole.get_piece_size(), *(token + 1 for token in added)])
         table = [_piece_bytes(whole, token) for token in range(whole.get_piece_size())]
         table += [b""] * (size - len(table))
         special = {token for token in range(whole.get_piece_size()) if _has_no_text(whole, token)}
-        for item in added:
+        for token, item in added.items():
             if item.special:
-                special.add(item.id)
-            table[item.id] = b"" if item.special else item.text.encode("utf-8")
-        ids = {item.text: item.id for item in added}
+                special.add(token)
+            table[token] = b"" if item.special else item.text.encode("utf-8")
+        ids = {item.text: token for token, item in added.items()}
         scores = [whole.get_score(token).hex() for token in range(whole.get_piece_size())]
         super().__init__(
             table,
@@ -62,12 +57,11 @@ class SentencePieceTokenizer(Tokenizer):
             eos_id=_named_id(named.get("eos_token"), ids, whole.eos_id()),
             drops_first_space=whole.normalize("a").startswith(_SPACE),
             rules=("pieces", hashlib.sha256("\n".join(scores).encode()).hexdigest()),
-            special_texts={item.id: item.text for item in added if item.special},
+            special_texts={token: item.text for token, item in added.items() if item.special},
         )
         self._whole, self._verbatim = whole, verbatim
         self._prefixes_every_part = config.get("legacy") is True
-        self._added = added
-        self._pattern = _pattern(added)
+        self._pattern, self._group_ids = _pattern(added)
         # Llama's rule where the configuration is silent: BOS in front, nothing behind.
         self._front = [self.bos_id] if config.get("add_bos_token", True) and self.bos_id is not None else []
         self._back = [self.eos_id] if config.get("add_eos_token", False) and self.eos_id is not None else []
@@ -78,7 +72,7 @@ class SentencePieceTokenizer(Tokenizer):
         for match in self._pattern.finditer(text):
             ids += self._encode_part(text[start : match.start()], first=start == 0)
             assert match.lastindex is not None, f"{match} matched no alternative"
-            ids.append(self._added[match.lastindex - 1].id)
+            ids.append(self._group_ids[match.lastindex - 1])
             start = match.end()
         ids += self._encode_part(text[start:], first=start == 0)
         return [*self._front, *ids, *self._back] if special else ids
@@ -126,21 +120,29 @@ def _named_id(text: object, ids: dict[str, int], default: int) -> int | None:
     return default if default >= 0 else None
 
 
-def _added_tokens(model: sentencepiece.SentencePieceProcessor, folder: Path) -> list[AddedToken]:
-    """The model's own control tokens, those that are named, and those that the checkpoint lists."""
-    named = flat_special_tokens(folder)
-    found = {}
-    for token in range(model.get_piece_size()):
-        if _has_no_text(model, token) or model.id_to_piece(token) in named:
-            found[token] = AddedToken(token, model.id_to_piece(token), special=True)
-    return list((found | {item.id: item for item in listed_added_tokens(folder)}).values())
+def _added_tokens(model: sentencepiece.SentencePieceProcessor, folder: Path) -> dict[int, AddedToken]:
+    """The model's own control tokens and those that the files beside it list, by id."""
+    pieces = {model.id_to_piece(token): token for token in range(model.get_piece_size())}
+    found = {
+        token: AddedToken(piece, special=True)
+        for piece, token in pieces.items()
+        if _has_no_text(model, token)
+    }
+    for item in declared_tokens(folder):
+        # One that no file gives an id is a piece, or comes behind all others, as in transformers.
+        last = max([len(pieces) - 1, *found])
+        found[pieces.get(item.text, last + 1) if item.id is None else item.id] = item
+    return found
 
 
-def _pattern(added: list[AddedToken]) -> re.Pattern[str]:
-    """One group per added token, in their order; where several match at a place, the longest does."""
-    added.sort(key=lambda item: -len(item.text))
-    alternatives = (
-        (r"\s*" if item.lstrip else "") + f"({re.escape(item.text)})" + (r"\s*" if item.rstrip else "")
-        for item in added
-    )
-    return re.compile("|".join(alternatives) or r"(?!)")
+def _pattern(added: Mapping[int, AddedToken]) -> tuple[re.Pattern[str], list[int]]:
+    """One group per added token, and their ids in that order; where several match, the longest does."""
+    ids = sorted(added, key=lambda token: -len(added[token].text))
+    return re.compile("|".join(_alternative(added[token]) for token in ids) or r"(?!)"), ids
+
+
+def _alternative(item: AddedToken) -> str:
+    text = f"({re.escape(item.text)})"
+    if item.single_word:
+        text = rf"(?<!\w){text}(?!\w)"
+    return (r"\s*" if item.lstrip else "") + text + (r"\s*" if item.rstrip else "")

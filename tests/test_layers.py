@@ -32,8 +32,8 @@ LAYERS = (
 # The half that runs without torch: importing any of these loads none of it.
 HOST_HALF = (
     "blocks", "chat", "chat_content", "chat_messages", "chat_sandbox", "detokenize", "errors",
-    "options", "params", "policies", "prompts",
-    "request", "roles", "scheduler", "sequence", "tokenizer", "tokenizer_json", "tokenizer_sp", "totals",
+    "lfs", "options", "params", "policies", "prompts", "request", "request_options", "roles",
+    "scheduler", "sequence", "tokenizer", "tokenizer_files", "tokenizer_json", "tokenizer_sp", "totals",
     "trace",
 )  # fmt: skip
 POLICIES_MAY_IMPORT = ("policies", "kernels", "errors", "options")
