@@ -97,18 +97,17 @@ def wanted_of(work: Work, vocab_size: int) -> list[Wanted]:
     request, tokens = work.request, work.request.sequences[work.role].tokens
     params = request.params
     keep = request.policy.needs_logits or params.logprobs is not None
-    first = request.first_position - len(request.prompts[work.role].ids)
-    return [
-        Wanted(
-            params,
-            request.seed,
-            max(first + end, 0),
-            vocab_size,
-            keep,
-            past_of(request, work.role, tokens[:end]) if params.reads_text else NO_PAST,
-        )
-        for end in range(work.first_row, work.end + 1)
-    ]
+    begin = len(request.prompts[work.role].ids)
+    wanted = []
+    for end in range(work.first_row, work.end + 1):
+        if end < begin and request.prompt_logprobs is not None:
+            # What the prompt might have been is nobody's pick.
+            wanted.append(Wanted(GREEDY, 0, 0, vocab_size, True))
+            continue
+        past = past_of(request, work.role, tokens[:end]) if params.reads_text else NO_PAST
+        position = max(request.first_position + end - begin, 0)
+        wanted.append(Wanted(params, request.seed, position, vocab_size, keep, past))
+    return wanted
 
 
 def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
@@ -181,6 +180,11 @@ def logprob_of(logits: Tensor, token: int, num_top: int) -> TokenLogprob:
     tokens.
     """
     logprobs = torch.log_softmax(logits.double(), dim=-1)
-    values, ids = torch.sort(logprobs, descending=True, stable=True)
-    top = dict(zip(ids[:num_top].tolist(), values[:num_top].tolist(), strict=True))
+    top: dict[int, float] = {}
+    if num_top:
+        # Those that may be among them are few: a whole vocabulary takes long to sort.
+        least = logprobs.topk(min(num_top, len(logprobs))).values[-1]
+        ids = (logprobs >= least).nonzero()[:, 0]
+        values, order = torch.sort(logprobs[ids], descending=True, stable=True)
+        top = dict(zip(ids[order[:num_top]].tolist(), values[:num_top].tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), top)

@@ -19,6 +19,7 @@ from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, OutOfBlocks
 from nudging.guard import tell
 from nudging.lanes import Lanes
+from nudging.prompt_logprobs import prompt_need, take_prompt_rows
 from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler
@@ -275,6 +276,7 @@ class Engine:
                 elif position == work.request.need_now.first:
                     work.request.fail(row)
                 # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
+            take_prompt_rows(work.request)
             if not work.request.is_finished:
                 sequence.register()
         if runner.cycle_time is not None:
@@ -293,11 +295,15 @@ class Engine:
     def _advance(self, request: Request, shared: Mapping[str, float]) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
         view, ledger = self._views[request.id], self._ledgers[request.id]
+        sharers = {role: shared[self.models_of[role]] for role in request.policy.roles}
+        unread = None if request.is_finished else prompt_need(request, ledger, sharers)
+        if unread is not None:
+            request.need = unread
+            return
         try:
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
         except MissingRow as missing:
-            sharers = {role: shared[self.models_of[role]] for role in request.policy.roles}
             request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
             self.lanes.offer(request, ledger)

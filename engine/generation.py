@@ -208,6 +208,11 @@ class Generation:
         params = sampling_params or SamplingParams()
         if params.n != 1:
             raise BadRequest(f"n is {params.n}; an open generation is one text, fork() it for more")
+        if params.prompt_logprobs is not None:
+            raise BadRequest(
+                f"prompt_logprobs is {params.prompt_logprobs}; an open generation has read its prompt, use "
+                "generate() for them"
+            )
         return self._start(params, self.policy)
 
     def begin_score(self, continuation: str | Ids[int]) -> Handle:

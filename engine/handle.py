@@ -96,7 +96,8 @@ class Handle:
             if isinstance(request.error, EngineClosed):
                 raise request.error
         outputs = [completion_output(request, i) for i, request in enumerate(self._requests)]
-        return RequestOutput(self.request_id, tuple(outputs))
+        read = self._requests[0].prompt_logprobs
+        return RequestOutput(self.request_id, tuple(outputs), None if read is None else tuple(read))
 
     def __iter__(self) -> Iterator[Delta]:
         """Deltas as they come, of all continuations; each ends with one whose `finish_reason` is set."""

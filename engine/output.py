@@ -72,10 +72,15 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """All continuations of one prompt, in the order of their index."""
+    """All continuations of one prompt, in the order of their index.
+
+    `prompt_logprobs`, where SamplingParams ask for them: one for each token of the base's prompt, or of the
+    first role's where the policy has no base; None for the first one.  Fewer, if the request ended before.
+    """
 
     request_id: str
     outputs: tuple[CompletionOutput, ...]
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,15 @@ class Request:
     def _begin_text(self) -> None:
         roles = self.policy.roles
         self._max_sequence = {role: self._longest(role) for role in roles}
-        self.tokenizer = self.roles["base" if "base" in roles else roles[0]].tokenizer
+        # Whose tokens the text has, and whose prompt is the prompt where one has to be named.
+        self.first_role = "base" if "base" in roles else roles[0]
+        self.tokenizer = self.roles[self.first_role].tokenizer
         params, tokenizer = self.params, self.tokenizer
         skips = params.skip_special_tokens
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, skips)
         self._stops = StopChecker(params.stop, params.include_stop_str_in_output) if params.stop else None
+        # Of the prompt's tokens so far, of which the first has none.
+        self.prompt_logprobs: list[Any] | None = None if params.prompt_logprobs is None else [None]
         # The ids of each bad word by role, in all its spellings.
         self.bad_words = {role: self._spellings(self.roles[role]) for role in roles}
 

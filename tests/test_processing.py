@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nudging import LLM, BadRequest, Base, Guide, Nudging, NumericalError, SamplingParams
-from nudging.decide import checked_row, pick_token
+from nudging.decide import checked_row, logprob_of, pick_token
 from nudging.past import Past
 from nudging.policies import Policy, Step, View
 from nudging.processing import processed
@@ -336,3 +336,42 @@ def test_extremes_leave_finite_picks() -> None:
         assert pick_token(row, params, 0, 0, Past([0, 1], [0, 1, 2], frozenset())) == 0
     with pytest.raises(NumericalError, match="with biases and penalties are not finite"):
         pick_token(row, SamplingParams(repetition_penalty=0.01), 0, 0, Past([0], [], frozenset()))
+
+
+@pytest.mark.parametrize("policy", [Base(), Guide(), Nudging(0.4, "word"), Nudging(1.5, "token")], ids=str)
+def test_prompt_logprobs_are_the_models_own(tiny_pair: dict[str, Path], policy: Policy) -> None:
+    """In chunks, beside others, with the prompt in the cache already: always all of them."""
+    prompt = prompt_of(3) * 3
+    with LLM(**tiny_pair, kv_cache_memory="1MiB", max_batch_tokens=7, block_size=4) as llm:
+        role = "guide" if policy == Guide() else "base"
+        logits = Twin(llm).last_row(role)
+        want: list[Any] = [None]
+        for i in range(1, len(prompt)):
+            want.append(logprob_of(logits(prompt[:i]), prompt[i], 3))
+        params = SamplingParams(
+            max_tokens=6, seed=1, temperature=1.0, n=2, prompt_logprobs=3, ignore_eos=True
+        )
+        plain = llm.generate(prompt, replace(params, prompt_logprobs=None), policy)[0]
+        assert plain.prompt_logprobs is None
+        preempt_at_random(llm._engine.scheduler, random.Random(1), rate=0.05)
+        for result in llm.generate([prompt, prompt], params, policy):
+            assert result.prompt_logprobs == tuple(want)
+            assert list(map(outcome, result.outputs)) == list(map(outcome, plain.outputs))
+        assert llm.generate([60], replace(params, n=1), policy)[0].prompt_logprobs == (None,)
+        assert_pools_are_whole(llm)
+
+
+def test_prompt_logprobs_are_refused_where_nobody_hears_of_them(tiny_llm: LLM) -> None:
+    with tiny_llm.open(PROMPT) as text, pytest.raises(BadRequest, match="use generate"):
+        text.extend(SamplingParams(prompt_logprobs=1))
+
+
+def test_the_likeliest_tokens_are_those_of_a_whole_sort() -> None:
+    row = random_row(1).round()  # with many ties
+    row[50:90] = -torch.inf
+    logprobs = torch.log_softmax(row.double(), dim=0)
+    order = sorted(range(VOCAB), key=lambda token: (-float(logprobs[token]), token))
+    for count in (0, 1, 5, 64, VOCAB, VOCAB + 9):
+        found = logprob_of(row, 7, count)
+        assert list(found.top.items()) == [(token, float(logprobs[token])) for token in order[:count]]
+        assert found.logprob == float(logprobs[7])

@@ -94,8 +94,8 @@ def ends_twice(loop: EngineLoop, requests: list[Request]) -> None:
         loop.ends[request.id] = loop.ends.get(request.id, 0) + 1  # type: ignore[attr-defined]
 
 
-def serves_nobody_at_times(scheduler: Scheduler, model: str) -> dict[Request, int]:
-    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler, model)
+def serves_nobody_at_times(scheduler: Scheduler, model: str, reserved: int = 0) -> dict[Request, int]:
+    return {} if len(scheduler.running) == 2 else ORIGINAL["_share_tokens"](scheduler, model, reserved)
 
 
 def finds_blocks_behind_another_text(cache: PrefixCache, parent: Prefix, tokens: list[int]) -> Prefix | None:
