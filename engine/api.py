@@ -17,6 +17,7 @@ from nudging.arguments import (
     check_flags,
     check_sizes,
     is_one_prompt,
+    list_chats,
     name_roles,
     read_drafter,
     read_speculate,
@@ -325,8 +326,7 @@ class LLM:
         options: ChatOptions,
         handles: Owned,
     ) -> None:
-        single = len(messages) > 0 and isinstance(messages[0], Mapping)
-        listed = [messages] if single else list(messages)
+        listed = list_chats(messages)
         read, rest = chat_reader(options)
         self._jobs.start_all(read, listed, params, policy, speculate, rest, handles)
 

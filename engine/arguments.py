@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nudging.drafters import DRAFTERS
@@ -86,6 +86,15 @@ def read_drafter(value: Any) -> str:
 def is_one_prompt(prompts: Any) -> bool:
     """Whether this is one prompt and not a list of prompts."""
     return isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and is_int(prompts[0]))
+
+
+def list_chats(messages: Any) -> list[Any]:
+    """The conversations: one that is a list of messages, or any iterable of such."""
+    if isinstance(messages, Iterable) and not isinstance(messages, str | bytes | Mapping | Sequence):
+        messages = list(messages)
+    if isinstance(messages, list | tuple) and messages and isinstance(messages[0], list | tuple):
+        return list(messages)
+    return [messages]  # or nothing of the kind, which is told when it is read
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:

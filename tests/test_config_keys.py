@@ -176,6 +176,10 @@ LOADED: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
+    **{
+        f"act {name}": ("llama", {"hidden_act": name})
+        for name in ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_accurate")
+    },
     "bos outside": ("llama", {"bos_token_id": VOCAB}),
     "bos below": ("gemma2", {"bos_token_id": -1}),
     "head dim left to the sizes": ("llama", {"head_dim": 20, "pretraining_tp": 2, "pad_token_id": None}),

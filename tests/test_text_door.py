@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,32 @@ def test_a_chat_takes_the_arguments_of_its_template(
     assert llm.submit_chat(OPEN, PARAMS, **options).result().outputs[0].token_ids == want
     by_role = options | {"chat_template": {"base": CHATML}, "priority": 2}
     assert llm.chat([OPEN, OPEN], PARAMS, **by_role)[1].outputs[0].token_ids == want
+
+
+def test_conversations_are_told_from_messages(llm: LLM) -> None:
+    @dataclasses.dataclass
+    class Said:
+        role: str
+        content: str
+
+    want = llm.chat([USER], PARAMS)[0].outputs[0].token_ids
+    said = Said("user", "How many?")
+    for messages, count in (
+        ([said], 1),
+        ((USER,), 1),
+        ([[USER], [said]], 2),
+        (([USER], [USER]), 2),
+        (iter([[USER], [USER], [USER]]), 3),
+        (iter([USER]), 1),
+    ):
+        results = llm.chat(messages, PARAMS)  # type: ignore[arg-type]
+        assert [result.outputs[0].token_ids for result in results] == [want] * count
+
+
+@pytest.mark.parametrize("messages", [None, "Hi", [], 3, {}, USER, [[]], ["Hi"], [None], [[USER], None]])
+def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
+    with pytest.raises(BadRequest, match="message"):
+        llm.chat(messages, PARAMS)
 
 
 def test_an_async_chat_takes_them_too(llm: LLM) -> None:
