@@ -106,12 +106,19 @@ def drafts_of(work: Work, want: Wanted, roles: tuple[str, ...]) -> int | None:
 
 
 def begins(work: Work, drafts: int, roles: tuple[str, ...]) -> bool:
-    """Whether a cycle may begin with the work: all has been read but for the last of the text."""
+    """Whether a cycle may begin with the work: all has been read but for the last of the text.
+
+    The device is told one last token for all roles.  Before the first token of a text it is the prompt's, and
+    roles whose prompts end in unlike tokens begin with passes.
+    """
     request = work.request
+    last = request.sequences[work.role].tokens[work.end - 1]
     for role in roles:
         sequence, end = request.sequences[role], request.context_length(role)
         lag = TAIL if role == work.role and drafts else 1
         if end < TAIL or sequence.context_len != end or sequence.num_computed < end - lag:
+            return False
+        if sequence.tokens[end - 1] != last:
             return False
     return work.end - work.start <= (TAIL if drafts else 1)
 

@@ -125,7 +125,9 @@ class Engine:
             self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 sharers = self._sharers
-                moved += self.lanes.settle()
+                for request in self.lanes.settle():
+                    self._advance(request, sharers)
+                    moved.append(request)
                 for work in plan.works:
                     moved += self._advance_carried(work.request, sharers)
                     self._advance(work.request, sharers)
@@ -239,7 +241,7 @@ class Engine:
             return None
         sequence = request.sequences[role]
         row = sequence.rows.get(at)
-        if row is None or row.token in request.need_now.ends:
+        if not isinstance(row, Row) or row.token in request.need_now.ends:
             return None
         self._ledgers[request.id].rewind(role, sequence.set_context(at, (row.token,)))
         try:
@@ -270,14 +272,10 @@ class Engine:
             counters = work.request.counters
             counters.recomputed += sequence.computed(work.end)
             counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
-            for position, row in zip(range(work.first_row, work.end + 1), answer, strict=True):
-                if isinstance(row, Row):
-                    sequence.rows[position] = row
-                elif position == work.request.need_now.first:
-                    work.request.fail(row)
-                # NaN behind a draft is nobody's yet: it counts where the policy comes to ask for it.
+            # A row that is not finite counts where the policy comes to ask for it: a draft may hold one.
+            sequence.rows.update(zip(range(work.first_row, work.end + 1), answer, strict=True))
             take_prompt_rows(work.request)
-            if not work.request.is_finished:
+            if all(isinstance(row, Row) for row in answer):
                 sequence.register()
         if runner.cycle_time is not None:
             roles = {role: self.costs[name] for role, name in self.models_of.items()}
@@ -355,7 +353,7 @@ class Engine:
             return None
         sequence = request.sequences[author]
         row = sequence.rows.get(sequence.prompt_len + len(request.output))
-        return None if row is None else logprob_of(row.logits, token, request.params.logprobs)
+        return None if not isinstance(row, Row) else logprob_of(row.logits, token, request.params.logprobs)
 
     def _retire_finished(self) -> list[Request]:
         finished = [request for request in self.scheduler.in_python if request.is_finished]

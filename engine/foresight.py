@@ -90,21 +90,21 @@ class Foresight:
         self, runner: ModelRunner, works: Sequence[Work], wanted: Sequence[Wanted]
     ) -> tuple[list[Rows | None], Set[Request]]:
         """For each of the runner's works its rows, None where they have to be computed; and the requests
-        whose works are not to be computed now, since a cycle begins with them in the next step.
+        whose works are not to be computed now: they are planned again in the next step.
         """
-        late: Set[Request] = frozenset()
+        late: set[Request] = set()
         if runner is self._first and not all(work.is_onward for work in works):
             drafting = self._drafting(works, wanted)
             roles = tuple(self._runners)
             starts = {
                 r: (drafts, work) for r, (drafts, work) in drafting.items() if begins(work, drafts, roles)
             }
-            late = self._turn(starts)
+            late |= self._turn(starts)
             self._keep_in_step(drafting)
         found = [self._answers(work) for work in works]
         for work, rows in zip(works, found, strict=True):
-            if rows is None and work.request not in late:
-                self._give_up(work)
+            if rows is None and work.request not in late and not self._give_up(work):
+                late.add(work.request)
         return found, late
 
     def record_ahead(self, texts: int) -> bool:
@@ -142,23 +142,25 @@ class Foresight:
                 return rows
         return None
 
-    def _give_up(self, work: Work) -> None:
+    def _give_up(self, work: Work) -> bool:
         """Ordinary passes go on for the request: what later cycles wrote for it is written over.
 
-        That is sound where they do not read what a later cycle has written over: its text is that of the
-        request, or lies behind the work.
+        A cycle that begins behind the text of the request, as the device foresaw more of it than the policy
+        has decided yet, has written over what passes would read from its beginning on: that is to be computed
+        again.  Returns whether the work begins before that; else it has to be planned anew.
         """
         request = work.request
         lanes = self._lanes.pop(request, [])
         if self._flight is not None and request in self._flight.requests:
             lanes += [lane for lane in self._flight.lanes if lane.request is request]
-        for lane in [lane for lane in lanes if not lane.is_lost]:
-            is_behind = work.start <= lane.end(work.role) - TAIL
-            assert lane.start is None or lane.start <= len(request.output) or is_behind, (
-                f"{work.role} of {request.id} goes on from {work.start} in the middle of a cycle"
-            )
+        begins = True
         for lane in lanes:
+            if lane.start is not None and lane.start > len(request.output) and not lane.is_lost:
+                begins &= work.start <= lane.end(work.role) - TAIL
+                for role in self._runners:
+                    request.sequences[role].uncompute(lane.end(role) - TAIL)
             lane.start = None
+        return begins
 
     def _drafting(self, works: Sequence[Work], wanted: Sequence[Wanted]) -> Starts:
         """Those who stand where a cycle begins, or would, had their prompts been read."""

@@ -96,8 +96,8 @@ class GraphRunner(ModelRunner):
         if rest:
             asked = [want for i in rest for want in wanted[ends[i] : ends[i + 1]]]
             missing = [works[i] for i in rest]
-            for i, rows in zip(rest, by_work(self._execute(missing, asked), missing), strict=True):
-                found[i] = rows
+            for i, answer in zip(rest, by_work(self._execute(missing, asked), missing), strict=True):
+                found[i] = answer
         return found
 
     def close(self) -> None:

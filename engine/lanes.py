@@ -234,7 +234,7 @@ class Lanes:
         self.fail([(number, rows[at]) for number, at in self._core.take_rows(said)])
 
     def fail(self, failed: Sequence[tuple[int, Row | NumericalError]]) -> None:
-        """These lanes waited for rows that are none."""
+        """These lanes waited for rows that are not finite."""
         for number, error in failed:
             assert isinstance(error, NumericalError)
             self._failed.append((self._carried[number].request, error))
@@ -244,11 +244,15 @@ class Lanes:
         self._core.forget_prices(self._models.index(model))
 
     def settle(self) -> list[Request]:
-        """End the requests whose rows are none."""
+        """Hand back the requests whose rows are not finite: whether that ends one is for Python to say, as
+        drafts have such rows, too.
+        """
         self._rest = max(self._rest - 1, 0)
         failed, self._failed = self._failed, []
         for request, error in failed:
-            request.fail(error)
+            request.bring_back()
+            need = request.need_now
+            request.sequences[need.role].rows[need.first] = error
         return [request for request, _ in failed]
 
     def advance(
@@ -284,6 +288,8 @@ class Lanes:
             if request.siblings and sequence.num_computed < sequence.prompt_len - 1:
                 return False
             if sequence.lost or sequence.num_owned_from is None:
+                return False
+            if len(sequence.finite_rows) < len(sequence.rows):
                 return False
         return need.last - request.sequences[need.role].num_computed <= _C.DECODE_TOKENS
 
@@ -329,7 +335,7 @@ class Lanes:
             sequence.tokens[begin:],
             sequence.num_computed,
             sequence.context_len,
-            [(at, row.token, row.top_token, row.top_prob) for at, row in sequence.rows.items()],
+            [(at, row.token, row.top_token, row.top_prob) for at, row in sequence.finite_rows.items()],
             sequence.block_table.ids,
             sequence.num_registered,
             owned_from,

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -273,15 +274,22 @@ def make_runners(
     return runners
 
 
-def foresee(runners: Mapping[str, ModelRunner], roles: Mapping[str, Role]) -> None:
-    """Let the base and its guide run whole cycles, and each by itself, where their passes are recorded."""
+def foresee(
+    runners: Mapping[str, ModelRunner],
+    roles: Mapping[str, Role],
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Let the base and its guide run whole cycles, and each by itself, where their passes are recorded.
+
+    `clock`: the seconds of now, which cycles are timed with.
+    """
     writers = [name for name in ("guide", "base") if name in roles]
     for who in dict.fromkeys([tuple(writers), *((name,) for name in writers)]):
         taking = {
             name: runner for name in who if isinstance(runner := runners[roles[name].model], GraphRunner)
         }
         if who and len(taking) == len(who):
-            foresight = Foresight(taking, roles, taking[who[0]].recorder)
+            foresight = Foresight(taking, roles, taking[who[0]].recorder, clock)
             for runner in set(taking.values()):
                 runner.foresights.append(foresight)
 

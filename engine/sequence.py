@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from nudging.blocks import BlockPool, BlockTable
-from nudging.errors import BadRequest
+from nudging.errors import BadRequest, NumericalError
 from nudging.prefix_cache import Prefix
 
 
@@ -53,7 +53,8 @@ class Sequence:
         self.reserved = 0
         # Up to here the cache was computed once and given up since.
         self.lost = 0
-        self.rows: dict[int, Row] = {}
+        # By position; a row that is not finite is the error that it is for the policy that asks for it.
+        self.rows: dict[int, Row | NumericalError] = {}
         self.block_table = BlockTable(pool)
         self._empty = pool.prefixes.empty(salt)
         # The findable beginnings of what is computed, one for each of the first blocks.
@@ -82,7 +83,7 @@ class Sequence:
         del self.tokens[length:]
         for position in [p for p in self.rows if p > length]:
             del self.rows[position]
-        self._uncompute(length)
+        self.uncompute(length)
         self.lost = min(self.lost, length)
         self.block_table.shrink(max(self.num_computed, self.reserved))
 
@@ -101,15 +102,20 @@ class Sequence:
             return position if replaced else None
         return None
 
-    def want_row(self, position: int) -> Row | None:
+    def want_row(self, position: int) -> Row | NumericalError | None:
         """The row after `tokens[:position]`, or None: then the token before it will be computed (again)."""
         row = self.rows.get(position)
         if row is None:
             # A row that was dropped comes back by recomputing one token, which writes the same bytes again.
-            self._uncompute(position - 1)
+            self.uncompute(position - 1)
         return row
 
-    def _uncompute(self, length: int) -> None:
+    @property
+    def finite_rows(self) -> dict[int, Row]:
+        """The rows that are no errors, by position."""
+        return {at: row for at, row in self.rows.items() if isinstance(row, Row)}
+
+    def uncompute(self, length: int) -> None:
         """What follows the first `length` tokens has to be computed again."""
         self.num_computed = min(self.num_computed, length)
         del self._prefixes[self.num_computed // self.block_table.pool.block_size :]
@@ -241,6 +247,6 @@ class Sequence:
     def release(self) -> None:
         """Give every block back; the tokens and rows stay, and the cache can be computed again."""
         self.lost = max(self.lost, self.num_computed)
-        self._uncompute(0)
+        self.uncompute(0)
         self.reserved = 0
         self.block_table.shrink(0)

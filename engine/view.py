@@ -6,7 +6,7 @@ from typing import Any
 
 from nudging.adaptive import Ledger
 from nudging.decide import checked_row, pick_token
-from nudging.errors import BadRequest
+from nudging.errors import BadRequest, NumericalError
 from nudging.lane_rules import NO_ENDS, ends_of
 from nudging.past import past_of
 from nudging.policies.protocol import Completion
@@ -58,7 +58,9 @@ class RequestView:
         return self._continue(role, sequence, position, length, self._eos(role))
 
     def draft(self, role: str, length: int) -> list[Row]:
-        """Like `rollout`, on the engine's own account: rows that no policy has asked for."""
+        """Like `rollout`, on the engine's own account: rows that no policy has asked for.  It ends before one
+        that is not finite.
+        """
         self._drafting = True
         try:
             return self.rollout(role, length)
@@ -71,7 +73,7 @@ class RequestView:
         """
         sequence, position = self._context(role)
         at = position
-        while (row := sequence.rows.get(at)) is not None:
+        while isinstance(row := sequence.rows.get(at), Row):
             at += 1
             if sequence.tokens[at - 1 : at] != [row.token]:
                 break
@@ -151,12 +153,16 @@ class RequestView:
     def _row(
         self, sequence: Sequence, role: str, position: int, ahead: int = 0, ends: frozenset[int] = NO_ENDS
     ) -> Row:
-        """The row at `position`; where it is missing, so are the `ahead` ones behind it."""
+        """The row at `position`; where it is missing, so are the `ahead` ones behind it.  Raises its
+        NumericalError where it is not finite.
+        """
         if not self._drafting:
             self._ledger.ask(role, position)
         row = sequence.want_row(position)
         if row is None:
             raise MissingRow(Need(role, position, position, ahead, ends))
+        if isinstance(row, NumericalError):
+            raise row
         return row
 
     def _continue(
@@ -173,6 +179,8 @@ class RequestView:
         for at in range(position, last):
             if rows:
                 self._ledger.rewind(role, sequence.set_context(at - 1, (rows[-1].token,)))
+            if self._drafting and isinstance(sequence.rows.get(at), NumericalError):
+                break
             rows.append(self._row(sequence, role, at, last - 1 - at, ends))
             if rows[-1].token in ends:
                 break

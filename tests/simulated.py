@@ -22,7 +22,7 @@ from nudging.chat import plain_chat_template
 from nudging.decide import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
 from nudging.engine import Engine
 from nudging.engine_thread import Command, EngineLoop, EngineThread, Submission
-from nudging.errors import NumericalError, OutOfBlocks
+from nudging.errors import BadRequest, NumericalError, OutOfBlocks
 from nudging.handle import Mailbox
 from nudging.jobs import Jobs
 from nudging.lanes import Lanes
@@ -84,21 +84,42 @@ def state_of(ids: list[int]) -> int:
     return crc32(bytes(ids))
 
 
+class NotFinite(Exception):
+    """The oracle was asked about a row that is not finite."""
+
+
 @dataclass(frozen=True)
 class FakeModel:
     """Rows as a hash of the state.  `agreement` of 16 rows have the token that all models have there.
-    `seconds`: of a pass.
+    `seconds`: of a pass.  `nan_in`: of so many prefixes one has a row that is not finite; 0: none has.
     """
 
     salt: int
     vocab: int
     agreement: int = 11
     seconds: float = 1.0
+    nan_in: int = 0
     weight_bytes: int = 1000
     head_share: float = 0.5
     precision: str = "of integers"
 
-    def row(self, state: int, want: Wanted) -> Row:
+    @property
+    def model(self) -> "FakeModel":
+        """As a decoder it is itself."""
+        return self
+
+    def is_nan(self, state: int) -> bool:
+        return bool(self.nan_in) and (state ^ self.salt) * 0x9E3779B1 % self.nan_in == 0
+
+    def sound(self, state: int) -> int:
+        """`state`; raises NotFinite where its row is none.  For the oracle."""
+        if self.is_nan(state):
+            raise NotFinite
+        return state
+
+    def row(self, state: int, want: Wanted) -> Row | NumericalError:
+        if self.is_nan(state):
+            return NumericalError("this row is NaN")
         params, seed, position, size, keeps_logits, past = want
         token = top = self.token(state, size)
         if params.chooses_tokens:
@@ -143,6 +164,7 @@ class Answer(NamedTuple):
 
 @oracle.choose.register
 def _(row: Answer, params: oracle.Params, position: int, past: oracle.Past = oracle.NO_PAST) -> int:
+    row.model.sound(row.state)
     if params.changes_rows:
         said = row.model.logits(row.state, row.vocab)
         return oracle.choose(said, params, row.offset + position, past)
@@ -152,7 +174,7 @@ def _(row: Answer, params: oracle.Params, position: int, past: oracle.Past = ora
 
 @oracle.top_prob.register
 def _(row: Answer) -> float:
-    return row.model.top_prob(row.state)
+    return row.model.top_prob(row.model.sound(row.state))
 
 
 class SimClock:
@@ -397,6 +419,8 @@ class Setup:
     carries: bool = True
     # What a pass of the guide takes beside its rows; one of the base takes 1.
     guide_seconds: float = 1.0
+    # See FakeModel.
+    nan_in: int = 0
 
 
 class SimLLM(LLM):
@@ -404,19 +428,15 @@ class SimLLM(LLM):
 
     def __init__(self, setup: Setup, threaded: bool = False) -> None:
         names = ("base", "base" if setup.one_model else "guide")
-        sizes = (VOCAB, VOCAB + setup.padding)
         self.clock = SimClock()
-        runners: dict[str, SimRunner] = {}
-        for i, name in enumerate(dict.fromkeys(names)):
-            model = FakeModel(0x1234567 * i, sizes[i], setup.agreement, (1.0, setup.guide_seconds)[i])
-            pool = SimPool(setup.blocks[i], setup.block_size, setup.prefix_caching)
-            runners[name] = SimRunner(model, pool, self.clock)
+        runners = {name: self._runner(setup, i) for i, name in enumerate(dict.fromkeys(names))}
         self.runners = list(runners.values())
         tokenizer = TOKENIZER if setup.has_text else None
         self.roles = {
             role: Role(role, name, tokenizer, TEMPLATE, EOS[role], runners[name].decoder.vocab, setup.max_len)
             for role, name in zip(("base", "guide"), names, strict=True)
         }
+        self._foresee(runners)
         models_of = {role.name: role.model for role in self.roles.values()}
         self._engine = Engine(
             dict(runners), models_of, setup.max_batch_tokens, clock=self.clock, carries=setup.carries
@@ -425,6 +445,17 @@ class SimLLM(LLM):
             EngineThread(self._engine, on_stop=self._engine.close) if threaded else InlineThread(self._engine)
         )
         self._jobs = Jobs(self._engine, self._thread, self.roles, None, setup.drafter)
+
+    def _runner(self, setup: Setup, index: int) -> Any:
+        """That of the base (0) or the guide (1)."""
+        seconds = (1.0, setup.guide_seconds)[index]
+        size = VOCAB + index * setup.padding
+        model = FakeModel(0x1234567 * index, size, setup.agreement, seconds, setup.nan_in)
+        pool = SimPool(setup.blocks[index], setup.block_size, setup.prefix_caching)
+        return SimRunner(model, pool, self.clock)
+
+    def _foresee(self, runners: dict[str, Any]) -> None:
+        """Whatever runs ahead of the host."""
 
 
 @dataclass(frozen=True)
@@ -436,6 +467,7 @@ class Expected:
     finish_reason: str
     text: str | None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    error: type[Exception] = BadRequest
 
 
 def expect(llm: LLM, request: Request, seed: int) -> Expected:
@@ -462,7 +494,7 @@ def expect(llm: LLM, request: Request, seed: int) -> Expected:
 
 
 def straight_rows(llm: LLM, role: str, vocab: int, offset: int) -> Callable[[list[int]], Any]:
-    model: Any = llm._engine.runners[llm.roles[role].model].decoder
+    model: Any = llm._engine.runners[llm.roles[role].model].decoder.model
     return lambda ids: Answer(model, state_of(ids), vocab, offset)
 
 

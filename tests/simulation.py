@@ -16,7 +16,7 @@ from zlib import crc32
 
 from nudging import BadRequest, Base, Guide, Nudging, SamplingParams
 from nudging.blocks import BlockPool
-from nudging.errors import DeadlineExceeded
+from nudging.errors import DeadlineExceeded, NumericalError
 from nudging.generation import Generation
 from nudging.handle import Handle
 from nudging.output import Stats
@@ -24,7 +24,7 @@ from nudging.policies.protocol import Policy, Step, View
 from nudging.request import Request
 from nudging.scheduler import Scheduler
 from nudging.work import SchedulerOutput
-from tests.simulated import VOCAB, Expected, InlineThread, Setup, SimLLM, expect
+from tests.simulated import VOCAB, Expected, InlineThread, NotFinite, Setup, SimLLM, expect
 
 # What two lives of one seed have in common: all that an output cost, but for the time.
 COUNTED = attrgetter(*[field.name for field in fields(Stats) if not field.name.endswith("_ms")])
@@ -57,11 +57,11 @@ class Job:
 class World:
     """A server in the hands of clients who check everything."""
 
-    def __init__(self, setup: Setup, stride: int = 1) -> None:
-        """`stride`: after how many turns the engine itself is looked at; after every other look everyone who
-        is carried is taken back.
+    def __init__(self, setup: Setup, stride: int = 1, llm: SimLLM | None = None) -> None:
+        """`llm`: of that setup, if it is not to be made here; `stride`: after how many turns the engine
+        itself is looked at; after every other look everyone who is carried is taken back.
         """
-        self.llm = SimLLM(setup)
+        self.llm = llm or SimLLM(setup)
         self.stride = stride
         self.engine = self.llm._engine
         assert isinstance(self.llm._thread, InlineThread)
@@ -107,7 +107,7 @@ class World:
             job.expected.append(
                 Expected([], [], "error", None)
                 if isinstance(request.policy, Broken)
-                else expect(self.llm, request, request.seed)
+                else self.expect(request)
             )
         self.jobs.append(job)
         waiting = (request for other in self.jobs for request in other.requests)
@@ -116,6 +116,28 @@ class World:
             if other.requests[0].priority > job.requests[0].priority:
                 other.bound += sum(map(most_turns, job.requests))
         return job
+
+    def expect(self, request: Request) -> Expected:
+        """What the request must write: up to a row that is not finite, where the text comes to one."""
+        try:
+            return expect(self.llm, request, request.seed)
+        except NotFinite:
+            return self._expect_up_to_nan(request)
+
+    def _expect_up_to_nan(self, request: Request) -> Expected:
+        whole, before = request.max_tokens, Expected([], [], "error", None, error=NumericalError)
+        try:
+            for length in range(1, whole):
+                request.max_tokens = length
+                written = expect(self.llm, request, request.seed)
+                if written.finish_reason == "stop":
+                    return written
+                before = replace(written, finish_reason="error", error=NumericalError)
+        except NotFinite:
+            return before
+        finally:
+            request.max_tokens = whole
+        return before
 
     def _fits(self, request: Request) -> bool:
         try:
@@ -282,7 +304,8 @@ class World:
             if self._may_end_otherwise(job, request):
                 continue
             if want.finish_reason == "error":
-                assert isinstance(output.error, BadRequest), (request.id, output)
+                assert isinstance(output.error, want.error), (request.id, output)
+                assert want.token_ids is None or list(output.token_ids) == want.token_ids
                 continue
             assert output.error is None, (request.id, output.error)
             assert output.finish_reason == want.finish_reason, (request.id, output, want)
@@ -393,6 +416,7 @@ def random_setup(rng: random.Random, pace: int) -> Setup:
         has_text=rng.random() < 0.9,
         prefix_caching=rng.random() < 0.8,
         drafter=rng.choice(["guide", "guide", "ngram", "none"]),
+        nan_in=rng.choice([0, 0, 0, 0, 100]),
     )
 
 
@@ -488,9 +512,14 @@ class Life:
             return Guide()
         if kind < 0.28:
             return Broken(rng.choice(["raises", "writes no id", "stands still"]), rng.randrange(4))
-        threshold, comparator = rng.choice([0.0, 0.25, 0.4, 0.4, 0.6, 1.5]), rng.choice(["<", "<="])
-        granularity = "token" if kind < 0.7 else "word" if kind < 0.97 else "reference"
+        threshold, comparator = rng.choice(self.thresholds), rng.choice(["<", "<="])
+        granularity = "token" if kind < 0.7 or self.setup.nan_in else "word" if kind < 0.97 else "reference"
         return Nudging(threshold, granularity, comparator)
+
+    @property
+    def thresholds(self) -> list[float]:
+        """With rows that are not finite none above 1: the oracle reads the base's row all the same."""
+        return [0.0, 0.25, 0.4, 0.4, 0.6] + [1.5] * (not self.setup.nan_in)
 
     def _options(self) -> dict[str, Any]:
         rng = self.rng

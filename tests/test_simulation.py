@@ -1,5 +1,6 @@
 """Whole lives of a server, each from a seed; and that the simulation notices what it is there to notice."""
 
+import random
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ from nudging import Base, Nudging, SamplingParams
 from nudging.blocks import BlockPool, BlockTable
 from nudging.engine import Engine
 from nudging.engine_thread import EngineLoop
+from nudging.errors import NumericalError
 from nudging.prefix_cache import Prefix, PrefixCache
 from nudging.request import Request
 from nudging.scheduler import Scheduler
 from nudging.sequence import Sequence
 from nudging.view import RequestView
-from tests.simulated import Setup
+from tests.simulated import VOCAB, Setup
 from tests.simulation import World, live
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -113,6 +115,10 @@ def commits_drafts_unseen(view: RequestView, role: str) -> Any:
     return sequence.rows.get(position + 1) or view._row(role, sequence, position)
 
 
+def drafts_what_is_not_finite(view: RequestView, role: str, length: int) -> Any:
+    return view.rollout(role, length)
+
+
 FAULTS: list[tuple[type, str, Any]] = [
     (BlockTable, "make_writable", writes_into_shared_blocks),
     (BlockTable, "make_writable", forgets_to_copy),
@@ -125,6 +131,7 @@ FAULTS: list[tuple[type, str, Any]] = [
     (Request, "is_late", property(sleeps_over_its_time)),
     (EngineLoop, "abort", ends_twice),
     (RequestView, "row", commits_drafts_unseen),
+    (RequestView, "draft", drafts_what_is_not_finite),
 ]
 ORIGINAL = {name: getattr(owner, name) for owner, name, _ in FAULTS}
 
@@ -134,8 +141,24 @@ def test_a_planted_fault_is_noticed(
     owner: type, name: str, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, fault)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, NumericalError)):
         many_lives(0, 3_000)
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_a_draft_that_comes_to_a_row_that_is_not_finite_ends_no_text(carries: bool) -> None:
+    """The policy may never ask for it: without drafts the text is written to its end."""
+    ended = dict.fromkeys(("length", "error"), 0)
+    for seed in range(10):
+        rng = random.Random(seed)
+        world = World(Setup(nan_in=150, agreement=4, carries=carries), stride=40)
+        for _ in range(4):
+            prompt = [rng.randrange(2, VOCAB) for _ in range(5)]
+            params = SamplingParams(max_tokens=40, ignore_eos=True)
+            world.submit(prompt, params, Nudging(0.4, "token"), 8)
+        world.drain()
+        ended = {how: count + world.finished[how] for how, count in ended.items()}
+    assert min(ended.values()) > 5
 
 
 def test_a_generation_that_waits_gives_way_to_those_before_it() -> None:
