@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from nudging.adaptive import Ledger
 from nudging.decide import logprob_of
+from nudging.errors import NumericalError
 from nudging.request import Need, Request
 
 
@@ -37,4 +38,7 @@ def take_prompt_rows(request: Request) -> None:
         return
     sequence, ids = request.sequences[request.first_role], request.prompts[request.first_role].ids
     while len(known) < len(ids) and (row := sequence.rows.pop(len(known), None)) is not None:
+        if isinstance(row, NumericalError):
+            request.fail(row)
+            return
         known.append(logprob_of(row.logits, ids[len(known)], params.prompt_logprobs))
