@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nudging.aio_generation import AsyncGeneration
-from nudging.aio_handle import AsyncHandle, AsyncStream, results
+from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, results
 from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
 from nudging.errors import EngineClosed
@@ -141,7 +141,7 @@ class AsyncLLM:
         **options: Unpack[RequestOptions],
     ) -> AsyncHandle:
         """Start one prompt and return at once.  Raises BadRequest, EngineClosed."""
-        return AsyncHandle(self._opened().submit(prompt, sampling_params, policy, speculate, **options))
+        return awaited(self._opened().submit(prompt, sampling_params, policy, speculate, **options))
 
     def submit_chat(
         self,
@@ -152,9 +152,7 @@ class AsyncLLM:
         **options: Unpack[ChatOptions],
     ) -> AsyncHandle:
         """Like `submit`, for a conversation."""
-        return AsyncHandle(
-            self._opened().submit_chat(messages, sampling_params, policy, speculate, **options)
-        )
+        return awaited(self._opened().submit_chat(messages, sampling_params, policy, speculate, **options))
 
     def open(
         self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]

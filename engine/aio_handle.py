@@ -15,6 +15,7 @@ class AsyncHandle:
     """A submitted prompt, for the event loop it was submitted from."""
 
     def __init__(self, handle: Handle) -> None:
+        """Raises RuntimeError outside of an event loop."""
         self._handle = handle
         self._loop = asyncio.get_running_loop()
         self._moved = asyncio.Event()
@@ -115,6 +116,15 @@ class AsyncStream:
         """Cancel what is not finished yet; the stream ends."""
         self._handle.cancel()
         await self._deltas.aclose()  # type: ignore[attr-defined]
+
+
+def awaited(handle: Handle) -> AsyncHandle:
+    """What was just submitted, for the running event loop; without one it is cancelled."""
+    try:
+        return AsyncHandle(handle)
+    except BaseException:
+        handle.abandon()
+        raise
 
 
 async def results(handles: list[Handle]) -> list[RequestOutput]:

@@ -223,9 +223,13 @@ class LLM:
         **options: Unpack[RequestOptions],
     ) -> Handle:
         """Start one prompt and return at once; callable from any thread.  Raises BadRequest, EngineClosed."""
-        with Owned() as handles:
+        handles = Owned()
+        try:
             self._jobs.start(read_prompt, prompt, sampling_params, policy, speculate, options, handles)
             return handles[0]
+        except BaseException:
+            handles.cancel()
+            raise
 
     def submit_chat(
         self,
@@ -237,9 +241,13 @@ class LLM:
     ) -> Handle:
         """Like `submit`, for a conversation; `options` are those of ChatOptions."""
         read, rest = chat_reader(options)
-        with Owned() as handles:
+        handles = Owned()
+        try:
             self._jobs.start(read, messages, sampling_params, policy, speculate, rest, handles)
             return handles[0]
+        except BaseException:
+            handles.cancel()
+            raise
 
     def submit_all(
         self,
@@ -250,9 +258,13 @@ class LLM:
         **options: Unpack[RequestOptions],
     ) -> list[Handle]:
         """`generate` without the waiting: all prompts are checked, then all are started."""
-        with Owned() as handles:
+        handles = Owned()
+        try:
             self._start_prompts(prompts, sampling_params, policy, speculate, options, handles)
             return handles
+        except BaseException:
+            handles.cancel()
+            raise
 
     def submit_chats(
         self,
@@ -263,9 +275,13 @@ class LLM:
         **options: Unpack[ChatOptions],
     ) -> list[Handle]:
         """`chat` without the waiting: all conversations are checked, then all are started."""
-        with Owned() as handles:
+        handles = Owned()
+        try:
             self._start_chats(messages, sampling_params, policy, speculate, options, handles)
             return handles
+        except BaseException:
+            handles.cancel()
+            raise
 
     def open(
         self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]

@@ -35,7 +35,7 @@ class Claims:
         and some growth.
         """
         claim = dict.fromkeys(self._pools, 0)
-        for role in request.policy.roles:
+        for role in request.facts.roles:
             there = request.num_blocks(role) or self._count_known(request, role)
             claim[self._models_of[role]] += max(self._soon(request, role) - there, 0)
         return claim

@@ -62,7 +62,7 @@ def _path_ahead(work: Work, ledger: Ledger, steps: int, running: int) -> int:
     wanted, request = min(work.ahead, steps - 1), work.request
     if steps == 1 or request.draft_len is not None or request.drafter != "guide" or work.role != "guide":
         return wanted
-    if not request.policy.shares_ids or not request.policy.lookahead:
+    if not request.facts.shares_ids or not request.facts.lookahead:
         return wanted
     end = request.context_length(work.role) + request.ahead
     room = min(end, request.max_sequence(work.role)) - work.end

@@ -96,7 +96,7 @@ def wanted_of(work: Work, vocab_size: int) -> list[Wanted]:
     """What the rows of a work are asked for; `vocab_size`: how many ids they speak of."""
     request, tokens = work.request, work.request.sequences[work.role].tokens
     params = request.params
-    keep = request.policy.needs_logits or params.logprobs is not None
+    keep = request.facts.needs_logits or params.logprobs is not None
     begin = len(request.prompts[work.role].ids)
     wanted = []
     for end in range(work.first_row, work.end + 1):

@@ -22,7 +22,7 @@ def draft_ahead(
 
     `sharers`: how many requests share the passes of each role now.
     """
-    if request.policy.shares_ids:
+    if request.facts.shares_ids:
         for role, sequence in request.sequences.items():
             sequence.forget_rows_before(len(request.prompts[role].ids) + len(request.output))
     if request.known_ahead:
@@ -66,7 +66,7 @@ def settle_draft(request: Request, ledger: Ledger) -> None:
 
 def _is_draftable(request: Request, drafter: Drafter, need: Need) -> bool:
     """Whether the need is for the row right after the text, and its role reads drafts there."""
-    if not request.policy.shares_ids or not drafter.serves(request.policy, need.role):
+    if not request.facts.shares_ids or not drafter.serves(request.facts, need.role):
         return False
     return need.first == len(request.prompts[need.role].ids) + len(request.output)
 

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Protocol
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT, Drafting
-from nudging.policies.protocol import Policy
+from nudging.policies.protocol import Facts
 from nudging.request import Request
 from nudging.view import RequestView
 
@@ -20,7 +20,7 @@ MIN_NGRAM = 2
 class Drafter(Protocol):
     """Proposes what may come after a request's text."""
 
-    def serves(self, policy: Policy, role: str) -> bool:
+    def serves(self, policy: Facts, role: str) -> bool:
         """Whether `role` reads drafts behind the text where the policy misses its row."""
 
     def drafting(self, view: RequestView) -> Drafting:
@@ -36,7 +36,7 @@ class Drafter(Protocol):
 class GuideDrafter:
     """The guide's own continuation: what it writes where the base is unsure, and mostly elsewhere."""
 
-    def serves(self, policy: Policy, role: str) -> bool:
+    def serves(self, policy: Facts, role: str) -> bool:
         return role == "base" and "guide" in policy.roles
 
     def drafting(self, view: RequestView) -> Drafting:
@@ -51,7 +51,7 @@ class GuideDrafter:
 class NgramDrafter:
     """Prompt lookup: what followed the text's last tokens where they stood before.  It asks no model."""
 
-    def serves(self, policy: Policy, role: str) -> bool:
+    def serves(self, policy: Facts, role: str) -> bool:
         return role == policy.roles[0]
 
     def drafting(self, view: RequestView) -> Drafting:

@@ -85,7 +85,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request that fits (see `check_fits`)."""
         self.scheduler.add(request)
-        self._tracer.begin(request.id, policy=request.policy_name)
+        self._tracer.begin(request.id, policy=request.facts.name)
 
     def check_fits(self, request: Request) -> None:
         """Raise BadRequest when the pools could never hold the request, even alone."""
@@ -176,7 +176,7 @@ class Engine:
             runner.pool.check()
 
     def _open(self, request: Request) -> None:
-        costs = {role: self.costs[self.models_of[role]] for role in request.policy.roles}
+        costs = {role: self.costs[self.models_of[role]] for role in request.facts.roles}
         ledger = self._ledgers[request.id] = Ledger(costs, self._account(request))
         self._views[request.id] = RequestView(request, ledger)
         self._tally.begin(request)
@@ -186,7 +186,7 @@ class Engine:
         for found in plan.found:
             self._ledgers[found.request.id].spare(found.role, found.end, found.end - found.start)
         for request in plan.preempted:
-            for role in request.policy.roles:
+            for role in request.facts.roles:
                 # Lazy would have to read its text again, too.
                 self._ledgers[request.id].rewind(role, 0)
 
@@ -194,7 +194,7 @@ class Engine:
         """Where the request's costs are promised: nowhere else, if the caller fixed the length of drafts."""
         if request.draft_len is not None:
             return Account()
-        models = (self.models_of[role] for role in request.policy.roles)
+        models = (self.models_of[role] for role in request.facts.roles)
         return self._accounts.setdefault((request.drafter, *models), Account())
 
     @property
@@ -293,7 +293,7 @@ class Engine:
     def _advance(self, request: Request, shared: Mapping[str, float]) -> None:
         """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
         view, ledger = self._views[request.id], self._ledgers[request.id]
-        sharers = {role: shared[self.models_of[role]] for role in request.policy.roles}
+        sharers = {role: shared[self.models_of[role]] for role in request.facts.roles}
         unread = None if request.is_finished else prompt_need(request, ledger, sharers)
         if unread is not None:
             request.need = unread

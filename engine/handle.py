@@ -157,15 +157,23 @@ class Handle:
 
 
 class Owned(list[Handle]):
-    """The handles of one call, which nobody else has: left by an exception, it cancels them."""
+    """The handles of one call, which nobody else has: left by an exception, it cancels them.
+
+    Where they are handed on at its end, it says so with `except`: what leaves a `with` block is no longer
+    covered by it.
+    """
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
         if kind is not None:
-            for handle in self:
-                handle.abandon()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel all that is not finished yet."""
+        for handle in self:
+            handle.abandon()
 
     def results(self) -> list[RequestOutput]:
         """What all of them come to, in order."""

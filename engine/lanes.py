@@ -90,7 +90,7 @@ class Lanes:
         self._core.enter(number, self._state(request, rule, ledger))
         self._ids[request.id] = number
         self._carried[number] = Carried(
-            request, request.policy.roles, request.sequences, request.output, request.counters, ledger
+            request, request.facts.roles, request.sequences, request.output, request.counters, ledger
         )
         request.carry(self)
 
@@ -294,7 +294,7 @@ class Lanes:
         return need.last - request.sequences[need.role].num_computed <= _C.DECODE_TOKENS
 
     def _state(self, request: Request, rule: Rule, ledger: Ledger) -> _C.LaneState:
-        roles = request.policy.roles
+        roles = request.facts.roles
         need, draft, params = request.need_now, request.draft, request.params
         written = min(s.context_len - s.prompt_len for s in request.sequences.values())
         begin = written if draft is None else min(written, draft.start)

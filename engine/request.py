@@ -12,7 +12,7 @@ from nudging.adaptive import MAX_ADAPTIVE_DRAFT
 from nudging.detokenize import Detokenizer, StopChecker
 from nudging.errors import DeadlineExceeded
 from nudging.params import SamplingParams
-from nudging.policies.protocol import Policy
+from nudging.policies.protocol import Policy, facts_of
 from nudging.prompts import RolePrompt
 from nudging.roles import Role
 from nudging.sequence import Sequence
@@ -115,8 +115,7 @@ class Request:
         `cache_salt`: see RequestOptions.
         """
         self.id = request_id
-        # The name is asked for here, on its caller's thread: this is code of theirs, too.
-        self.policy, self.policy_name = policy, repr(policy)
+        self.policy, self.facts = policy, facts_of(policy)
         self.params = params
         self.seed = seed
         self.prompts = prompts
@@ -129,7 +128,7 @@ class Request:
         self.priority = priority
         # Its place among all requests, the smaller the higher: (priority, arrival), given by the scheduler.
         self.rank = (priority, 0)
-        room = min(roles[role].max_len - len(prompts[role].ids) for role in policy.roles)
+        room = min(roles[role].max_len - len(prompts[role].ids) for role in self.facts.roles)
         self.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         self.state: Any = policy.start()
         self.sequences: dict[str, Sequence] = {}
@@ -154,7 +153,7 @@ class Request:
         self._begin_text()
 
     def _begin_text(self) -> None:
-        roles = self.policy.roles
+        roles = self.facts.roles
         self._max_sequence = {role: self._longest(role) for role in roles}
         # Whose tokens the text has, and whose prompt is the prompt where one has to be named.
         self.first_role = "base" if "base" in roles else roles[0]
@@ -264,11 +263,11 @@ class Request:
     @property
     def ahead(self) -> int:
         """The most tokens computed behind the text: the policy's look-ahead and a draft."""
-        return self.policy.lookahead + (MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len)
+        return self.facts.lookahead + (MAX_ADAPTIVE_DRAFT if self.draft_len is None else self.draft_len)
 
     def context_length(self, role: str) -> int:
         """How many tokens `role` has to read of the prompt and the text so far."""
-        if self.policy.shares_ids:
+        if self.facts.shares_ids:
             return len(self.prompts[role].ids) + self.num_written
         return len(self.sequences[role].tokens)
 
@@ -280,9 +279,9 @@ class Request:
 
     def _longest(self, role: str) -> int:
         written = self.max_tokens + self.ahead
-        if not self.policy.shares_ids:
+        if not self.facts.shares_ids:
             # The client may overshoot by two blocks, and another tokenizer may cut the text finer.
-            written = 2 * (written + 2 * self.policy.lookahead)
+            written = 2 * (written + 2 * self.facts.lookahead)
         return min(len(self.prompts[role].ids) + written, self.roles[role].max_len)
 
     def commit(self, token: int, author: str, logprob: Any = None) -> None:
@@ -388,4 +387,4 @@ class Request:
         """Assert I3 of one role's tokens."""
         prompt = self.prompts[role].ids
         same = tokens[:context_len] == prompt + output[: context_len - len(prompt)]
-        assert same or not self.policy.shares_ids, f"{self.id}: {role} does not hold the text"
+        assert same or not self.facts.shares_ids, f"{self.id}: {role} does not hold the text"

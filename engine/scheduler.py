@@ -66,7 +66,7 @@ class Scheduler:
         """Queue a request and make its sequences; those it brings along may be reclaimed until it runs."""
         request.rank = (request.priority, self._arrivals)
         self._arrivals += 1
-        for role in request.policy.roles:
+        for role in request.facts.roles:
             if role not in request.sequences:
                 request.sequences[role] = Sequence(
                     self._pool(role), request.prompts[role].ids, request.cache_salt
@@ -78,7 +78,7 @@ class Scheduler:
     def blocks_needed(self, request: Request) -> dict[str, int]:
         """The most blocks of each model's pool that the request can own while it is the only one."""
         needed = dict.fromkeys(self.pools, 0)
-        for role in request.policy.roles:
+        for role in request.facts.roles:
             needed[self.models_of[role]] += self._pool(role).blocks_for(request.max_sequence(role))
         return needed
 

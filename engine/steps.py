@@ -18,7 +18,7 @@ def check_step(request: Request, said: object, vocab_size: Callable[[str], int])
 
     Raises BadRequest for what is no step, or one that no request can follow.
     """
-    name, roles = request.policy_name, request.policy.roles
+    name, roles = request.facts.name, request.facts.roles
     if not isinstance(said, Step):
         raise BadRequest(f"{name} returned a {type(said).__name__}; return Step(...)")
     if said.finish not in FINISHES:

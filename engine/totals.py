@@ -41,7 +41,7 @@ class Totals:
     def add(self, request: Request) -> None:
         """Count what a request has cost so far."""
         counters = request.counters
-        self.prompt_tokens += len(request.prompts[request.policy.roles[0]].ids)
+        self.prompt_tokens += len(request.prompts[request.facts.roles[0]].ids)
         for piece in tuple(request.pieces):
             self.tokens[piece.author] = self.tokens.get(piece.author, 0) + 1
         for role, count in dict(counters.passes).items():

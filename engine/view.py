@@ -37,7 +37,7 @@ class RequestView:
         self._ledger = ledger
         self._contexts: dict[str, tuple[str, int]] = {}
         self._drafting = False
-        self._smallest_vocab = min(request.roles[role].vocab_size for role in request.policy.roles)
+        self._smallest_vocab = min(request.roles[role].vocab_size for role in request.facts.roles)
 
     @property
     def max_tokens(self) -> int:
@@ -45,7 +45,7 @@ class RequestView:
 
     def vocab_size(self, role: str) -> int:
         """The ids a row speaks of: those all roles know, where embeddings are padded to unlike sizes."""
-        if self.request.policy.shares_ids:
+        if self.request.facts.shares_ids:
             return self._smallest_vocab
         return self.request.roles[role].vocab_size
 
@@ -90,7 +90,7 @@ class RequestView:
 
     def pick(self, logits: Any) -> int:
         request = self.request
-        role, roles = request.policy.roles[0], request.policy.roles
+        role, roles = request.facts.roles[0], request.facts.roles
         row = checked_row(logits, self.vocab_size(role))
         past = past_of(request, role, request.prompts[role].ids + request.output, roles)
         position = request.first_position + len(request.output)

@@ -146,6 +146,20 @@ def test_a_policy_whose_name_cannot_be_said_is_refused_where_it_is_given(llm: Si
     assert_serves(llm)
 
 
+@pytest.mark.parametrize("name", ["roles", "lookahead", "shares_ids", "needs_logits", "__repr__"])
+def test_what_a_policy_says_of_itself_is_asked_on_its_callers_thread(llm: SimLLM, name: str) -> None:
+    """These may be properties, and do anything."""
+
+    def here(policy: Any) -> Any:
+        assert not llm._thread.is_current
+        return "Asked()" if name == "__repr__" else getattr(Own, name)
+
+    member = here if name == "__repr__" else property(here)
+    policy = type("Asked", (Own,), {name: member})(lambda view, row: Step((row.token,), state=2))
+    output = llm.submit([2, 3], PARAMS, policy).result(timeout=PATIENCE).outputs[0]
+    assert (output.error, output.token_ids) == (None, expected())
+
+
 @pytest.mark.parametrize("error", RAISED, ids=repr)
 def test_what_a_listener_raises_is_told_and_stops_nobody(
     llm: SimLLM, error: BaseException, caplog: pytest.LogCaptureFixture

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class RowLike(Protocol):
@@ -107,3 +107,24 @@ class Policy(Protocol):
 
     def step(self, view: View, state: Any) -> Step:
         """Decide what comes next."""
+
+
+class Facts(NamedTuple):
+    """What a policy says of itself, asked once: its properties are its author's code, and may do anything."""
+
+    name: str
+    roles: tuple[str, ...]
+    lookahead: int
+    shares_ids: bool
+    needs_logits: bool
+
+
+def facts_of(policy: Policy) -> Facts:
+    """Raises whatever the policy's properties raise."""
+    return Facts(
+        repr(policy),
+        tuple(policy.roles),
+        policy.lookahead,
+        bool(policy.shares_ids),
+        bool(policy.needs_logits),
+    )
