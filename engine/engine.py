@@ -291,7 +291,14 @@ class Engine:
         return wanted_of(work, self._views[request.id].vocab_size(work.role))
 
     def _advance(self, request: Request, shared: Mapping[str, float]) -> None:
-        """Run the policy until it finishes or misses a row; an error in it ends this request alone."""
+        """Go on with a request; whatever is raised for it, by its policy most of all, ends it alone."""
+        try:
+            self._run_on(request, shared)
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt and SystemExit are the policy's, too
+            request.fail(error)
+
+    def _run_on(self, request: Request, shared: Mapping[str, float]) -> None:
+        """Run the policy until it finishes or misses a row."""
         view, ledger = self._views[request.id], self._ledgers[request.id]
         sharers = {role: shared[self.models_of[role]] for role in request.facts.roles}
         unread = None if request.is_finished else prompt_need(request, ledger, sharers)
@@ -305,9 +312,6 @@ class Engine:
             request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
             self.lanes.offer(request, ledger)
-        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt and SystemExit are the policy's, too
-            # A caller's own policy may raise anything; only its own request ends.
-            request.fail(error)
 
     def _advance_carried(self, before: Request | None, shared: Mapping[str, float]) -> list[Request]:
         """Let the lanes that rank above `before` run on, and do in Python what is not ordinary of them."""

@@ -1,6 +1,6 @@
 """Other people's code on the engine's thread: what it raises is told and stops nobody else.
 
-A policy's step has its guard in `Engine._advance`, where the error ends its own request; everybody who is
+A policy's step has its guard in `Engine._advance`, where an error ends its own request; everybody who is
 only told of something is called from here.
 """
 
