@@ -10,6 +10,8 @@ from nudging.errors import BadRequest
 
 Message = Mapping[str, Any]
 
+MAX_DEPTH = 100  # of lists and objects within each other
+
 # Names that a message's reasoning goes by; templates read the first, those of gpt-oss the second.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Marks where a message goes on.  The space shows whether the template keeps the space at a message's end.
@@ -62,7 +64,7 @@ def fitted(message: dict[str, Any], walks_parts: bool, takes_text: bool) -> dict
     `takes_text`: whether a template that walks also has a branch for text.
     """
     content = message.get("content")
-    if isinstance(content, list) and content and not walks_parts and all(map(_is_text, content)):
+    if isinstance(content, list) and not walks_parts and all(map(_is_text, content)):
         return message | {"content": "".join(part["text"] for part in content)}
     if isinstance(content, str) and walks_parts and not takes_text:
         return message | {"content": [{"type": "text", "text": content}]}
@@ -105,21 +107,23 @@ def cut_open(rendered: str, text: str) -> str:
     return rendered[:at].rstrip()  # the template strips messages
 
 
-def plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str, depth: int = 0) -> Any:
     """A copy made of plain JSON values, whose methods can do no harm.  BadRequest: anything else."""
+    if depth > MAX_DEPTH:
+        raise BadRequest(f"{where} is nested more than {MAX_DEPTH} deep; make it flatter")
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):  # an enum, say
         if isinstance(value, kind):
             return kind.__str__(value) if kind is str else kind(value)
     if isinstance(value, Mapping):
-        return {plain(key, where): plain(item, where) for key, item in value.items()}
+        return {plain(key, where): plain(item, where, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, where) for item in value]
+        return [plain(item, where, depth + 1) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name), where) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name), where, depth + 1) for f in dataclasses.fields(value)}
     if callable(dump := getattr(value, "model_dump", None)):  # pydantic's, such as those of OpenAI's client
-        return plain(dump(), where)
+        return plain(dump(), where, depth + 1)
     raise BadRequest(f"{where} holds a {type(value).__name__}; chat templates take plain JSON values only")
 
 

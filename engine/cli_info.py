@@ -124,7 +124,9 @@ def checkpoint_facts(name: str) -> Facts:
     tokenizer, template = load_text_side(path)
     vocabulary = f"{config.vocab_size} ids"
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
-        vocabulary += f", of which the tokenizer has {tokenizer.vocab_size}"
+        more = tokenizer.vocab_size > config.vocab_size
+        vocabulary += f", {'fewer than the' if more else 'of which the tokenizer has'} {tokenizer.vocab_size}"
+        vocabulary += " of the tokenizer: texts with the others are refused" if more else ""
     return [
         ("checkpoint", str(path)),
         ("family", config.family),

@@ -91,8 +91,9 @@ class JsonTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: Path) -> JsonTokenizer:
         file = folder / "tokenizer.json"
-        spec = read_json(file)
+        spec, config = read_json(file), read_json(folder / "tokenizer_config.json")
         cutter = _build(file.read_text(encoding="utf-8"), file)
+        cutter.encode_special_tokens = bool(config.get("split_special_tokens"))
         added = _to_add(cutter, spec, declared_tokens(folder))
         _add(cutter, added, file)
         return cls(spec, cutter, added, file)

@@ -61,7 +61,9 @@ class SentencePieceTokenizer(Tokenizer):
         )
         self._whole, self._verbatim = whole, verbatim
         self._prefixes_every_part = config.get("legacy") is True
-        self._pattern, self._group_ids = _pattern(added)
+        splits = config.get("split_special_tokens")
+        found = {token: item for token, item in added.items() if not (splits and item.special)}
+        self._pattern, self._group_ids = _pattern(found)
         # Llama's rule where the configuration is silent: BOS in front, nothing behind.
         self._front = [self.bos_id] if config.get("add_bos_token", True) and self.bos_id is not None else []
         self._back = [self.eos_id] if config.get("add_eos_token", False) and self.eos_id is not None else []

@@ -265,6 +265,25 @@ def test_another_template_may_be_given_by_source_or_by_name() -> None:
     assert template.render(CHATS["one"], chat_template="{{ bos_token }}x") == "<s>x"
 
 
+def test_what_is_nested_without_end_is_refused() -> None:
+    endless: dict[str, Any] = {"role": "user", "content": "x"}
+    endless["self"] = endless
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    for messages, options in (
+        ([endless], {}),
+        ([{**CHATS["one"][0], "extra": deep}], {}),
+        (CHATS["one"], {"x": deep}),
+    ):
+        with pytest.raises(BadRequest, match="nested more than 100 deep"):
+            ChatTemplate(CHATML).render(messages, **options)
+
+
+def test_no_parts_are_no_text() -> None:
+    assert "user\n<|im_end|>" in ChatTemplate(CHATML).render([{"role": "user", "content": []}])
+
+
 def test_messages_may_be_objects() -> None:
     @dataclasses.dataclass
     class Said:

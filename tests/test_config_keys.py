@@ -214,6 +214,34 @@ def test_a_scaling_added_by_hand_keeps_the_theta_it_stands_beside(
     assert (decoder.logits(ids) - exact_logits(hf.eval(), ids)).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("top", "text", "key"),
+    [
+        ({"frobnicate": 1}, {}, "frobnicate"),
+        ({}, {"frobnicate": 1}, "text_config: frobnicate"),
+        ({}, {"layer_types": [SLIDING]}, "text_config: layer_types"),
+        ({"tie_word_embeddings": False}, {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, {}, "rope_scaling"),
+        ({}, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
+        ({}, {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_both_parts_of_a_multimodal_configuration_are_held_to_this(
+    tmp_path: Path, top: dict[str, Any], text: dict[str, Any], key: str
+) -> None:
+    whole = HUB["google/gemma-3-4b-it"]
+    whole = {**whole, **top, "text_config": {**whole["text_config"], **text}}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(CheckpointError, match=key):
+        read_config(tmp_path)
+
+
+def test_the_upper_part_says_whether_a_multimodal_head_is_tied(tmp_path: Path) -> None:
+    whole = {**HUB["google/gemma-3-4b-it"], "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert not read_config(tmp_path).tied
+
+
 def test_no_window_may_be_written_as_0(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     for family in ("mistral", "phi3"):
         directory = make(family, tmp_path_factory)

@@ -112,6 +112,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "config": {**NAMED, "eos_token": "<|im_end|>"},
         "added_tokens": {"<|im_start|>": 258, "<|im_end|>": 259},
     },
+    "special tokens that are split": {
+        "config": {**NAMED, "split_special_tokens": True, "added_tokens_decoder": {**OLD, **IM}}
+    },
     "flags for BOS and EOS": {"config": {**NAMED, "add_bos_token": True, "add_eos_token": True}},
 }
 PARTS: dict[str, dict[str, Any]] = {

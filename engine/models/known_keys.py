@@ -19,7 +19,8 @@ unsloth_fixed unsloth_version is_llama_config transformers.js_config ffn_dim_mul
 
 initializer_range initializer_factor pretraining_tp gradient_checkpointing neftune_noise_alpha
 attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout_prob
-attention_probs_dropout_prob classifier_dropout summary_first_dropout
+attention_probs_dropout_prob classifier_dropout summary_first_dropout dropout activation_dropout layerdrop
+loss_type base_model_name_or_path base_model_tp_plan base_model_pp_plan
 
 id2label label2id num_labels problem_type finetuning_task task_specific_params prefix
 
@@ -40,7 +41,10 @@ length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size encoder_repetit
 num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind
-target_lookbehind
+target_lookbehind output_logits max_time stop_strings penalty_alpha dola_layers guidance_scale token_healing
+renormalize_logits sequence_bias force_words_ids constraints low_memory prompt_lookup_num_tokens
+max_matching_ngram_size watermarking_config cache_config disable_compile prefill_chunk_size
+return_legacy_cache
 """
 HARMLESS = frozenset(_LISTED.split())
 
@@ -53,7 +57,7 @@ NEUTRAL: Mapping[str, Any] = {
     **dict.fromkeys(("is_causal", "use_rope", "rotary"), True),
     **dict.fromkeys(("logits_scaling", "logit_scale", "embedding_multiplier", "residual_multiplier"), 1),
     **dict.fromkeys(("full_attn_mod", "interpolate_factor", "partial_rotary_factor"), 1),
-    **dict.fromkeys(("num_experts", "num_local_experts"), 0),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_nextn_predict_layers"), 0),
     "pruned_heads": {},
 }
 
