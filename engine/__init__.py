@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nudging.aio import AsyncHandle, AsyncLLM
+    from nudging.aio import AsyncLLM
     from nudging.aio_generation import AsyncGeneration
+    from nudging.aio_handle import AsyncHandle, AsyncStream
     from nudging.api import LLM
     from nudging.decide import TokenLogprob
     from nudging.errors import (
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         OutOfBlocks,
     )
     from nudging.generation import Generation
-    from nudging.handle import Handle
+    from nudging.handle import Handle, Stream
     from nudging.loading import LoadedModel
     from nudging.output import CompletionOutput, Delta, RequestOutput, Segment, Stats
     from nudging.params import SamplingParams
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 
 # Looked up on first use: `import nudging` and `nudging --help` load no torch.
 HOMES = {
-    "AsyncHandle": "aio",
     "AsyncLLM": "aio",
     "AsyncGeneration": "aio_generation",
+    "AsyncHandle": "aio_handle",
+    "AsyncStream": "aio_handle",
     "LLM": "api",
     "TokenLogprob": "decide",
     "BadRequest": "errors",
@@ -46,6 +48,7 @@ HOMES = {
     "OutOfBlocks": "errors",
     "Generation": "generation",
     "Handle": "handle",
+    "Stream": "handle",
     "LoadedModel": "loading",
     "CompletionOutput": "output",
     "Delta": "output",
@@ -67,6 +70,7 @@ __all__ = [
     "AsyncGeneration",
     "AsyncHandle",
     "AsyncLLM",
+    "AsyncStream",
     "BadRequest",
     "Base",
     "CheckpointError",
@@ -91,6 +95,7 @@ __all__ = [
     "Segment",
     "Stats",
     "Step",
+    "Stream",
     "TokenLogprob",
     "View",
     "__version__",

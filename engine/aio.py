@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
-from typing import Self, Unpack
+from collections.abc import Callable, Iterable
+from typing import Any, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, results
 from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
 from nudging.errors import EngineClosed
+from nudging.generation import scores
 from nudging.handle import Handle
 from nudging.llm_options import LLMOptions
 from nudging.loading import Checkpoint
@@ -23,7 +24,12 @@ from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prompts import Messages, Prompt
-from nudging.request_options import ChatOptions, RequestOptions
+from nudging.request import Request
+from nudging.request_options import ChatOptions, RequestOptions, SubmitOptions
+from nudging.role_tokenizer import RoleTokenizer
+from nudging.roles import Role
+from nudging.scores import pair_up
+from nudging.totals import EngineStats
 
 
 class AsyncLLM:
@@ -95,11 +101,11 @@ class AsyncLLM:
 
     async def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        policy: Policy | Sequence[Policy] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[SubmitOptions],
     ) -> list[RequestOutput]:
         """As `LLM.generate`."""
         start = self._opened().submit_all
@@ -109,9 +115,9 @@ class AsyncLLM:
 
     async def chat(
         self,
-        messages: Messages | Sequence[Messages],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        policy: Policy | Sequence[Policy] | None = None,
+        messages: Messages | Iterable[Messages],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
         speculate: Speculate | None = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
@@ -127,10 +133,23 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[SubmitOptions],
     ) -> AsyncStream:
-        """The text as it is written; leaving, closing or dropping the iterator early cancels the request."""
+        """As `LLM.stream`, for `async for`; for the event loop it is called in."""
         return AsyncStream(self._opened().submit(prompt, sampling_params, policy, speculate, **options))
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncStream:
+        """Like `stream`, for a conversation."""
+        return AsyncStream(
+            self._opened().submit_chat(messages, sampling_params, policy, speculate, **options)
+        )
 
     def submit(
         self,
@@ -138,7 +157,7 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[SubmitOptions],
     ) -> AsyncHandle:
         """Start one prompt and return at once.  Raises BadRequest, EngineClosed."""
         return awaited(self._opened().submit(prompt, sampling_params, policy, speculate, **options))
@@ -154,26 +173,106 @@ class AsyncLLM:
         """Like `submit`, for a conversation."""
         return awaited(self._opened().submit_chat(messages, sampling_params, policy, speculate, **options))
 
+    def submit_all(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
+        speculate: Speculate | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> list[AsyncHandle]:
+        """As `LLM.submit_all`."""
+        handles = self._opened().submit_all(prompts, sampling_params, policy, speculate, **options)
+        return [AsyncHandle(handle) for handle in handles]
+
+    def submit_chats(
+        self,
+        messages: Messages | Iterable[Messages],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
+        speculate: Speculate | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[AsyncHandle]:
+        """As `LLM.submit_chats`."""
+        handles = self._opened().submit_chats(messages, sampling_params, policy, speculate, **options)
+        return [AsyncHandle(handle) for handle in handles]
+
     def open(
         self, prompt: Prompt, policy: Policy | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncGeneration:
         """As `LLM.open`; use it as an async context manager."""
         return AsyncGeneration(self._opened().open(prompt, policy, **options))
 
-    async def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    async def logits(self, role: str, token_ids: Iterable[int]) -> NDArray[np.float32]:
         """As `LLM.logits`."""
         return await asyncio.to_thread(self._opened().logits, role, token_ids)
 
-    async def score(
+    @overload
+    async def score(  # type: ignore[overload-overlap]
         self,
         prompt: Prompt,
-        continuation: str | Sequence[int],
+        continuation: str | Iterable[int],
         policy: Policy | None = None,
         **options: Unpack[RequestOptions],
-    ) -> list[float]:
+    ) -> list[float]: ...
+    @overload
+    async def score(
+        self,
+        prompt: Prompt | Iterable[Prompt],
+        continuation: str | Iterable[str] | Iterable[Iterable[int]],
+        policy: Policy | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[list[float]]: ...
+    async def score(
+        self,
+        prompt: Any,
+        continuation: Any,
+        policy: Policy | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Any:
         """As `LLM.score`."""
-        async with self.open(prompt, policy, **options) as generation:
-            return await generation.score(continuation)
+        pairs, are_several = pair_up(prompt, continuation)
+        start = functools.partial(self._opened()._jobs.submit_scores, pairs, policy, options)
+        found = [scores(result) for result in await self._results(start)]
+        return found if are_several else found[0]
+
+    def stats(self) -> EngineStats:
+        """As `LLM.stats`."""
+        return self._opened().stats()
+
+    def abort(self, request_id: str) -> bool:
+        """As `LLM.abort`."""
+        return self._opened().abort(request_id)
+
+    def get_tokenizer(self, role: str = "base") -> RoleTokenizer:
+        """As `LLM.get_tokenizer`."""
+        return self._opened().get_tokenizer(role)
+
+    def on_end(self, listener: Callable[[Request], None]) -> None:
+        """As `LLM.on_end`: on the engine's thread, not the event loop's."""
+        self._opened().on_end(listener)
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """The open roles, by their names."""
+        return self._opened().roles
+
+    @property
+    def default_policy(self) -> Policy:
+        """As `LLM.default_policy`."""
+        return self._opened().default_policy
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are served: the models are loaded and the engine has not ended."""
+        return self._llm is not None and self._llm.is_alive
+
+    def check_health(self) -> None:
+        """Raise EngineClosed, with the reason, where no request is served."""
+        self._opened().check_health()
+
+    def __repr__(self) -> str:
+        return "<AsyncLLM, not loaded>" if self._llm is None else f"<Async{repr(self._llm)[1:]}"
 
     async def _results(self, start: Callable[[], list[Handle]]) -> list[RequestOutput]:
         """The results of all that `start` starts; a cancelled task cancels all of it.

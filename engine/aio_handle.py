@@ -81,17 +81,29 @@ class AsyncHandle:
                 self._handle.abandon()
 
 
-class AsyncStream:
+class AsyncStream(AsyncIterator[Delta]):
     """A job's deltas, read by one who owns it: closing it, a cancelled task and dropping it cancel what is
     not written yet.
     """
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._deltas = aiter(AsyncHandle(handle))
+        self._async_handle = AsyncHandle(handle)
+        self._deltas = aiter(self._async_handle)
 
-    def __aiter__(self) -> Self:
-        return self
+    @property
+    def handle(self) -> AsyncHandle:
+        """The job's; its `result()` is the whole text."""
+        return self._async_handle
+
+    @property
+    def request_id(self) -> str:
+        """The job's id, for `AsyncLLM.abort`."""
+        return self._handle.request_id
+
+    def cancel(self) -> None:
+        """End the text here, with the finish reason "abort"; the deltas up to there still come."""
+        self._handle.cancel()
 
     async def __anext__(self) -> Delta:
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, Unpack
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self, Unpack, overload
 
 import numpy as np
 import torch
@@ -16,22 +16,22 @@ from nudging.arguments import (
     Speculate,
     check_flags,
     check_sizes,
-    is_one_prompt,
-    list_chats,
     name_roles,
     read_drafter,
+    read_seconds,
     read_speculate,
     read_templates,
 )
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
-from nudging.errors import BadRequest
-from nudging.generation import Generation
+from nudging.errors import BadRequest, EngineClosed
+from nudging.generation import Generation, scores
 from nudging.handle import Handle, Owned, Stream
-from nudging.jobs import Jobs, default_policy
+from nudging.jobs import Jobs, default_policy, read_policy
 from nudging.llm_options import LLMOptions
 from nudging.loading import (
     Checkpoint,
+    describe_models,
     load_roles,
     make_runners,
     read_bytes,
@@ -45,10 +45,11 @@ from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prefill import check_prefill_attention, read_prefill_attention
-from nudging.prompts import Messages, Prompt, chat_reader, read_prompt
+from nudging.prompts import Messages, Prompt, read_prompt
 from nudging.request import Request
-from nudging.request_options import ChatOptions, RequestOptions, check_request_options
-from nudging.roles import check_policy
+from nudging.request_options import ChatOptions, RequestOptions, SubmitOptions, read_request_options
+from nudging.role_tokenizer import RoleTokenizer, find_role
+from nudging.scores import pair_up
 from nudging.totals import EngineStats
 from nudging.trace import Trace, Tracer
 
@@ -127,6 +128,7 @@ class LLM:
         tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=tracer)
         self._thread = EngineThread(self._engine, record_ahead, self._engine.close)
+        self._described = describe_models(checkpoints, self.roles, runners)
         self._jobs = Jobs(self._engine, self._thread, self.roles, draft_len, drafter)
 
     @classmethod
@@ -162,15 +164,15 @@ class LLM:
 
         Raises TimeoutError after `timeout` seconds; what runs goes on.
         """
-        self._thread.drain(timeout)
+        self._thread.drain(read_seconds("timeout", timeout))
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        policy: Policy | Sequence[Policy] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[SubmitOptions],
     ) -> list[RequestOutput]:
         """Continue every prompt; the results are in the prompts' order.
 
@@ -180,14 +182,14 @@ class LLM:
         """
         self._thread.check_may_wait("generate()")
         with Owned() as handles:
-            self._start_prompts(prompts, sampling_params, policy, speculate, options, handles)
+            self._jobs.start_prompts(prompts, sampling_params, policy, speculate, options, handles)
             return handles.results()
 
     def chat(
         self,
-        messages: Messages | Sequence[Messages],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        policy: Policy | Sequence[Policy] | None = None,
+        messages: Messages | Iterable[Messages],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
         speculate: Speculate | None = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
@@ -198,7 +200,7 @@ class LLM:
         """
         self._thread.check_may_wait("chat()")
         with Owned() as handles:
-            self._start_chats(messages, sampling_params, policy, speculate, options, handles)
+            self._jobs.start_chats(messages, sampling_params, policy, speculate, options, handles)
             return handles.results()
 
     def stream(
@@ -207,11 +209,27 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[SubmitOptions],
     ) -> Stream:
-        """The text as it is written; leaving, closing or dropping the iterator early cancels the request."""
+        """The text as it is written: an iterator of deltas, with `request_id`, `handle` and `cancel()`.
+
+        Bad arguments are refused at once.  Leaving it early cancels the request.
+        """
         with Owned() as handles:
-            self._jobs.start(read_prompt, prompt, sampling_params, policy, speculate, options, handles)
+            self._jobs.start_prompt(prompt, sampling_params, policy, speculate, options, handles)
+            return Stream(handles[0])
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        policy: Policy | None = None,
+        speculate: Speculate | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Stream:
+        """Like `stream`, for a conversation."""
+        with Owned() as handles:
+            self._jobs.start_chat(messages, sampling_params, policy, speculate, options, handles)
             return Stream(handles[0])
 
     def submit(
@@ -220,12 +238,12 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         policy: Policy | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[SubmitOptions],
     ) -> Handle:
         """Start one prompt and return at once; callable from any thread.  Raises BadRequest, EngineClosed."""
         handles = Owned()
         try:
-            self._jobs.start(read_prompt, prompt, sampling_params, policy, speculate, options, handles)
+            self._jobs.start_prompt(prompt, sampling_params, policy, speculate, options, handles)
             return handles[0]
         except BaseException:
             handles.cancel()
@@ -240,10 +258,9 @@ class LLM:
         **options: Unpack[ChatOptions],
     ) -> Handle:
         """Like `submit`, for a conversation; `options` are those of ChatOptions."""
-        read, rest = chat_reader(options)
         handles = Owned()
         try:
-            self._jobs.start(read, messages, sampling_params, policy, speculate, rest, handles)
+            self._jobs.start_chat(messages, sampling_params, policy, speculate, options, handles)
             return handles[0]
         except BaseException:
             handles.cancel()
@@ -251,16 +268,16 @@ class LLM:
 
     def submit_all(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        policy: Policy | Sequence[Policy] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
         speculate: Speculate | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Unpack[SubmitOptions],
     ) -> list[Handle]:
         """`generate` without the waiting: all prompts are checked, then all are started."""
         handles = Owned()
         try:
-            self._start_prompts(prompts, sampling_params, policy, speculate, options, handles)
+            self._jobs.start_prompts(prompts, sampling_params, policy, speculate, options, handles)
             return handles
         except BaseException:
             handles.cancel()
@@ -268,16 +285,16 @@ class LLM:
 
     def submit_chats(
         self,
-        messages: Messages | Sequence[Messages],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        policy: Policy | Sequence[Policy] | None = None,
+        messages: Messages | Iterable[Messages],
+        sampling_params: SamplingParams | Iterable[SamplingParams | None] | None = None,
+        policy: Policy | Iterable[Policy | None] | None = None,
         speculate: Speculate | None = None,
         **options: Unpack[ChatOptions],
     ) -> list[Handle]:
         """`chat` without the waiting: all conversations are checked, then all are started."""
         handles = Owned()
         try:
-            self._start_chats(messages, sampling_params, policy, speculate, options, handles)
+            self._jobs.start_chats(messages, sampling_params, policy, speculate, options, handles)
             return handles
         except BaseException:
             handles.cancel()
@@ -290,33 +307,79 @@ class LLM:
         calls; `options` hold for each call.
         """
         self._thread.check_open()
-        check_request_options(options)
-        policy = policy or self.default_policy
-        check_policy(policy, self.roles)
-        prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles])
-        return Generation(self._engine, self._thread, self.roles, policy, prompts, options)
+        read_options = read_request_options(options)
+        policy = read_policy(policy, self.roles)
+        prompts = read_prompt(prompt, [self.roles[name] for name in policy.roles], self.roles)
+        return Generation(self._engine, self._thread, self.roles, policy, prompts, read_options)
 
-    def logits(self, role: str, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, role: str, token_ids: Iterable[int]) -> NDArray[np.float32]:
         """What `role` says after each prefix of `token_ids`: float32 [len(token_ids), vocab]."""
         self._thread.check_open()
-        if role not in self.roles:
-            raise BadRequest(f"there is no role {role!r}; open are {', '.join(self.roles)}")
-        ids = read_prompt(token_ids, [self.roles[role]])[role].ids
-        model = self.roles[role].model
-        rows: Tensor = self._thread.call(lambda: self._engine.runners[model].decoder.logits(ids))
+        found = find_role(self.roles, role)
+        ids = read_prompt(token_ids, [found])[found.name].ids
+        rows: Tensor = self._thread.call(lambda: self._engine.runners[found.model].decoder.logits(ids))
         result: NDArray[np.float32] = rows.cpu().numpy()
         return result
 
-    def score(
+    @overload
+    def score(  # type: ignore[overload-overlap]
         self,
         prompt: Prompt,
-        continuation: str | Sequence[int],
+        continuation: str | Iterable[int],
         policy: Policy | None = None,
         **options: Unpack[RequestOptions],
-    ) -> list[float]:
-        """The log-probability of each token of `continuation` after `prompt`, under the policy."""
-        with self.open(prompt, policy, **options) as generation:
-            return generation.score(continuation)
+    ) -> list[float]: ...
+    @overload
+    def score(
+        self,
+        prompt: Prompt | Iterable[Prompt],
+        continuation: str | Iterable[str] | Iterable[Iterable[int]],
+        policy: Policy | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[list[float]]: ...
+    def score(
+        self,
+        prompt: Any,
+        continuation: Any,
+        policy: Policy | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Any:
+        """The log-probability of each token of `continuation` after `prompt`, under the policy.
+
+        Several continuations, of one prompt or each of its own, are read together and give a list for each.
+        A token counts under the role that owns its position.  Raises BadRequest before anything runs, then
+        the error that a request ended with.
+        """
+        self._thread.check_may_wait("score()")
+        pairs, are_several = pair_up(prompt, continuation)
+        with Owned() as handles:
+            self._jobs.start_scores(pairs, policy, options, handles)
+            found = [scores(result) for result in handles.results()]
+        return found if are_several else found[0]
+
+    def abort(self, request_id: str) -> bool:
+        """End the request of that id with the finish reason "abort"; False where none of it runs."""
+        return self._jobs.abort(request_id)
+
+    def get_tokenizer(self, role: str = "base") -> RoleTokenizer:
+        """The tokenizer and chat template of a role.  Raises BadRequest where it has none."""
+        return RoleTokenizer(find_role(self.roles, role))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are served; where not, `check_health` says why."""
+        try:
+            self._thread.check_open()
+        except EngineClosed:
+            return False
+        return True
+
+    def check_health(self) -> None:
+        """Raise EngineClosed, with the reason, where no request is served any more."""
+        self._thread.check_open()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._described}, {'open' if self.is_alive else 'closed'}>"
 
     def stats(self) -> EngineStats:
         """How many requests run and wait, how full the caches are, and what was written so far."""
@@ -327,24 +390,9 @@ class LLM:
 
         What it raises goes to the log `nudging`, and everything else goes on.
         """
+        if not callable(listener):
+            raise BadRequest(f"listener is {listener!r}; give a function of one ended request")
         self._thread.listeners.append(listener)
-
-    def _start_prompts(self, prompts: Any, *asked: Any) -> None:
-        listed = [prompts] if is_one_prompt(prompts) else list(prompts)
-        self._jobs.start_all(read_prompt, listed, *asked)
-
-    def _start_chats(
-        self,
-        messages: Any,
-        params: Any,
-        policy: Any,
-        speculate: Speculate | None,
-        options: ChatOptions,
-        handles: Owned,
-    ) -> None:
-        listed = list_chats(messages)
-        read, rest = chat_reader(options)
-        self._jobs.start_all(read, listed, params, policy, speculate, rest, handles)
 
     @property
     def default_policy(self) -> Policy:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nudging.drafters import DRAFTERS
 from nudging.errors import BadRequest
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.loading import Checkpoint, LoadedModel
-from nudging.params import SamplingParams, is_int
+from nudging.options import plain
+from nudging.params import SamplingParams, is_int, is_number
 from nudging.roles import Role
 
 Speculate = str | int
@@ -65,6 +66,7 @@ def read_templates(value: Any, roles: Mapping[str, Any]) -> dict[str, str]:
 
 def read_speculate(value: Speculate) -> int | None:
     """The number of drafted tokens a pass; None for as many as pay.  Raises BadRequest."""
+    value = plain(value)
     if value == "auto":
         return None
     if value == "off":
@@ -83,29 +85,40 @@ def read_drafter(value: Any) -> str:
     return value
 
 
-def is_one_prompt(prompts: Any) -> bool:
-    """Whether this is one prompt and not a list of prompts."""
-    return isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and is_int(prompts[0]))
+def read_params(value: Any) -> SamplingParams:
+    """Sampling parameters, the default ones for None.  Raises BadRequest."""
+    if value is None:
+        return SamplingParams()
+    if not isinstance(value, SamplingParams):
+        raise BadRequest(f"sampling_params is {kind_of(value)}; give SamplingParams(...)")
+    return value
 
 
-def list_chats(messages: Any) -> list[Any]:
-    """The conversations: one that is a list of messages, or any iterable of such."""
-    if isinstance(messages, Iterable) and not isinstance(messages, str | bytes | Mapping | Sequence):
-        messages = list(messages)
-    if isinstance(messages, list | tuple) and messages and isinstance(messages[0], list | tuple):
-        return list(messages)
-    return [messages]  # or nothing of the kind, which is told when it is read
+def read_seconds(name: str, value: Any) -> float | None:
+    """A time to wait, None for as long as it takes.  Raises BadRequest."""
+    value = plain(value)
+    if value is not None and (not is_number(value) or value < 0):
+        raise BadRequest(f"{name} is {value!r}; it must be None or a number of seconds from 0 on")
+    return value  # type: ignore[no-any-return]
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:
     """One value for each of `count` prompts.  Raises BadRequest for a list of another length."""
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, list | tuple | Iterator):
         return [value] * count
-    if len(value) != count:
+    listed = list(value)
+    if len(listed) != count:
         raise BadRequest(
-            f"{name} has {len(value)} entries and there are {count} prompts; give one, or one for each"
+            f"{name} has {len(listed)} entries and there are {count} prompts; give one, or one for each"
         )
-    return list(value)
+    return listed
+
+
+def kind_of(value: object) -> str:
+    """What a wrong value is: a class by its name, else the value itself, shortened."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"{value!r:.80}"
 
 
 def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:

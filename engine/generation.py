@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING, NamedTuple
 
+from nudging.arguments import read_params
 from nudging.decide import TokenLogprob
 from nudging.engine import Engine
 from nudging.engine_thread import EngineLoop, EngineThread, Order
 from nudging.errors import BadRequest, EngineClosed
 from nudging.handle import Handle
+from nudging.options import plain
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.params import SamplingParams, is_int
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
-from nudging.prompts import RolePrompt
+from nudging.prompts import RolePrompt, read_continuation
 from nudging.request import Request
 from nudging.request_options import RequestOptions
 from nudging.roles import Role
@@ -154,9 +156,14 @@ class Generation:
 
         The noise of a token depends on the seed and its position in the whole text: two calls of 10 tokens
         write what one of 20 does, wherever the policy keeps no state between tokens.  Without a seed this
-        generation's own is used.  Raises BadRequest, EngineClosed.
+        generation's own is used.  Raises BadRequest, also where both are given, and EngineClosed.
         """
         if text is not None:
+            if sampling_params is not None:
+                raise BadRequest(
+                    f"sampling_params and text={text!r:.80} are given; text is written as it stands and the "
+                    "parameters are for what the policy writes: call extend once for each"
+                )
             return self._write(self._ids(text))
         self._thread.check_may_wait("extend()")
         self._check_idle()
@@ -175,6 +182,7 @@ class Generation:
     def rewind(self, length: int) -> None:
         """Keep the first `length` tokens of the text and forget the rest."""
         self._check_idle()
+        length = plain(length)
         if not is_int(length) or not 0 <= length <= len(self.token_ids):
             raise BadRequest(f"rewind to {length!r}; the text has {len(self.token_ids)} tokens")
         self._text = Text(self.token_ids[:length], self.authors[:length])
@@ -205,7 +213,11 @@ class Generation:
 
     def begin(self, sampling_params: SamplingParams | None = None) -> Handle:
         """Start to extend; `append` its result, or `leave`."""
-        params = sampling_params or SamplingParams()
+        if isinstance(sampling_params, str):
+            raise BadRequest(
+                f"sampling_params is {sampling_params!r:.80}; write a text with extend(text=...)"
+            )
+        params = read_params(sampling_params)
         if params.n != 1:
             raise BadRequest(f"n is {params.n}; an open generation is one text, fork() it for more")
         if params.prompt_logprobs is not None:
@@ -276,14 +288,7 @@ class Generation:
         return output
 
     def _ids(self, text: str | Ids[int]) -> list[int]:
-        ids = self._tokenizer().encode_continuation(text) if isinstance(text, str) else list(text)
-        if not ids:
-            raise BadRequest("the continuation is empty; give at least one character or one token id")
-        size = min(self._roles[name].vocab_size for name in self.policy.roles)
-        for token in ids:
-            if not is_int(token) or not 0 <= token < size:
-                raise BadRequest(f"the continuation holds {token!r}; token ids go from 0 to {size - 1}")
-        return ids
+        return read_continuation(text, [self._roles[name] for name in self.policy.roles])
 
     def _has_text(self) -> bool:
         return self._roles[self.policy.roles[0]].tokenizer is not None

@@ -180,7 +180,7 @@ class Owned(list[Handle]):
         return [handle.result() for handle in self]
 
 
-class Stream:
+class Stream(Iterator[Delta]):
     """A job's deltas, read by one who owns it: closing it, leaving it by an exception and dropping it cancel
     what is not written yet.
     """
@@ -189,8 +189,19 @@ class Stream:
         self._handle = handle
         self._deltas = iter(handle)
 
-    def __iter__(self) -> Self:
-        return self
+    @property
+    def handle(self) -> Handle:
+        """The job's; its `result()` is the whole text."""
+        return self._handle
+
+    @property
+    def request_id(self) -> str:
+        """The job's id, for `LLM.abort`."""
+        return self._handle.request_id
+
+    def cancel(self) -> None:
+        """End the text here, with the finish reason "abort"; the deltas up to there still come."""
+        self._handle.cancel()
 
     def __next__(self) -> Delta:
         try:

@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
-from nudging.arguments import Speculate, check_ids, read_speculate, spread
+from nudging.arguments import check_ids, read_params, read_speculate, spread
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
 from nudging.handle import Handle, Owned
 from nudging.params import SamplingParams
 from nudging.policies import Base, Nudging
+from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
+from nudging.prompts import RolePrompt, chat_reader, list_chats, list_prompts, read_continuation, read_prompt
 from nudging.request import Request
-from nudging.request_options import RequestOptions, check_request_options
+from nudging.request_options import ChatOptions, read_submit_options
 from nudging.roles import Role, check_policy
+
+# Reads what a caller gives for the roles of a policy.
+Reader = Callable[[Any, Sequence[Role]], dict[str, RolePrompt]]
+
+
+class Job(NamedTuple):
+    """One prompt's requests, all of them checked."""
+
+    id: str
+    requests: list[Request]
 
 
 def default_policy(roles: Mapping[str, Role]) -> Policy:
     """`Nudging()` where there is a guide, else `Base()`."""
     return Nudging() if "guide" in roles else Base()
+
+
+def read_policy(policy: Any, roles: dict[str, Role]) -> Policy:
+    """The policy, or the default one for None.  Raises BadRequest where the roles cannot serve it."""
+    policy = default_policy(roles) if policy is None else policy
+    check_policy(policy, roles)
+    return policy  # type: ignore[no-any-return]
 
 
 class Jobs:
@@ -43,65 +64,135 @@ class Jobs:
         self._draft_len = draft_len
         self._drafter = drafter
         self._ids = itertools.count()
+        self._naming = threading.Lock()
+        # The jobs that anybody still holds, by their ids.
+        self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
 
-    def start(
+    def start_prompt(
         self,
-        reader: Any,
         prompt: Any,
-        params: SamplingParams | None,
-        policy: Policy | None,
-        speculate: Speculate | None,
-        options: RequestOptions,
-        handles: Owned,
-    ) -> None:
-        """One prompt, read by `reader` for every role; `handles` has it before it runs.  Raises BadRequest,
-        EngineClosed.
-        """
-        self._submit(self._requests(reader, prompt, params, policy, speculate, options), handles)
-
-    def start_all(
-        self,
-        reader: Any,
-        listed: Sequence[Any],
         params: Any,
         policy: Any,
-        speculate: Speculate | None,
-        options: RequestOptions,
+        speculate: Any,
+        options: Mapping[str, Any],
         handles: Owned,
     ) -> None:
-        """All prompts, or none where one of them is refused; `handles` has each before it runs."""
-        all_params = spread("sampling_params", params, len(listed))
-        policies = spread("policy", policy, len(listed))
-        each = zip(listed, all_params, policies, strict=True)
-        jobs = [self._requests(reader, prompt, p, q, speculate, options) for prompt, p, q in each]
+        """One prompt; `handles` has it before it runs.  Raises BadRequest, EngineClosed."""
+        self._submit(self._job(self._read, prompt, params, policy, speculate, options), handles)
+
+    def start_chat(
+        self,
+        messages: Any,
+        params: Any,
+        policy: Any,
+        speculate: Any,
+        options: ChatOptions,
+        handles: Owned,
+    ) -> None:
+        """One conversation, likewise."""
+        read, rest = chat_reader(options)
+        self._submit(self._job(read, messages, params, policy, speculate, rest), handles)
+
+    def start_prompts(self, prompts: Any, *asked: Any) -> None:
+        """One prompt or several; the other arguments are those of `_start_all`."""
+        self._start_all(self._read, list_prompts(prompts)[0], *asked)
+
+    def start_chats(
+        self,
+        messages: Any,
+        params: Any,
+        policy: Any,
+        speculate: Any,
+        options: ChatOptions,
+        handles: Owned,
+    ) -> None:
+        """One conversation or several."""
+        read, rest = chat_reader(options)
+        self._start_all(read, list_chats(messages), params, policy, speculate, rest, handles)
+
+    def start_scores(
+        self, pairs: Sequence[tuple[Any, Any]], policy: Any, options: Mapping[str, Any], handles: Owned
+    ) -> None:
+        """Given continuations of prompts, each read under the policy, or none where one is refused."""
+        self._thread.check_open()
+        policy = read_policy(policy, self._roles)
+        check_scorable(policy)
+        roles = [self._roles[name] for name in policy.roles]
+        jobs = []
+        for prompt, continuation in pairs:
+            ids = read_continuation(continuation, roles)
+            params = SamplingParams(max_tokens=len(ids), logprobs=0, ignore_eos=True)
+            job = self._job(self._read, prompt, params, Forced(policy, tuple(ids)), "off", options)
+            for request in job.requests:
+                check_context(request, len(ids))
+                request.known_ahead = tuple(ids)
+            jobs.append(job)
         for job in jobs:
             self._submit(job, handles)
 
-    def _requests(
+    def submit_scores(
+        self, pairs: Sequence[tuple[Any, Any]], policy: Any, options: Mapping[str, Any]
+    ) -> Owned:
+        """What `start_scores` starts."""
+        with Owned() as handles:
+            self.start_scores(pairs, policy, options, handles)
+            return handles
+
+    def abort(self, request_id: Any) -> bool:
+        """End the job of that id with "abort"; False where none of that id runs.  Raises BadRequest."""
+        if not isinstance(request_id, str):
+            raise BadRequest(f"request_id is {request_id!r}; give the str that the request was started with")
+        handle = self._handles.get(request_id)
+        if handle is None or handle.is_finished:
+            return False
+        handle.cancel()
+        return True
+
+    def _read(self, prompt: Any, roles: Sequence[Role]) -> dict[str, RolePrompt]:
+        return read_prompt(prompt, roles, self._roles)
+
+    def _start_all(
         self,
-        reader: Any,
+        reader: Reader,
+        listed: Sequence[Any],
+        params: Any,
+        policy: Any,
+        speculate: Any,
+        options: Mapping[str, Any],
+        handles: Owned,
+    ) -> None:
+        """All prompts, or none where one of them is refused; `handles` has each before it runs."""
+        if len(listed) != 1 and options.get("request_id") is not None:
+            raise BadRequest(f"request_id names one request and there are {len(listed)} prompts; use submit")
+        all_params = spread("sampling_params", params, len(listed))
+        policies = spread("policy", policy, len(listed))
+        each = zip(listed, all_params, policies, strict=True)
+        jobs = [self._job(reader, prompt, p, q, speculate, options) for prompt, p, q in each]
+        for job in jobs:
+            self._submit(job, handles)
+
+    def _job(
+        self,
+        reader: Reader,
         prompt: Any,
-        params: SamplingParams | None,
-        policy: Policy | None,
-        speculate: Speculate | None,
-        options: RequestOptions,
-    ) -> list[Request]:
+        params: Any,
+        policy: Any,
+        speculate: Any,
+        options: Mapping[str, Any],
+    ) -> Job:
         """The n requests of one prompt, all checked."""
         self._thread.check_open()
-        check_request_options(options)
-        params, policy = params or SamplingParams(), policy or default_policy(self._roles)
-        if not isinstance(params, SamplingParams):
-            raise BadRequest(f"sampling_params is a {type(params).__name__}; give SamplingParams(...)")
-        check_policy(policy, self._roles)
+        given_id, request_options = read_submit_options(options)
+        params, policy = read_params(params), read_policy(policy, self._roles)
         roles = [self._roles[name] for name in policy.roles]
         prompts = reader(prompt, roles)
         check_ids(params, roles)
         draft_len = self._draft_len if speculate is None else read_speculate(speculate)
         seed = random.getrandbits(64) if params.seed is None else params.seed
-        job_id = f"request-{next(self._ids)}"
-        requests = [
-            Request(
-                f"{job_id}-{i}",
+        job = Job(given_id or f"request-{next(self._ids)}", [])
+        for i in range(params.n):
+            request = Request(
+                f"{job.id}-{i}",
                 policy,
                 params,
                 (seed + i) % 2**64,
@@ -110,18 +201,41 @@ class Jobs:
                 draft_len,
                 drafter=self._drafter,
                 clock=self._engine.clock,
-                **options,
+                **request_options,
             )
-            for i in range(params.n)
-        ]
-        for request in requests:
-            request.siblings = tuple(requests)
-        for request in requests:
+            job.requests.append(request)
+        for request in job.requests:
+            request.siblings = tuple(job.requests)
             self._engine.check_fits(request)
-        return requests
+        return job
 
-    def _submit(self, requests: list[Request], handles: Owned) -> None:
-        handle = Handle(requests[0].id.rpartition("-")[0], requests, self._thread)
+    def _submit(self, job: Job, handles: Owned) -> None:
+        handle = Handle(job.id, job.requests, self._thread)
+        with self._naming:
+            before = self._handles.get(job.id)
+            if before is not None and not before.is_finished:
+                raise BadRequest(
+                    f"request_id is {job.id!r}, which runs already; wait for its end or abort it"
+                )
+            self._handles[job.id] = handle
         # Whatever interrupts what follows: its owner knows it.
         handles.append(handle)
-        self._thread.submit(requests, handle.mailbox)
+        self._thread.submit(job.requests, handle.mailbox)
+
+
+def check_scorable(policy: Policy) -> None:
+    """Raise BadRequest where a policy cannot say whose a given token is."""
+    if not policy.shares_ids or not isinstance(policy, Owning):
+        raise BadRequest(
+            f"{policy!r} cannot score given texts: it has no method `owner` for tokens; use one that has, "
+            "such as Base() or Nudging(granularity='token')"
+        )
+
+
+def check_context(request: Request, length: int) -> None:
+    """Raise BadRequest where `length` more tokens do not fit into the context of every role."""
+    if request.max_tokens < length:
+        raise BadRequest(
+            f"the continuation has {length} tokens and the context has room for {request.max_tokens} after "
+            "the prompt; shorten one of them"
+        )

@@ -240,6 +240,17 @@ def _text_side(source: Path | LoadedModel, given: str | None) -> tuple[Tokenizer
     return tokenizer, template if given is None else template.replaced(given)
 
 
+def describe_models(
+    checkpoints: Mapping[str, Checkpoint], roles: Mapping[str, Role], runners: Mapping[str, ModelRunner]
+) -> str:
+    """A line that names every role's checkpoint and precision, and the device."""
+    models = []
+    for name, checkpoint in checkpoints.items():
+        path = checkpoint.path if isinstance(checkpoint, LoadedModel) else checkpoint
+        models.append(f"{name}={os.fspath(path)!r} ({runners[roles[name].model].precision})")
+    return f"{', '.join(models)} on {next(iter(runners.values())).decoder.device}"
+
+
 def make_runners(
     decoders: dict[str, Decoder],
     roles: dict[str, Role],

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from nudging.errors import BadRequest
-from nudging.options import unknown_option
+from nudging.options import plain, unknown_option
 from nudging.params import is_int
-from nudging.request_options import ChatOptions, RequestOptions
+from nudging.request_options import ChatOptions, SubmitOptions
 from nudging.roles import Role
 
-Prompt = str | Sequence[int] | Mapping[str, "str | Sequence[int]"]
+Ids = Iterable[int]
+Prompt = str | Ids | Mapping[str, "str | Ids"]
 Messages = Sequence[Mapping[str, Any]]
+# One prompt in the form that other engines give it: a text or ids by name, for all roles or for each.
+NAMED = ("prompt", "prompt_token_ids")
+KINDS = "a str, a list of token ids, or a dict of either per role"
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,60 @@ class RolePrompt:
 ChatReader = Callable[[Messages, Sequence[Role]], dict[str, RolePrompt]]
 
 
-def read_prompt(prompt: Prompt, roles: Sequence[Role]) -> dict[str, RolePrompt]:
-    """The prompt of every role, checked against its model.  Raises BadRequest."""
+def list_prompts(prompts: Any) -> tuple[list[Any], bool]:
+    """The prompts in order, from one or from any iterable of them, and whether they are several.
+
+    Raises BadRequest.
+    """
+    prompts = _as_list("prompts", prompts, (str, Mapping), "one prompt or a list of them")
+    if isinstance(prompts, str | Mapping) or (prompts and _is_id(prompts[0])):
+        return [prompts], False
+    return list(prompts), True
+
+
+def list_chats(messages: Any) -> list[Any]:
+    """Several conversations in order, from one or from any iterable of them.  Raises BadRequest."""
+    listed = _as_list("messages", messages, (), "a list of messages or a list of such lists")
+    # A message may be an object of any class: the template's reader tells what it can use.
+    are_several = bool(listed) and isinstance(listed[0], list | tuple | Iterator)
+    return list(listed) if are_several else [listed]
+
+
+def list_continuations(continuations: Any) -> tuple[list[Any], bool]:
+    """The continuations in order, and whether they are several: a text or a list of ids is one."""
+    listed = _as_list("continuation", continuations, (str,), "text, token ids or a list of either")
+    single = isinstance(listed, str) or not listed or _is_id(listed[0])
+    return ([listed], False) if single else (list(listed), True)
+
+
+def _as_list(name: str, value: Any, single: tuple[type, ...], kinds: str) -> Any:
+    """`value` as it is where it is of a `single` type, else as a list.  Raises BadRequest."""
+    value = _array(value)
+    if isinstance(value, single):
+        return value
+    # A set has no order, and the letters of bytes are no ids.
+    wrong = isinstance(value, str | bytes | bytearray | Mapping | Set)
+    if wrong or not isinstance(value, Iterable):
+        raise BadRequest(f"{name} is {_kind(value)}; give {kinds}")
+    return value if isinstance(value, list) else list(value)
+
+
+def read_prompt(prompt: Prompt, roles: Sequence[Role], known: Iterable[str] = ()) -> dict[str, RolePrompt]:
+    """The prompt of every role, checked against its model; `known` are the roles that it may name beside
+    them.  Raises BadRequest.
+    """
+    if isinstance(prompt, Mapping) and any(name in prompt for name in NAMED):
+        prompt = _read_named(prompt)
+    if isinstance(prompt, Iterator):
+        # Every role reads it.
+        prompt = list(prompt)
     if not isinstance(prompt, Mapping):
         return {role.name: _read(prompt, role) for role in roles}
-    missing = [role.name for role in roles if role.name not in prompt]
+    names = [role.name for role in roles]
+    unknown = [name for name in prompt if name not in {*names, *known}]
+    if unknown:
+        raise unknown_role(unknown, dict.fromkeys([*known, *names]))
+    missing = [name for name in names if name not in prompt]
     if missing:
         raise BadRequest(
             f"the prompt is given for {', '.join(map(repr, prompt)) or 'no role'} and the policy also needs "
@@ -45,7 +99,24 @@ def read_prompt(prompt: Prompt, roles: Sequence[Role]) -> dict[str, RolePrompt]:
     return {role.name: _read(prompt[role.name], role) for role in roles}
 
 
-def chat_reader(options: ChatOptions) -> tuple[ChatReader, RequestOptions]:
+def unknown_role(names: Iterable[object], known: Iterable[str]) -> BadRequest:
+    """The error for a prompt of roles that are not open."""
+    known, named = list(known), ", ".join(map(repr, names))
+    close = difflib.get_close_matches(named.strip("'"), known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return BadRequest(f"the prompt names the role {named}{hint}; open are {', '.join(known)}")
+
+
+def _read_named(prompt: Mapping[str, Any]) -> Any:
+    """What stands in {"prompt": ...} or {"prompt_token_ids": ...}.  Raises BadRequest."""
+    if len(prompt) != 1:
+        raise BadRequest(
+            f"the prompt has {', '.join(map(repr, prompt))}; give {' or '.join(NAMED)} and nothing beside it"
+        )
+    return next(iter(prompt.values()))
+
+
+def chat_reader(options: ChatOptions) -> tuple[ChatReader, SubmitOptions]:
     """What reads a conversation with these options, and those of them that are the request's.
 
     Raises BadRequest for an option that is not known, of the wrong kind or given twice.
@@ -54,7 +125,7 @@ def chat_reader(options: ChatOptions) -> tuple[ChatReader, RequestOptions]:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise unknown_option("a chat", unknown, known)
-    rest: Any = {name: value for name, value in options.items() if name in RequestOptions.__annotations__}
+    rest: Any = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
     given: dict[str, Any] = {
         name: value for name, value in options.items() if name not in rest and value is not None
     }
@@ -94,7 +165,39 @@ def read_chat(given: Mapping[str, Any], messages: Messages, roles: Sequence[Role
     return prompts
 
 
-def _read(prompt: str | Sequence[int], role: Role, special: bool = True) -> RolePrompt:
+def read_continuation(text: Any, roles: Sequence[Role]) -> list[int]:
+    """The ids of what follows a text, given as text or as ids that all roles have.  Raises BadRequest."""
+    size = min(role.vocab_size for role in roles)
+    text = _array(text)
+    if isinstance(text, str):
+        tokenizer = roles[0].tokenizer
+        if tokenizer is None:
+            raise BadRequest("the continuation is text and this checkpoint has no tokenizer; give token ids")
+        text = tokenizer.encode_continuation(text)
+    ids = read_ids("the continuation", text, size)
+    if not ids:
+        raise BadRequest("the continuation is empty; give at least one character or one token id")
+    return ids
+
+
+def read_ids(name: str, value: Any, size: int, owner: str = "") -> list[int]:
+    """Token ids below `size`, those of `owner`, from any iterable of whole numbers.  Raises BadRequest."""
+    value = _array(value)
+    # A set has no order, and the letters of bytes are no ids.
+    wrong = isinstance(value, str | bytes | bytearray | Mapping | Set)
+    if wrong or not isinstance(value, Iterable):
+        raise BadRequest(f"{name} is {_kind(value)}; give a list of token ids")
+    ids = [token if type(token) is int else plain(token) for token in value]
+    for token in ids:
+        if not is_int(token) or not 0 <= token < size:
+            raise BadRequest(
+                f"{name} holds {token!r:.80}, which is no token id{owner}: ids go from 0 to {size - 1}"
+            )
+    return ids
+
+
+def _read(prompt: Any, role: Role, special: bool = True) -> RolePrompt:
+    prompt = _array(prompt)
     if isinstance(prompt, str):
         result = _read_text(prompt, role, special)
     else:
@@ -118,18 +221,24 @@ def _read_text(text: str, role: Role, special: bool) -> RolePrompt:
     return RolePrompt(ids, text, special)
 
 
-def _read_ids(prompt: Sequence[int], role: Role) -> list[int]:
-    if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, Sequence):
-        kind = type(prompt).__name__
-        raise BadRequest(
-            f"the prompt is a {kind}; give a str, a list of token ids, or a dict of either per role"
-        )
-    if len(prompt) == 0:
+def _read_ids(prompt: Any, role: Role) -> list[int]:
+    if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
+        raise BadRequest(f"the prompt is {_kind(prompt)}; give {KINDS}")
+    ids = read_ids("the prompt", prompt, role.vocab_size, f" of {role.name!r}")
+    if not ids:
         raise BadRequest("the prompt is empty; give at least one character or one token id")
-    for token in prompt:
-        if not is_int(token) or not 0 <= token < role.vocab_size:
-            raise BadRequest(
-                f"the prompt holds {token!r}, which is no token id of {role.name!r}: ids go from 0 to "
-                f"{role.vocab_size - 1}"
-            )
-    return list(prompt)
+    return ids
+
+
+def _is_id(value: Any) -> bool:
+    return is_int(value if type(value) is int else _array(value))
+
+
+def _array(value: Any) -> Any:
+    """Arrays as lists; the lists of a long prompt are not walked through."""
+    return plain(value) if hasattr(value, "shape") else value
+
+
+def _kind(value: object) -> str:
+    """A wrong value by its kind: its own words could be long."""
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from nudging.errors import BadRequest
-from nudging.options import unknown_option
+from nudging.options import plain, unknown_option
 from nudging.params import is_int, is_number
 
 PRIORITY_LIMIT = 1 << 31
+# How the ids begin that no caller may give.
+OWN_IDS = ("request-", "generation-")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -27,7 +29,15 @@ class RequestOptions(TypedDict, total=False):
     cache_salt: str | None
 
 
-class ChatOptions(RequestOptions, total=False):
+class SubmitOptions(RequestOptions, total=False):
+    """`request_id`: the id of one prompt's request, for `abort` and logs; None, the default, for one of the
+    engine's own.
+    """
+
+    request_id: str | None
+
+
+class ChatOptions(SubmitOptions, total=False):
     """Options of a request, and arguments of transformers' `apply_chat_template` with their meaning there.
 
     `tools`: JSON schemas; `documents`: objects with title and text; `add_generation_prompt`: the prompt ends
@@ -45,19 +55,36 @@ class ChatOptions(RequestOptions, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
 
 
-def check_request_options(options: Mapping[str, object]) -> None:
-    """Raise BadRequest for an option that is not known or out of range."""
-    known = RequestOptions.__annotations__
+def read_request_options(options: Mapping[str, Any]) -> RequestOptions:
+    """The options of requests, without those that are None.  Raises BadRequest."""
+    return _read(options, RequestOptions.__annotations__)  # type: ignore[return-value]
+
+
+def read_submit_options(options: Mapping[str, Any]) -> tuple[str | None, RequestOptions]:
+    """The id that a request shall have, and its other options.  Raises BadRequest."""
+    read = _read(options, SubmitOptions.__annotations__)
+    request_id = read.pop("request_id", None)
+    if request_id is not None and (not isinstance(request_id, str) or not request_id):
+        raise BadRequest(f"request_id is {request_id!r}; it must be None or a str that is not empty")
+    if request_id is not None and request_id.startswith(OWN_IDS):
+        raise BadRequest(
+            f"request_id is {request_id!r}; ids that begin with {' or '.join(OWN_IDS)} are the engine's own"
+        )
+    return request_id, read  # type: ignore[return-value]
+
+
+def _read(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise unknown_option("a request", unknown, known)
-    priority: Any = options.get("priority", 0)
-    timeout: Any = options.get("timeout")
+    read = {name: plain(value) for name, value in options.items() if value is not None}
+    priority, timeout = read.get("priority", 0), read.get("timeout")
     if not is_int(priority) or abs(priority) >= PRIORITY_LIMIT:
         raise BadRequest(
             f"priority is {priority!r}; it must be a whole number and less than {PRIORITY_LIMIT} from 0"
         )
-    if not isinstance(options.get("cache_salt"), str | None):
-        raise BadRequest(f"cache_salt is {options['cache_salt']!r}; it must be None or a str")
+    if not isinstance(read.get("cache_salt", ""), str):
+        raise BadRequest(f"cache_salt is {read['cache_salt']!r}; it must be None or a str")
     if timeout is not None and (not is_number(timeout) or timeout <= 0):
         raise BadRequest(f"timeout is {timeout!r}; it must be None or a number of seconds above 0")
+    return read

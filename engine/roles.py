@@ -4,8 +4,10 @@ ids.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nudging.chat import ChatTemplate, load_chat_template
 from nudging.errors import BadRequest
@@ -31,13 +33,32 @@ def load_text_side(path: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:
     return load_tokenizer(path), load_chat_template(path)
 
 
-def check_policy(policy: Policy, roles: dict[str, Role]) -> None:
-    """Raise BadRequest where the opened roles cannot serve the policy."""
+# What every policy has; see `nudging.policies.protocol.Policy`.
+POLICY_PARTS = ("roles", "lookahead", "shares_ids", "needs_tokenizer", "needs_logits", "start", "step")
+
+
+def check_policy(policy: Any, roles: Mapping[str, Role]) -> None:
+    """Raise BadRequest for what is no policy, and where the opened roles cannot serve it."""
+    if isinstance(policy, type):
+        raise BadRequest(
+            f"policy is the class {policy.__name__}; give one of its objects, {policy.__name__}()"
+        )
+    if isinstance(policy, str):
+        raise BadRequest(
+            f"policy is {policy!r}; give a policy itself, such as Base() or Nudging(threshold=0.4)"
+        )
+    lacking = [name for name in POLICY_PARTS if not hasattr(policy, name)]
+    if lacking:
+        raise BadRequest(
+            f"policy is {policy!r:.80}, which has no {', '.join(lacking)}; give Base(), Nudging() or "
+            "a policy of your own (see nudging.Policy)"
+        )
     for name in policy.roles:
         if name not in roles:
+            remedy = f"{name}=..." if name in ("base", "guide") else f"models={{{name!r}: ...}}"
             raise BadRequest(
                 f"{policy!r} needs the role {name!r} and only {', '.join(roles)} are open; "
-                f"open the LLM with {name}=... or choose another policy"
+                f"open the LLM with {remedy} or choose another policy"
             )
     used = [roles[name] for name in policy.roles]
     if policy.needs_tokenizer:

@@ -426,6 +426,8 @@ class Setup:
 class SimLLM(LLM):
     """An LLM over fake models, in one thread; see Setup."""
 
+    _described = "fake models"
+
     def __init__(self, setup: Setup, threaded: bool = False) -> None:
         names = ("base", "base" if setup.one_model else "guide")
         self.clock = SimClock()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import nudging.api
+import nudging.jobs
 from nudging import LLM, AsyncLLM, BadRequest, EngineClosed, Nudging, SamplingParams
 from nudging.aio import results
 
@@ -266,16 +266,16 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.came, self.opened, self.read = threading.Event(), threading.Event(), []
-        original = nudging.api.read_prompt
+        original = nudging.jobs.read_prompt
 
-        def read(prompt: object, roles: object) -> object:
+        def read(prompt: object, *roles: object) -> object:
             self.came.set()
             # The guard against a hang: whoever is held for so long holds the event loop.
             assert self.opened.wait(20), "prompts are read in the event loop"
             self.read.append(prompt)
-            return original(prompt, roles)
+            return original(prompt, *roles)
 
-        monkeypatch.setattr(nudging.api, "read_prompt", read)
+        monkeypatch.setattr(nudging.jobs, "read_prompt", read)
 
     async def reached(self) -> None:
         while not self.came.is_set():

@@ -21,7 +21,7 @@ LAYERS = (
     ("cli", "cli_*", "demo", "terminal", "__main__"),
     ("aio", "metrics"),
     ("api",),
-    ("aio_generation", "aio_handle", "jobs"),
+    ("aio_generation", "aio_handle", "jobs", "scores"),
     ("generation",),
     ("engine_thread", "handle"),
     ("engine",),

@@ -11,7 +11,19 @@ from typing import Any, get_type_hints
 import pytest
 
 import nudging
-from nudging import LLM, AsyncLLM, Nudging, SamplingParams
+from nudging import (
+    LLM,
+    AsyncGeneration,
+    AsyncHandle,
+    AsyncLLM,
+    EngineClosed,
+    Generation,
+    Handle,
+    Nudging,
+    SamplingParams,
+)
+from nudging.aio_handle import AsyncStream
+from nudging.handle import Stream
 from nudging.llm_options import LLMOptions
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +61,8 @@ def test_the_options_that_are_passed_on_are_all_named() -> None:
 def test_sampling_params_says_to_editors_what_its_fields_are() -> None:
     """The constructor that type checkers see has the fields' names, order and defaults."""
     tree = ast.parse((ROOT / "engine" / "params.py").read_text())
-    inits = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    owner = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "SamplingParams")
+    inits = [n for n in ast.walk(owner) if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
     arguments = inits[0].args
     names = [argument.arg for argument in arguments.args[1:]]
     defaults = [ast.literal_eval(default) for default in arguments.defaults]
@@ -129,3 +142,67 @@ def test_type_checkers_accept_what_is_right_and_refuse_what_is_wrong(tmp_path: P
     found = [int(line.split(":")[1]) for line in out.splitlines() if ": error:" in line]
     first_wrong = TYPED.splitlines().index("def wrong(llm: LLM) -> None:") + 2
     assert found == list(range(first_wrong, len(TYPED.splitlines()) + 1)), out
+
+
+def public(cls: type) -> dict[str, Any]:
+    """A class's own public names, dunder methods of its protocols left out."""
+    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", sorted(public(LLM)))
+def test_the_async_engine_has_every_public_name_with_the_same_parameters(name: str) -> None:
+    ours, theirs = inspect.getattr_static(LLM, name), inspect.getattr_static(AsyncLLM, name, None)
+    assert theirs is not None, f"AsyncLLM has no {name}"
+    assert isinstance(ours, property) == isinstance(theirs, property)
+    if not isinstance(ours, property):
+        assert shown(getattr(LLM, name)) == shown(getattr(AsyncLLM, name))
+        one, other = (inspect.signature(getattr(cls, name)).parameters.values() for cls in (LLM, AsyncLLM))
+        assert [str(p) for p in one] == [str(p) for p in other]
+
+
+@pytest.mark.parametrize(("one", "other"), [(Handle, AsyncHandle), (Generation, AsyncGeneration)])
+def test_async_handles_and_texts_have_every_public_name(one: type, other: type) -> None:
+    engine_side = {
+        "take",
+        "num_outputs",
+        "add_listener",
+        "abandon",
+        "begin",
+        "begin_score",
+        "append",
+        "leave",
+    }
+    for name, value in public(one).items():
+        if name not in engine_side:
+            assert hasattr(other, name), f"{other.__name__} has no {name}"
+            if inspect.isfunction(value) and (one, name) != (Handle, "result"):
+                assert list(shown(value)) == list(shown(getattr(other, name)))
+
+
+@pytest.mark.parametrize(("one", "other"), [(Stream, AsyncStream)])
+def test_streams_have_the_same_names(one: type, other: type) -> None:
+    assert public(other).keys() == public(one).keys() - {"close"} | {"aclose"}
+
+
+def test_a_representation_says_what_is_open(tiny_pair: dict[str, Path]) -> None:
+    llm = LLM(**tiny_pair, kv_cache_memory="1MiB", device="cpu")
+    base, guide = (str(path) for path in tiny_pair.values())
+    said = f"base={base!r} (float32), guide={guide!r} (float32) on cpu"
+    assert repr(llm) == f"<LLM {said}, open>"
+    llm.close()
+    assert repr(llm) == f"<LLM {said}, closed>"
+    assert repr(AsyncLLM(**tiny_pair)) == "<AsyncLLM, not loaded>"
+
+
+def test_health_says_why_nobody_is_served(tiny_pair: dict[str, Path]) -> None:
+    llm = LLM(**tiny_pair, kv_cache_memory="1MiB")
+    llm.check_health()
+    assert llm.is_alive
+    llm.close()
+    assert not llm.is_alive
+    with pytest.raises(EngineClosed, match="the engine is closed"):
+        llm.check_health()
+    unloaded = AsyncLLM(**tiny_pair)
+    assert not unloaded.is_alive
+    with pytest.raises(EngineClosed, match="not loaded yet"):
+        unloaded.check_health()
