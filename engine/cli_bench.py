@@ -39,6 +39,13 @@ def host(arguments: tuple[str, ...]) -> None:
     run("benchmarks.host_cost", arguments)
 
 
+@bench.command(context_settings=PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def stream(arguments: tuple[str, ...]) -> None:
+    """Processor time of `nudging generate` for thousands of prompts; `--help` shows the flags."""
+    run("benchmarks.stream", arguments)
+
+
 def run(module: str, arguments: tuple[str, ...]) -> None:
     """Run a benchmark of the checkout and exit as it does."""
     if not (ROOT / "benchmarks" / "pair.py").is_file():
