@@ -198,7 +198,7 @@ std::vector<Token> vocabularies(const Lanes& lanes) {
   return sizes;
 }
 
-using Failed = std::vector<std::pair<std::int64_t, Position>>;
+using Failed = std::vector<std::tuple<std::int64_t, int, Position, Position>>;
 
 // (answer, lane, role, position) of the answers whose token is not simply the likeliest one.
 py::list sampled(const Lanes& lanes) {

@@ -334,7 +334,7 @@ Left = tuple[
     tuple[int, int, list[int]] | None,
 ]
 # A lane's number and one of its answers.
-Failed = list[tuple[int, int]]
+Failed = list[tuple[int, int, int, int]]
 
 class Lanes:
     """Carried requests by number; see `nudging.lanes`."""

@@ -22,6 +22,8 @@ class BlockPool:
         # The longest unused first; a dict keeps the order.
         self._cached: dict[int, None] = {}
         self._references = [0] * total
+        # How often each was given out.
+        self._times = [0] * total
 
     @property
     def num_free(self) -> int:
@@ -50,7 +52,12 @@ class BlockPool:
             )
         block = self._free.pop()
         self._references[block] = 1
+        self._times[block] += 1
         return block
+
+    def stamp(self, block: int) -> tuple[int, int]:
+        """The block and how often it was given out: who owns it now may have lost and regained it."""
+        return block, self._times[block]
 
     def share(self, block: int) -> None:
         """One more holder of an owned or cached block."""
@@ -154,6 +161,10 @@ class BlockTable:
             else:
                 self.pool.forget(block)
         return copies
+
+    def stamps(self, part: slice = slice(None)) -> list[tuple[int, int]]:
+        """The blocks, or a part of them, each with how often its pool has given it out."""
+        return [self.pool.stamp(block) for block in self.ids[part]]
 
     def slot(self, position: int) -> int:
         """The cache slot of the token at `position`."""

@@ -24,7 +24,8 @@ class Lane:
     `wanted`: how many tokens the guide drafts for it, where the text has room for so many.  `start`: how many
     tokens its text had when the cycle began, None where that is not known, or nothing counts; `before`: the
     last of them, which the cycle before had foreseen; `lag`: how many tokens of the text the guide read;
-    `stopped`: the device writes nothing for it.  `blocks` by role: what it was given.  Once the cycle is
+    `stopped`: the device writes nothing for it.  `blocks` by role: what it was given, see
+    `BlockTable.stamps`.  Once the cycle is
     read, `path` are the guide's tokens behind the text, and `rows` by role those from the end of the text on.
     """
 
@@ -35,7 +36,7 @@ class Lane:
     lag: int = 1
     before: list[int] = field(default_factory=list)
     stopped: bool = False
-    blocks: dict[str, list[int]] = field(default_factory=dict)
+    blocks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     path: list[int] = field(default_factory=list)
     rows: dict[str, Rows] = field(default_factory=dict)
 
@@ -70,7 +71,7 @@ class Lane:
         size = sequence.block_table.pool.block_size
         # Blocks before those may have been found to be the same as another text's, and given back for it.
         blocks = slice(work.start // size, -(-work.end // size))
-        if sequence.block_table.ids[blocks] != self.blocks[role][blocks]:
+        if sequence.block_table.stamps(blocks) != self.blocks[role][blocks]:
             return None
         return rows[first : last + 1] if sequence.tokens[end : work.end] == self.path[:last] else None
 
@@ -173,7 +174,7 @@ def blocks_of(lanes: Sequence[Lane], roles: Sequence[str]) -> list[LaneBlocks]:
     """What each lane gets of the models of these roles, the writer's last; none if it writes nothing."""
 
     def of(lane: Lane) -> LaneBlocks:
-        *guide, base = (lane.blocks[role] for role in roles)
+        *guide, base = ([block for block, _ in lane.blocks[role]] for role in roles)
         return LaneBlocks(lane.wanted, guide[0] if guide else (), base)
 
     return [LaneBlocks() if lane.stopped else of(lane) for lane in lanes]

@@ -142,7 +142,7 @@ def tell(lanes: Lanes, logits: Tensor) -> Tensor:
         for at, request, position in lanes.sampled()
     ]
     failed = lanes.core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr(), picked)
-    lanes.fail([(number, row_of(0, 0, float(peak[at]), float(lse[at]))) for number, at in failed])
+    lanes.fail([(*where, row_of(0, 0, float(peak[at]), float(lse[at]))) for *where, at in failed])
     return others
 
 

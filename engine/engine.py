@@ -125,13 +125,11 @@ class Engine:
             self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 sharers = self._sharers
-                for request in self.lanes.settle():
+                answered = [*(work.request for work in plan.works), *self.lanes.settle()]
+                for request in sorted(answered, key=lambda one: one.rank):
+                    moved += self._advance_carried(request, sharers)
                     self._advance(request, sharers)
                     moved.append(request)
-                for work in plan.works:
-                    moved += self._advance_carried(work.request, sharers)
-                    self._advance(work.request, sharers)
-                    moved.append(work.request)
                 moved += self._advance_carried(None, sharers)
             moved += self._retire_finished()
         self._tracer.level(

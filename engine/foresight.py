@@ -277,7 +277,7 @@ class Foresight:
                     return False
                 runner.cache.copy_blocks(copies)
                 sequence.reserved = lane.reach(role)
-                lane.blocks[role] = list(sequence.block_table.ids)
+                lane.blocks[role] = sequence.block_table.stamps()
         return True
 
     def _let_go(self, flight: Flight) -> None:

@@ -12,8 +12,9 @@ back, at any time between two passes, and the next step goes on from there.  Wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nudging import _C
 from nudging.adaptive import Costs, Ledger
@@ -73,7 +74,7 @@ class Lanes:
         self._lack: OutOfBlocks | None = None
         self._carried: dict[int, Carried] = {}
         self._ids: dict[str, int] = {}
-        self._failed: list[tuple[Request, NumericalError]] = []
+        self._failed: list[tuple[Request, str, int, NumericalError]] = []
         # Where something lacks in step after step, going back and forth costs more than it saves: nobody is
         # carried for `_rest` steps, and for `_next_rest` when it happens again at once.
         self._rest = self._next_rest = 0
@@ -231,29 +232,27 @@ class Lanes:
             None if isinstance(row, NumericalError) else (0, row.token, row.top_token, row.top_prob)
             for row in rows
         ]
-        self.fail([(number, rows[at]) for number, at in self._core.take_rows(said)])
+        self.fail([(*where, rows[at]) for *where, at in self._core.take_rows(said)])
 
-    def fail(self, failed: Sequence[tuple[int, Row | NumericalError]]) -> None:
-        """These lanes waited for rows that are not finite."""
-        for number, error in failed:
+    def fail(self, failed: Iterable[tuple[Any, ...]]) -> None:
+        """These rows are not finite: lane, role, position and error of each."""
+        for number, role, position, error in failed:
             assert isinstance(error, NumericalError)
-            self._failed.append((self._carried[number].request, error))
+            carried = self._carried[number]
+            self._failed.append((carried.request, carried.roles[role], position, error))
 
     def learned(self, model: str) -> None:
         """What passes of the model cost has been learned anew."""
         self._core.forget_prices(self._models.index(model))
 
     def settle(self) -> list[Request]:
-        """Hand back the requests whose rows are not finite: whether that ends one is for Python to say, as
-        drafts have such rows, too.
-        """
+        """Hand back the requests with rows that are not finite: those count where a policy asks for them."""
         self._rest = max(self._rest - 1, 0)
         failed, self._failed = self._failed, []
-        for request, error in failed:
+        for request, role, position, error in failed:
             request.bring_back()
-            need = request.need_now
-            request.sequences[need.role].rows[need.first] = error
-        return [request for request, _ in failed]
+            request.sequences[role].rows[position] = error
+        return list(dict.fromkeys(request for request, *_ in failed))
 
     def advance(
         self, before: Request | None, sharers: Mapping[str, float]

@@ -76,7 +76,7 @@ def counts_noise_from_one(work: Work) -> LaneStart:
 def owns_nothing(ahead: Foresight, lanes: list[Lane]) -> bool:
     for lane in lanes:
         for role in ahead._runners:
-            lane.blocks[role] = list(lane.request.sequences[role].block_table.ids)
+            lane.blocks[role] = lane.request.sequences[role].block_table.stamps()
     return True
 
 

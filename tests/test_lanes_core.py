@@ -202,16 +202,16 @@ def test_without_a_block_a_lane_fails_alone() -> None:
     assert core.lanes.advance_before(1, [1.0, 1.0]) == ([0], None)
 
 
-def test_a_row_that_is_not_finite_fails_where_it_is_needed() -> None:
+def test_rows_that_are_not_finite_are_told_and_not_filed() -> None:
     core = Core()
     core.enter(SOLO, [track(tokens=[*PROMPT[3:], 11, 13])], need=(0, 4, 6, 0, False))
     assert core.plan(0) == (3, 1, [])
     assert core.lanes.answers() == 3
     row = (0, 11, 11, 0.9)
-    assert core.lanes.take_rows([row, None, row]) == []
+    assert core.lanes.take_rows([row, None, row]) == [(0, 0, 5, 1)]
     assert core.goes_on()
     core.plan(0)
-    assert core.lanes.take_rows([None]) == [(0, 0)]
+    assert core.lanes.take_rows([None]) == [(0, 0, 5, 0)]
 
 
 def test_blocks_behind_a_row_that_is_not_finite_are_nobody_elses() -> None:

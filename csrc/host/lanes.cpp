@@ -133,9 +133,9 @@ Position Lanes::answers() const {
   return sum;
 }
 
-std::vector<std::pair<std::int64_t, Position>> Lanes::take(const std::vector<Row>& said,
-                                                           const std::vector<bool>& is_finite) {
-  std::vector<std::pair<std::int64_t, Position>> failed;
+std::vector<std::tuple<std::int64_t, int, Position, Position>> Lanes::take(
+    const std::vector<Row>& said, const std::vector<bool>& is_finite) {
+  std::vector<std::tuple<std::int64_t, int, Position, Position>> failed;
   Position answer = 0;
   for (const Item& item : items_) {
     Lane& lane = *item.lane;
@@ -148,9 +148,9 @@ std::vector<std::pair<std::int64_t, Position>> Lanes::take(const std::vector<Row
       if (is_finite[answer]) {
         track.put_row(
             {position, said[answer].token, said[answer].top_token, said[answer].top_prob});
-      } else if (position == lane.need.first) {
+      } else {
         has_failed = true;
-        failed.emplace_back(lane.id, answer);
+        failed.emplace_back(lane.id, item.role, position, answer);
       }
     }
     if (!has_failed) register_blocks(lane, item.role, track);

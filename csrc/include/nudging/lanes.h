@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -216,10 +217,10 @@ class Lanes {
   Position tokens() const;
   Position answers() const;
 
-  // File the answers of a pass; `is_finite` may be null.  Returns the (lane, answer) whose row was
-  // needed and is not.
-  std::vector<std::pair<std::int64_t, Position>> take(const std::vector<Row>& said,
-                                                      const std::vector<bool>& is_finite);
+  // File the answers of a pass; returns the (lane, role, position, answer) of rows that are not
+  // finite, which are not filed.
+  std::vector<std::tuple<std::int64_t, int, Position, Position>> take(
+      const std::vector<Row>& said, const std::vector<bool>& is_finite);
   // The next token of every path; false where none goes on.
   bool onward();
   // Let the policies of what was planned run on, in the order of their ids, up to the first one
