@@ -64,8 +64,7 @@ class LLM:
     together.  `dtype`: "auto" is each checkpoint's own.  `quantization`: "int8" keeps all weights of matrix
     products as int8 with a scale for each output channel, another precision at half the memory traffic of 16
     bits.  `threads`: of the ops on the CPU, torch's number by default; changes no token.  `speculate`: how
-    many
-    tokens are drafted for every pass of the base; "auto" drafts as many as pay, "off" none.
+    many tokens are drafted for every pass of the base; "auto" drafts as many as pay, "off" none.
     `drafter`: "guide" drafts with the guide where the policy has one, "ngram" looks up what followed the
     text's last tokens before (also for one model alone), "none" never drafts.  Both change speed, never a
     token.  `max_len`: the longest prompt + text in tokens, where a checkpoint's own context is longer.
@@ -75,8 +74,8 @@ class LLM:
     of RequestOptions).  `progress`: a bar while weights load; None shows it where stderr is a terminal.
     `chat_template`: how chats are written, for all roles or by role: a Jinja source, or the name of one of
     the checkpoint's templates; None is the checkpoint's own, or without one the plain form of questions and
-    answers (`roles[...].template` shows it).
-    `trace`: a file to which a timeline of all steps is written, for Perfetto or chrome://tracing.
+    answers (`roles[...].template` shows it).  `revision`: branch, tag or commit of a hub id, by role where
+    several have one.  `trace`: a file for a timeline of all steps, for Perfetto or chrome://tracing.
     `prefill_attention`: "flash-attn" reads prompts with that package where it is installed (bf16 or fp16 on a
     CUDA GPU; flash-attn 3 takes a `block_size` below 64, flash-attn 2 a multiple of 256).  Then the bits of
     rows that were computed more than 16 at a time for their text depend on how many, so a text is no longer
@@ -110,6 +109,7 @@ class LLM:
         progress: bool | None = None,
         trace: str | os.PathLike[str] | None = None,
         chat_template: str | Mapping[str, str] | None = None,
+        revision: str | Mapping[str, str] | None = None,
     ) -> None:
         check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size, max_len=max_len)
         check_flags(prefix_caching=prefix_caching, record_ahead=record_ahead, progress=progress)
@@ -118,14 +118,15 @@ class LLM:
         checkpoints = name_roles(base, guide, models)
         templates = read_templates(chat_template, checkpoints)
         shown = sys.stderr.isatty() if progress is None else progress
-        precision = read_dtype(dtype), read_device(device)
-        flash = read_prefill_attention(prefill_attention, precision[1], block_size)
+        where = read_device(device)
+        flash = read_prefill_attention(prefill_attention, where, block_size)
         num_threads, quantized = read_threads(threads), read_quantization(quantization)
-        self.roles, decoders = load_roles(checkpoints, *precision, shown, max_len, quantized, templates)
+        how = read_dtype(dtype), where, shown, max_len, quantized, templates, revision
+        self.roles, decoders = load_roles(checkpoints, *how)
         check_prefill_attention(flash, decoders.values())
         runners = make_runners(decoders, self.roles, memory, block_size, prefix_caching, num_threads, flash)
-        models_of = {role.name: role.model for role in self.roles.values()}
         tracer = Tracer() if trace is None else Trace(open(trace, "w"))  # noqa: SIM115 - closed with the tracer
+        models_of = {role.name: role.model for role in self.roles.values()}
         self._engine = Engine(runners, models_of, max_batch_tokens, tracer=tracer)
         self._thread = EngineThread(self._engine, record_ahead, self._engine.close)
         self._described = describe_models(checkpoints, self.roles, runners)
@@ -140,9 +141,8 @@ class LLM:
         guide: Checkpoint | None = "pocket:guide",
         **options: Unpack[LLMOptions],
     ) -> Self:
-        """The shipped pair: a small base that was never aligned and a smaller guide that was.
-
-        The options are those of `LLM`, with less memory for the caches.
+        """The shipped pair: a small base that was never aligned and a smaller guide that was; with the
+        options of `LLM`, and less memory for the caches.
         """
         options.setdefault("kv_cache_memory", POCKET["kv_cache_memory"])
         return cls(base, guide, **options)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nudging.cli_options import (
+    TokenLimit,
     model_options,
     open_llm,
     option,
@@ -42,7 +43,13 @@ HELP = "/reset starts over, /quit ends (or Ctrl-D), Ctrl-C stops an answer"
 )
 @option("--guide", metavar="CHECKPOINT", help="Likewise; --base without it is the base alone.")
 @policy_options
-@option("--max-tokens", type=int, default=256, help="The most tokens of an answer.")
+@option(
+    "--max-tokens",
+    type=TokenLimit(),
+    default=256,
+    metavar="N|none",
+    help="The most tokens of an answer; none: as far as the context goes.",
+)
 @sampling_options
 @stop_options
 @model_options

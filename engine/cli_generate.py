@@ -14,6 +14,7 @@ import click
 
 from nudging.cli_input import Ask, open_input, read_lines
 from nudging.cli_options import (
+    TokenLimit,
     model_options,
     open_llm,
     option,
@@ -40,11 +41,18 @@ if TYPE_CHECKING:
 @option("--base", required=True, metavar="CHECKPOINT", help="A directory, a hub id or pocket:NAME.")
 @option("--guide", metavar="CHECKPOINT", help="Likewise; without it the base writes alone.")
 @policy_options
-@option("--max-tokens", type=int, default=16, help="The most tokens of a text.")
+@option(
+    "--max-tokens",
+    type=TokenLimit(),
+    default=16,
+    metavar="N|none",
+    help="The most tokens of a text; none: as far as the context goes.",
+)
 @sampling_options
 @option("--n", type=int, default=1, help="Texts for each prompt; a line each, numbered by `sample`.")
 @stop_options
 @option("--logprobs", type=int, help="Add every token's log-probability and those of this many likeliest.")
+@option("--prompt-logprobs", type=int, help="Likewise, of the prompt's tokens as the base reads them.")
 @model_options
 @option(
     "--input",

@@ -27,6 +27,13 @@ class LinesOfText(click.types.StringParamType):
     envvar_list_splitter = "\n"
 
 
+class TokenLimit(click.types.IntParamType):
+    """A number of tokens, or "none": as far as the context goes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if str(value).lower() == "none" else super().convert(value, param, ctx)
+
+
 def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
     """A decorator that adds options, shown in this order."""
 
@@ -40,6 +47,12 @@ def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 model_options = shared(
     option("--dtype", default="auto", metavar="auto|float32|bfloat16|float16", help="Of the weights."),
+    option(
+        "--revision",
+        multiple=True,
+        metavar="[ROLE=]REVISION",
+        help="Branch, tag or commit of a hub id; repeatable where several roles have one.",
+    ),
     option("--quantization", metavar="int8", help="Keep the weights of matrix products as int8."),
     option("--threads", type=int, help="Of the ops on the CPU; as many as torch takes by default."),
     option("--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="Where the models run."),
@@ -98,6 +111,27 @@ sampling_options = shared(
         "--min-p", type=float, default=0.0, help="Sample from tokens this likely, relative to the top one."
     ),
     option("--seed", type=int, help="Of the noise; without it every run differs."),
+    option("--presence-penalty", type=float, default=0.0, help="Off the logits of tokens in the text."),
+    option("--frequency-penalty", type=float, default=0.0, help="Likewise, for each time a token is there."),
+    option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="Makes tokens of prompt and text less likely above 1, likelier below.",
+    ),
+    option(
+        "--bad-word",
+        multiple=True,
+        type=LinesOfText(),
+        help="Never write this; repeatable (in the environment: one a line).",
+    ),
+    option("--allowed-token-id", multiple=True, type=int, help="Write nothing else; repeatable."),
+    option(
+        "--logit-bias",
+        multiple=True,
+        metavar="ID=BIAS",
+        help="Add this to a token's logit, -100 to 100; repeatable.",
+    ),
 )
 
 stop_options = shared(
@@ -109,6 +143,15 @@ stop_options = shared(
     ),
     option("--stop-token-id", multiple=True, type=int, help="End before this token; repeatable."),
     option("--ignore-eos", is_flag=True, help="Write on past the end of a text."),
+    option("--min-tokens", type=int, default=0, help="Before so many tokens nothing ends a text."),
+    option(
+        "--include-stop-str-in-output", is_flag=True, help="The stop string that ends a text is part of it."
+    ),
+    option(
+        "--skip-special-tokens/--no-skip-special-tokens",
+        default=True,
+        help="Whether special tokens are left out of the text.",
+    ),
 )
 
 
@@ -125,9 +168,41 @@ def read_params(flags: Flags) -> SamplingParams:
         "ignore_eos",
         "logprobs",
         "n",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "min_tokens",
+        "include_stop_str_in_output",
+        "skip_special_tokens",
+        "prompt_logprobs",
     )
     given = {name: flags[name] for name in names if name in flags}
-    return SamplingParams(**given, stop_token_ids=flags.get("stop_token_id", ()))
+    return SamplingParams(
+        **given,
+        stop_token_ids=flags.get("stop_token_id", ()),
+        bad_words=flags.get("bad_word", ()),
+        allowed_token_ids=flags.get("allowed_token_id") or None,
+        logit_bias=dict(map(read_bias, flags.get("logit_bias", ()))),
+    )
+
+
+def read_bias(text: str) -> tuple[int, float]:
+    """A token id and its bias from ID=BIAS.  Raises BadRequest."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise BadRequest(f"--logit-bias is {text!r}; give ID=BIAS, as in 50256=-100") from None
+
+
+def read_revision(given: tuple[str, ...]) -> str | dict[str, str] | None:
+    """`--revision` as the API takes it."""
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = [text.partition("=") for text in given]
+    if not all(separator for _, separator, _ in pairs):
+        raise BadRequest(f"--revision is given as {', '.join(given)}; give ROLE=REVISION for each")
+    return {role: revision for role, _, revision in pairs} or None
 
 
 def read_policy(flags: Flags, has_guide: bool) -> Policy:
@@ -155,6 +230,7 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         base,
         guide,
         dtype=flags["dtype"],
+        revision=read_revision(flags["revision"]),
         quantization=flags["quantization"],
         threads=flags["threads"],
         device=flags["device"],

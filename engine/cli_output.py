@@ -178,11 +178,13 @@ def as_text(index: int, own_id: str | int | None, result: RequestOutput | BadReq
 
 def as_jsonl(index: int, own_id: str | int | None, result: RequestOutput | BadRequest) -> Iterator[str]:
     """A record for each text; with several texts each has its number as `sample`."""
-    head = {"index": index, **({} if own_id is None else {"id": own_id})}
+    head: dict[str, Any] = {"index": index, **({} if own_id is None else {"id": own_id})}
     if isinstance(result, BadRequest):
         records = [{**head, "error": error_record(result)}]
     else:
         several = len(result.outputs) > 1
+        if result.prompt_logprobs is not None:
+            head["prompt_logprobs"] = [one and dataclasses.asdict(one) for one in result.prompt_logprobs]
         records = [
             {**head, **({"sample": output.index} if several else {}), **output_record(output)}
             for output in result.outputs

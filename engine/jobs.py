@@ -13,6 +13,7 @@ from nudging.arguments import check_ids, read_params, read_speculate, spread
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
+from nudging.frozen import owned
 from nudging.handle import Handle, Owned
 from nudging.params import SamplingParams
 from nudging.policies import Base, Nudging
@@ -40,10 +41,12 @@ def default_policy(roles: Mapping[str, Role]) -> Policy:
 
 
 def read_policy(policy: Any, roles: dict[str, Role]) -> Policy:
-    """The policy, or the default one for None.  Raises BadRequest where the roles cannot serve it."""
-    policy = default_policy(roles) if policy is None else policy
-    check_policy(policy, roles)
-    return policy  # type: ignore[no-any-return]
+    """The policy, our own copy of it, the default one for None.  Raises BadRequest where the roles cannot
+    serve it.
+    """
+    own: Policy = default_policy(roles) if policy is None else owned(policy)
+    check_policy(own, roles)
+    return own
 
 
 class Jobs:

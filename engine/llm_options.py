@@ -32,3 +32,4 @@ class LLMOptions(TypedDict, total=False):
     progress: bool | None
     trace: str | os.PathLike[str] | None
     chat_template: str | Mapping[str, str] | None
+    revision: str | Mapping[str, str] | None

@@ -23,6 +23,7 @@ from nudging.errors import BadRequest, CheckpointError
 from nudging.foresight import Foresight
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import CudaRecorder
+from nudging.hub import download, is_hub_id, read_revisions
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
@@ -33,14 +34,23 @@ from nudging.tokenizer import Tokenizer
 
 UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Their other names.
+DTYPE_ALIASES = {
+    "float": "float32",
+    "fp32": "float32",
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "half": "float16",
+    "fp16": "float16",
+    "f16": "float16",
+}
 MAX_THREADS = 1024
 SHOWN_IDS = 5
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
-def resolve(name: str | os.PathLike[str]) -> Path:
+def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The directory of a checkpoint: `pocket:NAME`, a local directory (never touches the network), or a
-    hub id.
+    hub id, at a `revision` of its repository.
     """
     text = os.fspath(name)
     if text.startswith("pocket:"):
@@ -50,24 +60,11 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     path = Path(text).expanduser()
     if path.is_dir():
         return path
-    if isinstance(name, os.PathLike) or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or path.exists():
+    if not is_hub_id(name):
         raise CheckpointError(
             f"{text!r} is not a directory; give a checkpoint's directory, a hub id or pocket:NAME"
         )
-    return _download(text)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{hub_id!r} is no local directory and could not be fetched from the hub ({error}); "
-            "check the name, the network and HF_TOKEN, or download it and give its directory"
-        ) from error
+    return download(text, revision)
 
 
 def read_bytes(value: int | str) -> int:
@@ -99,9 +96,11 @@ def read_dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
         return "auto"
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
+    name = DTYPE_ALIASES.get(name, name)
+    if name not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}; it must be 'auto' or one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return DTYPES[name]
 
 
 def read_quantization(quantization: str | None) -> Quantization:
@@ -141,13 +140,14 @@ class LoadedModel:
         max_len: int | None = None,
         progress: bool = False,
         tensors: Mapping[str, Tensor] | None = None,
+        revision: str | None = None,
     ) -> LoadedModel:
         """The model of a checkpoint; the options are those of `LLM`.
 
         `tensors`: the checkpoint's weights by name, where they were made in memory: then the directory needs
         only its JSON files.  Raises BadRequest and CheckpointError.
         """
-        path = resolve(name)
+        path = resolve(name, read_revisions(revision, {"this": name}).get("this"))
         options = read_dtype(dtype), read_device(device), progress
         quantized = read_quantization(quantization)
         return cls(path, load_model(path, *options, max_len, quantized, tensors))
@@ -187,14 +187,19 @@ def load_roles(
     max_len: int | None,
     quantization: Quantization = None,
     templates: Mapping[str, str] = MappingProxyType({}),
+    revision: str | Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Role], dict[str, Decoder]]:
     """Every role, and every model by its name; roles of one checkpoint share one model.
 
-    `templates`: the chat templates of roles that do not take their checkpoint's.  Raises CheckpointError, and
-    BadRequest for a `pocket:` name that does not exist, a loaded model that is not as the others shall be and
-    a template that is none.
+    `templates`: the chat templates of roles that do not take their checkpoint's; `revision`: see
+    `read_revisions`.  Raises CheckpointError, and BadRequest for a `pocket:` name that does not exist, a
+    loaded model that is not as the others shall be and a template that is none.
     """
-    sources = {role: c if isinstance(c, LoadedModel) else resolve(c) for role, c in checkpoints.items()}
+    revisions = read_revisions(revision, checkpoints)
+    sources = {
+        role: c if isinstance(c, LoadedModel) else resolve(c, revisions.get(role))
+        for role, c in checkpoints.items()
+    }
     decoders: dict[str, Decoder] = {}
     roles: dict[str, Role] = {}
     names: dict[Path | LoadedModel, str] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nudging.errors import BadRequest
+from nudging.frozen import FrozenMap
 from nudging.options import strict
 
 MAX_TOKENS_LIMIT = 1 << 20
@@ -40,28 +41,6 @@ def is_number(value: object) -> bool:
     except OverflowError:
         # An int beyond all floats.
         return False
-
-
-class FrozenMap(Mapping[int, float]):
-    """A map that nobody can change, and that can be hashed."""
-
-    def __init__(self, items: Mapping[int, float]) -> None:
-        self._items = dict(items)
-
-    def __getitem__(self, key: int) -> float:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._items.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._items)
 
 
 @strict

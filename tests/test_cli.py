@@ -124,6 +124,30 @@ def test_the_environment_stands_for_flags(tiny_pair: Pair, monkeypatch: pytest.M
     assert [r["token_ids"] for r in written] == [r["token_ids"] for r in expected]
 
 
+def test_flags_say_what_sampling_params_say(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = (
+        "--presence-penalty", 1.5, "--frequency-penalty", 0.5, "--repetition-penalty", 1.3, "--min-tokens", 3,
+        "--bad-word", "e", "--bad-word", "a b", "--logit-bias", "70=3", "--include-stop-str-in-output",
+        "--no-skip-special-tokens", "--max-tokens", "none", "--max-len", 40, "--stop", "zq",
+        "--prompt-logprobs", 1,
+    )  # fmt: skip
+    allowed = [flag for token in range(60, 320, 2) for flag in ("--allowed-token-id", token)]
+    monkeypatch.setenv("NUDGING_GENERATE_STOP_TOKEN_ID", "62 64")
+    [record] = generate(tiny_pair, *flags, *allowed, "--prompt", "Hello", "--ignore-eos")
+    params = SamplingParams(
+        max_tokens=None, presence_penalty=1.5, frequency_penalty=0.5, repetition_penalty=1.3, min_tokens=3,
+        bad_words=("e", "a b"), logit_bias={70: 3}, include_stop_str_in_output=True, stop="zq",
+        skip_special_tokens=False, stop_token_ids=(62, 64), allowed_token_ids=range(60, 320, 2),
+        ignore_eos=True, prompt_logprobs=1,
+    )  # fmt: skip
+    with LLM(**tiny_pair, max_len=40) as llm:
+        result = llm.generate("Hello", params)[0]
+    assert record["token_ids"] == list(result.outputs[0].token_ids)
+    assert record["text"] == result.outputs[0].text
+    read = [one and one.logprob for one in result.prompt_logprobs or ()]
+    assert [one and one["logprob"] for one in record["prompt_logprobs"]] == read
+
+
 @pytest.mark.parametrize("command", ["serve", "inspect"])
 def test_promised_commands_say_that_they_are_not_built(command: str) -> None:
     result = run(command, "--anything", 5)
@@ -351,6 +375,15 @@ def test_a_prompt_that_the_memory_cannot_hold_is_an_error(tiny_pair: Pair) -> No
         (("--seed", "-1"), "seed is -1"),
         (("--n", "0"), "n is 0"),
         (("--logprobs", "1000"), "logprobs is 1000"),
+        (("--prompt-logprobs", "1000"), "prompt_logprobs is 1000"),
+        (("--min-tokens", "17"), "min_tokens is 17; it must be a whole number from 0 to 16"),
+        (("--presence-penalty", "3"), "presence_penalty is 3"),
+        (("--repetition-penalty", "0"), "repetition_penalty is 0"),
+        (("--bad-word", ""), "bad_words is"),
+        (("--allowed-token-id", "320"), "allowed_token_ids names token 320"),
+        (("--logit-bias", "5"), "--logit-bias is '5'; give ID=BIAS"),
+        (("--max-tokens", "many"), "'many' is not a valid integer"),
+        (("--revision", "main"), "no checkpoint comes from the hub"),
         (("--stop", ""), "stop is"),
         (("--stop-token-id", "320"), "ids go from 0 to 319"),
         (("--speculate", "-1"), "speculate is '-1'"),
