@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from nudging.errors import BadRequest
 from nudging.tokenizer_files import MAX_VOCAB
@@ -171,7 +172,15 @@ class Tokenizer(ABC):
         return self.difference(other) is None
 
     def difference(self, other: Tokenizer) -> str | None:
-        """What keeps ids from passing between the two (see `same_as`), in words; None where nothing does."""
+        """What keeps ids from passing between the two (see `same_as`), in words; None where nothing does.
+
+        Every request asks; the tables, a hundred thousand tokens long, are compared once.
+        """
+        if other not in self._differences:
+            self._differences[other] = self._find_difference(other)
+        return self._differences[other]
+
+    def _find_difference(self, other: Tokenizer) -> str | None:
         mine, theirs = self._written, other._written
         if mine != theirs:
             pairs = enumerate(zip_longest(mine, theirs, fillvalue=b""))
@@ -181,6 +190,11 @@ class Tokenizer(ABC):
         if self._rules[0] == other._rules[0] and self._rules != other._rules:
             return f"their {len(mine)} tokens are the same and the {self._rules[0]} that order them are not"
         return None
+
+    @cached_property
+    def _differences(self) -> WeakKeyDictionary[Tokenizer, str | None]:
+        """From the tokenizers that this one was compared with."""
+        return WeakKeyDictionary()
 
     @cached_property
     def _written(self) -> tuple[bytes, ...]:

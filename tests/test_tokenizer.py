@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from nudging.errors import BadRequest, CheckpointError
 from nudging.tokenizer import Tokenizer, load_tokenizer
 from nudging.tokenizer_json import JsonTokenizer
+from tests.fake import TableTokenizer
 from tests.texts import ANY_TEXT
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -357,3 +358,19 @@ def test_tokenizers_need_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_two_tables_are_compared_once_however_many_requests_ask() -> None:
+    class Counted(bytes):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.compared += 1
+            return bytes(self) == other
+
+        __hash__ = bytes.__hash__
+
+    one, other = (TableTokenizer([Counted(bytes([i])) for i in range(256)]) for _ in range(2))
+    for _ in range(100):
+        assert one.same_as(other)
+    assert 0 < Counted.compared < 1000
