@@ -1,42 +1,46 @@
-"""Compile every Triton kernel for GPUs that are not there, as the JIT would: `python -m tests.aot [SM ...]`.
+"""Compile Triton kernels for GPUs that are not there, as the JIT would: `python -m tests.aot [--whole]`.
 
 The wrappers of the kernels run on tensors without data, in a process that does not interpret, under a driver
 that names the target and launches nothing: what is compiled is what is shipped, specialised as at a launch.
-Prints JSON: the version of Triton, a list of `Compiled`, and for GPUs that can launch a kernel while the one
-before it ends a list of `Waits`.  Of all calls this is benchmarks/results/triton-registers.json.
+Writes benchmarks/results/triton-registers.json, the figures of all kernels that the shipped calls launch, and
+whether those that are launched while the one before ends wait for it.
+
+A figure has a key: the source of its kernel and of all that this calls, what it is specialised for, and the
+code that reads the figure.  Where key and compiler are those of the table, the figure is taken from it and
+nothing is compiled; with --whole, everything is.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
-import re
-import subprocess
-import sys
+import multiprocessing
+import os
+import pkgutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITCallable, JITFunction
 
+from nudging.kernels import gpu
 from nudging.kernels.gpu import configs
-from nudging.kernels.gpu.tile import SHARES
-from tests.demand import Demand, constants, demand
+from tests import demand, machine_code
 from tests.shipped import SHIPPED
 
 TARGETS = (80, 90, 100)
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-MATRIX_INSTRUCTION = re.compile(r"(wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.]*?\.(m\d+n\d+k\d+)")
-
-
-# What waits for the kernel before (griddepcontrol.wait), and what touches memory that kernels share.
-WAIT, TOUCH = "ACQBULK", r"LDG|STG|LDGSTS|ATOMG|RED|LD|ST|ATOM|UBLKCP"
+TABLE = Path(__file__).parents[1] / "benchmarks" / "results" / "triton-registers.json"
 # A call of every kernel that waits.
 WAITING = (
     "rms_norm llama-8b bf16",
@@ -55,37 +59,18 @@ WAITING = (
     "lm_head llama-8b-8 bf16",
 )
 
+Entry = dict[str, Any]
+
 
 @dataclass(frozen=True)
-class Waits:
-    """A kernel that is launched while the one before it ends: whether it waits before it touches memory."""
+class Launch:
+    """A kernel that a call launches on a GPU; `waits`: while the one before it ends."""
 
     call: str
     kernel: str
     sm: int
-    waits_first: bool
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """One kernel of one call for one target; bytes of stack and of local memory are what it spills.
-
-    input_widths: how many inputs in a row a thread holds for an instruction, so which inputs those are;
-    shared_demand, issue_demand: of products with a weight, see demand.py.
-    """
-
-    call: str
-    kernel: str
-    sm: int
-    warps: int
-    registers: int
-    shared: int
-    stack: int
-    local: int
-    matrix_instructions: list[str]
-    input_widths: list[int]
-    shared_demand: float | None
-    issue_demand: float | None
+    waits: bool
+    key: str
 
 
 class Nowhere:
@@ -104,102 +89,144 @@ class Nowhere:
         return GPUTarget("cuda", self.sm, 32)
 
 
-def tool(name: str, option: str, cubin: bytes) -> str:
-    """What one of Triton's tools says of a kernel's machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([TOOLS / name, option, file.name], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def usage(cubin: bytes) -> dict[str, int]:
-    said = tool("cuobjdump", "-res-usage", cubin)
-    return {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
-
-
-def weight_demand(call: str, kernel: Any) -> Demand | None:
-    """What a product with a weight asks for beside the memory; of others nothing is known."""
-    made_for = constants(kernel)
-    if "DEPTH" not in made_for:
-        return None
-    warps, element = kernel.metadata.num_warps, 1 if "int8" in call else 2
-    cols = made_for["COLS"] if "COLS" in made_for else 1 << made_for["LEVELS"]
-    code = tool("nvdisasm", "-c", kernel.asm["cubin"])
-    return demand(code, warps, SHARES.value * cols * made_for["DEPTH"] * element)
-
-
-def record(call: str, sm: int, kernel: Any) -> Compiled:
-    used = usage(kernel.asm["cubin"])
-    found = sorted({".".join(match) for match in MATRIX_INSTRUCTION.findall(kernel.asm["ptx"])})
-    dots = "".join(re.findall(r"tt\.dot .*", kernel.asm["ttgir"]))
-    widths = sorted({int(width) for width in re.findall(r"kWidth = (\d+)", dots)})
-    size = (used["reg"], kernel.metadata.shared, used["stack"], used["local"])
-    asks = weight_demand(call, kernel) or (None, None)
-    return Compiled(call, kernel.name, sm, kernel.metadata.num_warps, *size, found, widths, *asks)
-
-
-def launched(thunk: Callable[[], Any]) -> list[Any]:
-    """The kernels that a call would launch, compiled for the active driver's target."""
-    found = []
-    plain = JITFunction.run
-
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        found.append(plain(self, *args, grid=grid, warmup=True, **kwargs))
-
-    JITFunction.run = run
-    try:
-        with torch.device("meta"):
-            thunk()
-    finally:
-        JITFunction.run = plain
-    return found
-
-
 @contextmanager
-def on(sm: int) -> Iterator[None]:
+def on(sm: int, waits: bool) -> Iterator[None]:
     """Inside, what is launched is compiled for this GPU, by its table."""
     triton.runtime.driver.set_active(Nowhere(sm))
-    with mock.patch.object(configs, "capability", return_value=divmod(sm, 10)):
+    table = {divmod(sm, 10): replace(configs.DEFAULT, pdl=True)} if waits else {}
+    with (
+        mock.patch.object(configs, "capability", return_value=divmod(sm, 10)),
+        mock.patch.dict(configs.TABLE, table),
+    ):
         yield
 
 
-def compile_all(targets: list[int]) -> list[Compiled]:
-    """What all shipped calls launch, each kernel once for each of these targets."""
-    made: dict[Any, Compiled] = {}
-    for sm in targets:
-        with on(sm):
-            for call, thunk in SHIPPED.items():
-                for kernel in launched(thunk):
-                    if kernel.hash not in made:
-                        made[kernel.hash] = record(call, sm, kernel)
+def forget_lines() -> None:
+    """Let Triton's hash of a kernel's source not depend on the line that the source begins at."""
+    for module in pkgutil.iter_modules(gpu.__path__):
+        for value in vars(import_module(f"{gpu.__name__}.{module.name}")).values():
+            if isinstance(value, JITCallable):
+                value.starting_line_number = 0
+
+
+READ_BY = hashlib.sha256(b"".join(Path(one.__file__).read_bytes() for one in (demand, machine_code)))
+
+
+def key_of(kernel: JITFunction[Any], specialised: str, sm: int) -> str:
+    """specialised: types, alignments, constants and options, as Triton names them among its own keys."""
+    parts = READ_BY.hexdigest(), kernel.cache_key, specialised, str(sm)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def launched(launch: Callable[[str, str], bool], call: str, sm: int, waits: bool) -> list[Any]:
+    """The kernels of a call of which `launch`, asked by name and key, says that they be compiled.
+
+    It is asked of no kernel that this process has compiled before, and those are left out.
+    """
+    found, asked = [], False
+    plain = JITFunction.run
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        nonlocal asked
+        asked = False
+        kernel = plain(self, *args, grid=grid, warmup=True, **kwargs)
+        if asked and kernel is not None:
+            found.append(kernel)
+
+    def is_left_out(key: str, fn: Any, **kwargs: Any) -> bool:
+        nonlocal asked
+        asked = True
+        return not launch(fn.jit_function.__name__, key_of(fn.jit_function, key, sm))
+
+    with (
+        on(sm, waits),
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(knobs.runtime, "jit_cache_hook", is_left_out),
+        torch.device("meta"),
+    ):
+        SHIPPED[call]()
+    return found
+
+
+def planned() -> list[Launch]:
+    """What all calls launch on all targets, each kernel once for each of them; compiles nothing."""
+    made: dict[str, Launch] = {}
+    calls = [(call, sm, False) for sm in TARGETS for call in SHIPPED]
+    calls += [(call, sm, True) for sm in TARGETS if sm >= 90 for call in WAITING]
+    for call, sm, waits in calls:
+
+        def note(kernel: str, key: str, call: str = call, sm: int = sm, waits: bool = waits) -> bool:
+            made.setdefault(key, Launch(call, kernel, sm, waits, key))
+            return False
+
+        launched(note, call, sm, waits)
     return list(made.values())
 
 
-def waits_first(cubin: bytes) -> bool:
-    """Whether the machine code waits before its first instruction that touches memory of the device."""
-    found = re.findall(rf"\b({WAIT}|{TOUCH})\b", tool("nvdisasm", "-c", cubin))
-    return len(found) > 1 and found[0] == WAIT
+def compiled(launch: Launch) -> Entry:
+    """The entry of this kernel, from its machine code."""
+    (kernel,) = launched(lambda _, key: key == launch.key, launch.call, launch.sm, launch.waits)
+    if launch.waits:
+        found: Entry = {"waits_first": machine_code.waits_first(kernel)}
+    else:
+        found = machine_code.figures(launch.call, kernel)
+    return {"call": launch.call, "kernel": launch.kernel, "sm": launch.sm, **found, "key": launch.key}
 
 
-def compile_waiting(targets: list[int]) -> list[Waits]:
-    """The kernels of a layer, launched while the one before ends, where that can be done."""
-    made = []
-    for sm in (sm for sm in targets if sm >= 90):
-        table = {divmod(sm, 10): replace(configs.DEFAULT, pdl=True)}
-        with on(sm), mock.patch.dict(configs.TABLE, table):
-            for call in WAITING:
-                for kernel in launched(SHIPPED[call]):
-                    assert kernel.metadata.launch_pdl
-                    made.append(Waits(call, kernel.name, sm, waits_first(kernel.asm["cubin"])))
-    return made
+def compiler() -> dict[str, str]:
+    return {"triton": triton.__version__, "ptxas": machine_code.assembler()}
 
 
-def listed(made: Iterable[Any]) -> str:
-    return "[\n" + ",\n".join(json.dumps(asdict(one)) for one in made) + "\n]"
+def sample_of(plan: list[Launch], size: int) -> set[str]:
+    """The keys of so many launches for each target.  Keys are hashes: another source draws other ones."""
+    of_targets = (sorted(one.key for one in plan if one.sm == sm) for sm in TARGETS)
+    return {key for keys in of_targets for key in keys[:size]}
+
+
+def table(known: Entry, sample: int = 0, whole: bool = False) -> Entry:
+    """The table of now, given the one of before; "compiled" are the keys that were not taken from it."""
+    plan, tools = planned(), compiler()
+    same = tools == {name: known.get(name) for name in tools}
+    old = {one["key"]: one for name in ("kernels", "waiting") for one in known[name]} if same else {}
+    again = sample_of(plan, sample)
+    todo = [one for one in plan if whole or one.key in again or one.key not in old]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(todo)) or 1, context, forget_lines) as pool:
+        fresh = {one["key"]: one for one in pool.map(compiled, todo)}
+    # A call may have another name now: names are the plan's.
+    entries = {one.key: {**old.get(one.key, {}), **vars_of(one), **fresh.get(one.key, {})} for one in plan}
+    kernels = [entries[one.key] for one in plan if not one.waits]
+    waiting = [entries[one.key] for one in plan if one.waits]
+    return {**tools, "kernels": kernels, "waiting": waiting, "compiled": list(fresh)}
+
+
+def vars_of(launch: Launch) -> Entry:
+    return {"call": launch.call, "kernel": launch.kernel, "sm": launch.sm}
+
+
+def listed(entries: Iterable[Entry]) -> str:
+    return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bring the table of compiled kernels up to date.")
+    parser.add_argument("--whole", action="store_true", help="compile all, also what the table has")
+    parser.add_argument("--sample", type=int, default=0, help="of what the table has, compile so many again")
+    parser.add_argument("--known", type=Path, default=TABLE, help="the table to take figures from")
+    parser.add_argument("--out", type=Path, default=TABLE)
+    chosen = parser.parse_args()
+    forget_lines()
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        made = table(json.loads(chosen.known.read_text()), chosen.sample, chosen.whole)
+    keys = made.pop("compiled")
+    parts = [f'"{name}": {json.dumps(made[name])}' for name in ("triton", "ptxas")]
+    parts += [f'"{name}": {listed(made[name])}' for name in ("kernels", "waiting")]
+    if chosen.out != TABLE:
+        parts.append(f'"compiled": {json.dumps(keys)}')
+    chosen.out.write_text("{" + ", ".join(parts) + "}\n")
+    print(f"{len(keys)} of {len(made['kernels']) + len(made['waiting'])} compiled")
 
 
 if __name__ == "__main__":
-    targets = [int(sm) for sm in sys.argv[1:]] or list(TARGETS)
-    kernels, waiting = listed(compile_all(targets)), listed(compile_waiting(targets))
-    print(f'{{"triton": "{triton.__version__}", "kernels": {kernels}, "waiting": {waiting}}}')
+    main()

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 import nudging.jobs
 from nudging import LLM, AsyncLLM, BadRequest, EngineClosed, Nudging, SamplingParams
 from nudging.aio import results
+from tests.waiting import PATIENCE, Stopped, wait_in_loop
 
 Pair = dict[str, Path]
 
@@ -32,7 +32,7 @@ def run(pair: Pair, use: Callable[[AsyncLLM], Awaitable[None]]) -> None:
 
     async def main() -> None:
         async with opened(pair) as llm:
-            await asyncio.wait_for(use(llm), timeout=60)
+            await asyncio.wait_for(use(llm), timeout=PATIENCE)
 
     asyncio.run(main())
 
@@ -40,11 +40,15 @@ def run(pair: Pair, use: Callable[[AsyncLLM], Awaitable[None]]) -> None:
 async def aborted(llm: AsyncLLM) -> None:
     """Wait until the engine has nothing to do."""
     assert llm._llm is not None
-    scheduler = llm._llm._engine.scheduler
-    while await asyncio.to_thread(
-        llm._llm._thread.call, lambda: bool(scheduler.running or scheduler.waiting)
-    ):
-        await asyncio.sleep(0.01)
+    thread, scheduler = llm._llm._thread, llm._llm._engine.scheduler
+
+    while await asyncio.to_thread(thread.call, lambda: bool(scheduler.running or scheduler.waiting)):
+        pass
+
+
+def stopped(llm: AsyncLLM, steps: int = 0) -> Stopped:
+    assert llm._llm is not None
+    return Stopped(llm._llm._engine, steps)
 
 
 def test_an_open_generation_is_that_of_the_plain_llm(tiny_pair: Pair, tiny_llm: LLM) -> None:
@@ -104,25 +108,29 @@ def test_a_stream_is_the_text_in_parts_by_author(tiny_pair: Pair, tiny_llm: LLM)
 
 def test_the_event_loop_goes_on_while_texts_are_written(tiny_pair: Pair) -> None:
     async def use(llm: AsyncLLM) -> None:
-        ticks = 0
-        generating = asyncio.create_task(llm.generate(PROMPTS, replace(LONG, max_tokens=100)))
-        while not generating.done():
-            await asyncio.sleep(0.001)
-            ticks += 1
-        assert ticks > 20
+        with stopped(llm, steps=5) as engine:
+            generating = asyncio.create_task(llm.generate(PROMPTS, replace(LONG, max_tokens=100)))
+            # In the middle of a step the loop comes to this and to what else there is to do.
+            await asyncio.to_thread(engine.reached)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not generating.done()
+        assert all(len(result.outputs[0].token_ids) == 100 for result in await generating)
 
     run(tiny_pair, use)
 
 
 def test_no_thread_is_started_for_a_request(tiny_pair: Pair) -> None:
     async def use(llm: AsyncLLM) -> None:
-        before = threading.active_count()
-        handles = [llm.submit(prompt, LONG) for prompt in PROMPTS]
-        waiting = [asyncio.create_task(handle.result()) for handle in handles]
-        await asyncio.sleep(0.05)
-        assert threading.active_count() == before
-        for handle in handles:
-            handle.cancel()
+        with stopped(llm, steps=5) as engine:
+            before = threading.active_count()
+            handles = [llm.submit(prompt, LONG) for prompt in PROMPTS]
+            waiting = [asyncio.create_task(handle.result()) for handle in handles]
+            await asyncio.sleep(0)
+            engine.reached()
+            assert threading.active_count() == before
+            for handle in handles:
+                handle.cancel()
         ended = await asyncio.gather(*waiting)
         assert [result.outputs[0].finish_reason for result in ended] == ["abort"] * len(PROMPTS)
 
@@ -133,16 +141,13 @@ def test_submitting_does_not_wait_for_a_step(tiny_pair: Pair) -> None:
     """A step of a large model may take long; the event loop must not stand still for it."""
 
     async def use(llm: AsyncLLM) -> None:
-        assert llm._llm is not None
-        step_ends = threading.Event()
-        step = asyncio.create_task(asyncio.to_thread(llm._llm._thread.call, lambda: step_ends.wait(30)))
-        await asyncio.sleep(0.01)
-        handle = llm.submit("Hello", SamplingParams(max_tokens=2))
-        assert not step.done()
-        assert not handle.is_finished
-        step_ends.set()
-        assert len((await handle.result()).outputs[0].token_ids) <= 2
-        await step
+        with stopped(llm) as engine:
+            first = llm.submit("Hello", SamplingParams(max_tokens=2))
+            engine.reached()
+            handle = llm.submit("Hello", SamplingParams(max_tokens=2))
+            assert not handle.is_finished
+        for one in (first, handle):
+            assert len((await one.result()).outputs[0].token_ids) <= 2
 
     run(tiny_pair, use)
 
@@ -158,12 +163,13 @@ def test_a_cancelled_task_cancels_its_request(tiny_pair: Pair, kind: str) -> Non
             "generate": lambda: llm.generate(PROMPTS, LONG),
             "result": lambda: llm.submit("Hello", LONG).result(),
             "stream": lambda: read(llm),
-        }[kind]()
-        task = asyncio.ensure_future(work)
-        await asyncio.sleep(0.02)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        }[kind]
+        with stopped(llm, steps=2) as engine:
+            task = asyncio.ensure_future(work())
+            await asyncio.to_thread(engine.reached)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         await aborted(llm)
 
     run(tiny_pair, use)
@@ -239,11 +245,11 @@ def test_an_engine_that_nobody_waits_for_any_more_is_closed(
     tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[LLM] = []
-    started = threading.Event()
+    started, cancelled = threading.Event(), threading.Event()
 
     def slow() -> LLM:
         started.set()
-        time.sleep(0.1)
+        assert cancelled.wait(PATIENCE)
         loaded.append(LLM(**tiny_pair, kv_cache_memory="8MiB"))
         return loaded[0]
 
@@ -253,6 +259,7 @@ def test_an_engine_that_nobody_waits_for_any_more_is_closed(
         entering = asyncio.create_task(llm.__aenter__())
         await asyncio.to_thread(started.wait)
         entering.cancel()
+        cancelled.set()
         with pytest.raises(asyncio.CancelledError):
             await entering
 
@@ -271,15 +278,14 @@ class Gate:
         def read(prompt: object, *roles: object) -> object:
             self.came.set()
             # The guard against a hang: whoever is held for so long holds the event loop.
-            assert self.opened.wait(20), "prompts are read in the event loop"
+            assert self.opened.wait(PATIENCE), "prompts are read in the event loop"
             self.read.append(prompt)
             return original(prompt, *roles)
 
         monkeypatch.setattr(nudging.jobs, "read_prompt", read)
 
     async def reached(self) -> None:
-        while not self.came.is_set():
-            await asyncio.sleep(0.01)
+        await wait_in_loop(self.came.is_set)
 
 
 def test_the_loop_runs_while_prompts_are_read_and_those_of_one_call_before_the_next_ones(
@@ -313,9 +319,9 @@ def test_a_call_that_is_cancelled_while_its_prompts_are_read_leaves_nothing_runn
         with pytest.raises(asyncio.CancelledError):
             await call
         gate.opened.set()
-        assert llm._llm is not None
-        while llm._llm.stats().totals.finished.get("abort", 0) < len(PROMPTS):
-            await asyncio.sleep(0.01)
+        plain = llm._llm
+        assert plain is not None
+        await wait_in_loop(lambda: plain.stats().totals.finished.get("abort", 0) == len(PROMPTS))
         await aborted(llm)
 
     run(tiny_pair, use)

@@ -1,6 +1,7 @@
 """The Python API as a caller meets it: results, streams, handles, open generations, and every bad input."""
 
 import gc
+import itertools
 import threading
 import weakref
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from nudging import LLM, BadRequest, Base, DeadlineExceeded, EngineClosed, Guide, Nudging, SamplingParams
 from nudging.policies import Step, View
 from tests.pairs import PROMPT, assert_pools_are_whole, one, written
+from tests.waiting import PATIENCE, Stopped
 from tests.weights import set_row
 
 
@@ -83,31 +85,38 @@ def test_leaving_a_stream_cancels_its_request(tiny_llm: LLM) -> None:
 
 
 def test_cancel_keeps_what_was_written_and_frees_the_rest(tiny_llm: LLM) -> None:
-    handle = tiny_llm.submit(PROMPT, SamplingParams(max_tokens=450, ignore_eos=True))
-    next(iter(handle))
-    handle.cancel()
-    output = handle.result(timeout=10).outputs[0]
+    with Stopped(tiny_llm._engine, steps=5) as engine:
+        handle = tiny_llm.submit(PROMPT, SamplingParams(max_tokens=450, ignore_eos=True))
+        engine.reached()
+        handle.cancel()
+    output = handle.result(timeout=PATIENCE).outputs[0]
     assert output.finish_reason == "abort"
     assert 0 < len(output.token_ids) < 450
     assert_pools_are_whole(tiny_llm)
 
 
 def test_result_times_out_and_the_request_goes_on(tiny_llm: LLM) -> None:
-    handle = tiny_llm.submit(PROMPT, SamplingParams(max_tokens=200, ignore_eos=True))
-    with pytest.raises(TimeoutError, match="did not finish within"):
-        handle.result(timeout=0.0)
-    assert handle.result(timeout=60).outputs[0].finish_reason == "length"
+    with Stopped(tiny_llm._engine):
+        handle = tiny_llm.submit(PROMPT, SamplingParams(max_tokens=20, ignore_eos=True))
+        with pytest.raises(TimeoutError, match="did not finish within"):
+            handle.result(timeout=0.0)
+    assert handle.result(timeout=PATIENCE).outputs[0].finish_reason == "length"
 
 
-def test_a_request_past_its_timeout_ends_with_what_it_has(tiny_llm: LLM) -> None:
+def test_a_request_past_its_timeout_ends_with_what_it_has(
+    tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by a second whenever it is read."""
+    seconds = itertools.count()
+    monkeypatch.setattr(tiny_llm._engine, "clock", lambda: float(next(seconds)))
     params = SamplingParams(max_tokens=450, ignore_eos=True)
-    output = tiny_llm.generate(PROMPT, params, timeout=0.05)[0].outputs[0]
+    output = tiny_llm.generate(PROMPT, params, timeout=50.0)[0].outputs[0]
     assert output.finish_reason == "abort"
     assert isinstance(output.error, DeadlineExceeded)
-    assert len(output.token_ids) < 450
-    with pytest.raises(DeadlineExceeded, match="raise timeout"), tiny_llm.open(PROMPT, timeout=0.05) as text:
+    assert 0 < len(output.token_ids) < 450
+    with pytest.raises(DeadlineExceeded, match="raise timeout"), tiny_llm.open(PROMPT, timeout=50.0) as text:
         text.extend(params)
-    assert tiny_llm.generate(PROMPT, timeout=60, priority=-3)[0].outputs[0].error is None
+    assert tiny_llm.generate(PROMPT, timeout=1e9, priority=-3)[0].outputs[0].error is None
     assert_pools_are_whole(tiny_llm)
 
 
@@ -233,7 +242,7 @@ def test_closing_ends_everything_once(tiny_pair: dict[str, Path]) -> None:
     generation = llm.open(PROMPT)
     llm.close()
     llm.close()
-    assert handle.result(timeout=5).outputs[0].finish_reason == "abort"
+    assert handle.result(timeout=PATIENCE).outputs[0].finish_reason == "abort"
     generation.close()
     with pytest.raises(EngineClosed, match="closed"):
         llm.generate(PROMPT)

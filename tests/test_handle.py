@@ -1,6 +1,7 @@
 """A job in its caller's hands, and the thread behind it: what is told when, and to whom."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nudging.request import Piece, Request
 from tests.simulated import Setup, SimLLM
 from tests.simulation import World
 from tests.test_output import ended
+from tests.waiting import PATIENCE, Stopped, give_time, wait_until
 
 PARAMS = SamplingParams(max_tokens=4, ignore_eos=True)
 
@@ -132,9 +134,9 @@ def test_what_runs_on_the_engines_thread_may_call_it_and_close_it() -> None:
 
     llm.on_end(at_end)
     first, other = (llm.submit([2, token], PARAMS, Base(), "off") for token in (3, 4))
-    assert first.result(timeout=30).outputs[0].finish_reason == "length"
-    assert other.result(timeout=30).outputs[0].finish_reason in ("length", "abort")
-    llm._thread._thread.join(30)
+    assert first.result(timeout=PATIENCE).outputs[0].finish_reason == "length"
+    assert other.result(timeout=PATIENCE).outputs[0].finish_reason in ("length", "abort")
+    llm._thread._thread.join(PATIENCE)
     assert found[:2] == [llm._thread._thread, "closed"]
 
 
@@ -143,19 +145,24 @@ def test_an_error_of_a_call_is_the_callers_and_the_engine_goes_on() -> None:
         with pytest.raises(ZeroDivisionError):
             llm._thread.call(lambda: 1 // 0)
         assert llm._thread.call(lambda: 7) == 7
-        assert llm.submit([2], PARAMS, Base()).result(timeout=30).outputs[0].finish_reason == "length"
+        assert llm.submit([2], PARAMS, Base()).result(timeout=PATIENCE).outputs[0].finish_reason == "length"
 
 
 def test_a_drained_engine_has_written_everything_and_takes_nothing() -> None:
     long = SamplingParams(max_tokens=300, ignore_eos=True)
     llm = SimLLM(Setup(blocks=(400, 400), max_len=4096), threaded=True)
-    handles = [llm.submit([2, token], long, Base(), "off") for token in (3, 4, 5)]
-    with pytest.raises(TimeoutError, match=r"3 requests did not end within 0.0 s; close\(\) ends them"):
-        llm.drain(timeout=0.0)
-    with pytest.raises(EngineClosed, match=r"drain\(\) was called: the engine takes no more requests"):
-        llm.submit([2])
-    handles[0].cancel()
-    llm.drain(timeout=120)
+    with ThreadPoolExecutor(1) as elsewhere, Stopped(llm._engine, steps=2) as engine:
+        handles = [llm.submit([2, token], long, Base(), "off") for token in (3, 4, 5)]
+        engine.reached()
+        drained = elsewhere.submit(llm.drain, timeout=0.0)
+        wait_until(lambda: not llm._thread.loop.commands.empty())
+        engine.step_on()
+        with pytest.raises(TimeoutError, match=r"3 requests did not end within 0.0 s; close\(\) ends them"):
+            drained.result(PATIENCE)
+        with pytest.raises(EngineClosed, match=r"drain\(\) was called: the engine takes no more requests"):
+            llm.submit([2])
+        handles[0].cancel()
+    llm.drain(timeout=PATIENCE)
     outputs = [handle.result(timeout=0).outputs[0] for handle in handles]
     assert [output.finish_reason for output in outputs] == ["abort", "length", "length"]
     llm.close()
@@ -171,13 +178,17 @@ def test_closing_waits_until_everybody_was_told() -> None:
     told: list[str | None] = []
 
     def at_end(request: Request) -> None:
-        threading.Event().wait(0.05)
+        give_time()
         told.append(request.finish_reason)
 
     llm.on_end(at_end)
-    handles = [llm.submit([2, i], SamplingParams(max_tokens=900, ignore_eos=True), Base()) for i in (3, 4)]
-    next(iter(handles[1]))
-    llm.close()
+    params = SamplingParams(max_tokens=900, ignore_eos=True)
+    with ThreadPoolExecutor(1) as elsewhere, Stopped(llm._engine, steps=2) as engine:
+        handles = [llm.submit([2, i], params, Base()) for i in (3, 4)]
+        engine.reached()
+        closed = elsewhere.submit(llm.close)
+        wait_until(lambda: llm._thread.loop.is_closing)
+    closed.result(PATIENCE)
     assert told == ["abort"] * 2
     assert all(handle.is_finished for handle in handles)
 

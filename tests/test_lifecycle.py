@@ -5,8 +5,8 @@ import json
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,21 @@ import pytest
 from nudging import LLM, AsyncLLM, Base, EngineClosed, SamplingParams
 from tests.pairs import PROMPT, assert_pools_are_whole, one, written
 from tests.simulated import Setup, SimLLM
+from tests.waiting import PATIENCE, Stopped, give_time, wait_until
 
 LONG = SamplingParams(max_tokens=300, ignore_eos=True)
 
 
 def test_drain_finishes_what_is_there_and_takes_nothing_new(tiny_pair: dict[str, Path]) -> None:
     with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
-        handles = [llm.submit(PROMPT, LONG) for _ in range(4)]
-        with pytest.raises(TimeoutError, match="4 requests did not end within 0.01 s; close"):
-            llm.drain(timeout=0.01)
+        with ThreadPoolExecutor(1) as elsewhere, Stopped(llm._engine, steps=2) as engine:
+            handles = [llm.submit(PROMPT, LONG) for _ in range(4)]
+            engine.reached()
+            drained = elsewhere.submit(llm.drain, timeout=0.01)
+            wait_until(lambda: not llm._thread.loop.commands.empty())
+            engine.step_on()
+            with pytest.raises(TimeoutError, match="4 requests did not end within 0.01 s; close"):
+                drained.result(PATIENCE)
         for use in (llm.submit, llm.generate, lambda prompt: llm.open(prompt).extend()):
             with pytest.raises(EngineClosed, match="takes no more requests"):
                 use(PROMPT)
@@ -37,15 +43,20 @@ def test_drain_finishes_what_is_there_and_takes_nothing_new(tiny_pair: dict[str,
 
 def test_closing_ends_a_drain(tiny_pair: dict[str, Path]) -> None:
     llm = LLM(**tiny_pair, kv_cache_memory="2MiB")
-    handle = llm.submit(PROMPT, LONG)
-    drain = threading.Thread(target=llm.drain)
-    drain.start()
-    while not llm._thread.loop.is_draining:
-        time.sleep(0.001)
-    llm.close()
-    drain.join(timeout=10)
-    assert not drain.is_alive()
-    assert handle.result(timeout=5).outputs[0].finish_reason == "abort"
+    with Stopped(llm._engine, steps=2) as engine:
+        handle = llm.submit(PROMPT, LONG)
+        engine.reached()
+        drain, close = threading.Thread(target=llm.drain), threading.Thread(target=llm.close)
+        drain.start()
+        wait_until(lambda: not llm._thread.loop.commands.empty())
+        engine.step_on()
+        assert llm._thread.loop.is_draining
+        close.start()
+        wait_until(lambda: llm._thread.loop.is_closing)
+    for thread in (drain, close):
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert handle.result(timeout=PATIENCE).outputs[0].finish_reason == "abort"
 
 
 def test_an_async_engine_drains(tiny_pair: dict[str, Path]) -> None:
@@ -55,7 +66,7 @@ def test_an_async_engine_drains(tiny_pair: dict[str, Path]) -> None:
             await llm.drain()
             assert handle.is_finished
 
-    asyncio.run(asyncio.wait_for(main(), timeout=60))
+    asyncio.run(asyncio.wait_for(main(), timeout=PATIENCE))
 
 
 def in_forked_child(llm: LLM, handle: Any, generation: Any, pipe: Any) -> None:
@@ -93,14 +104,14 @@ def test_a_forked_child_is_told_instead_of_waiting_for_ever(tiny_pair: dict[str,
         ours, theirs = context.Pipe()
         child = context.Process(target=in_forked_child, args=(llm, handle, generation, theirs), daemon=True)
         child.start()
-        assert ours.poll(20), "the child hangs"
+        assert ours.poll(PATIENCE), "the child hangs"
         raised = ours.recv()
-        child.join(timeout=10)
+        child.join(timeout=PATIENCE)
         assert raised.pop("close") == "nothing"
         for message in raised.values():
             assert "cannot be used in its forked child" in message
             assert "spawn" in message
-        assert handle.result(timeout=60).outputs[0].finish_reason == "length", "the parent goes on"
+        assert handle.result(timeout=PATIENCE).outputs[0].finish_reason == "length", "the parent goes on"
         assert one(llm, max_tokens=3).error is None
 
 
@@ -119,10 +130,10 @@ def test_a_forked_child_closes_an_engine_whose_threads_slept(
     trace = tmp_path / "trace.json"
     with LLM(**tiny_pair, kv_cache_memory="2MiB", trace=str(trace)) as llm:
         assert one(llm, max_tokens=3).error is None
-        time.sleep(1.0)
+        give_time(1.0)  # until the threads that compute sleep
         ours, theirs = context.Pipe()
         context.Process(target=close_in_forked_child, args=(llm, theirs), daemon=True).start()
-        assert ours.poll(20), "the child hangs"
+        assert ours.poll(PATIENCE), "the child hangs"
         assert one(llm, max_tokens=3).error is None, "the parent goes on"
     events = json.loads(trace.read_text())
     assert [event["id"] for event in events if event["ph"] == "b"] == ["request-0-0", "request-1-0"]
@@ -153,13 +164,13 @@ def test_a_reader_who_never_comes_costs_its_text_and_holds_nobody_up(tiny_pair: 
                 assert len(deltas) == 1, "what nobody read is one delta"
                 assert len(deltas[0].token_ids) == 300
 
-    asyncio.run(asyncio.wait_for(main(), timeout=120))
+    asyncio.run(asyncio.wait_for(main(), timeout=PATIENCE))
 
 
 def test_an_ended_request_holds_no_logits(tiny_pair: dict[str, Path]) -> None:
     with LLM(**tiny_pair, kv_cache_memory="2MiB") as llm:
         handle = llm.submit(PROMPT, SamplingParams(max_tokens=8, logprobs=2))
-        handle.result(timeout=60)
+        handle.result(timeout=PATIENCE)
         assert not any(s.rows for request in handle._requests for s in request.sequences.values())
 
 
@@ -194,34 +205,33 @@ def test_an_engine_that_breaks_tells_everyone_and_keeps_its_reason(monkeypatch: 
         if not armed.is_set():
             return step()
         reached.set()
-        breaks.wait(30)
+        breaks.wait(PATIENCE)
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(llm._engine, "step", broken)
     params = SamplingParams(max_tokens=4000, ignore_eos=True)
     handles = [llm.submit([2, 3], params, Base(), "off") for _ in range(3)]
     armed.set()
-    assert reached.wait(30)
+    assert reached.wait(PATIENCE)
     # A command that the thread does not come to any more.
     late: list[BaseException] = []
 
     def submit_late() -> None:
         try:
-            late.append(llm.submit([2]).result(timeout=30).outputs[0].error or AssertionError("it ran"))
+            late.append(llm.submit([2]).result(timeout=PATIENCE).outputs[0].error or AssertionError("it ran"))
         except EngineClosed as error:
             late.append(error)
 
     latecomer = threading.Thread(target=submit_late)
     latecomer.start()
-    while llm._thread.loop.commands.empty():
-        time.sleep(0.001)
+    wait_until(lambda: not llm._thread.loop.commands.empty())
     breaks.set()
-    latecomer.join(30)
+    latecomer.join(PATIENCE)
     message = r"the engine stopped: RuntimeError\('out of luck'\); open a new LLM"
     assert isinstance(late[0], EngineClosed)
     for handle in handles:
         with pytest.raises(EngineClosed, match=message) as caught:
-            handle.result(timeout=30)
+            handle.result(timeout=PATIENCE)
         assert isinstance(caught.value.__cause__, RuntimeError)
         assert [delta.finish_reason for delta in handle][-1] == "error", "a stream ends, too"
     with pytest.raises(EngineClosed, match=message):
@@ -233,17 +243,18 @@ def test_an_engine_that_breaks_tells_everyone_and_keeps_its_reason(monkeypatch: 
 
 def test_a_result_that_does_not_come_in_time_says_how_to_end_it() -> None:
     with SimLLM(Setup(blocks=(4000, 4000), max_len=16000, block_size=8), threaded=True) as llm:
-        handle = llm.submit([2], SamplingParams(max_tokens=15000, ignore_eos=True), Base(), "off")
-        with pytest.raises(TimeoutError, match=r"did not finish within 0.01 s; cancel\(\) ends it"):
-            handle.result(timeout=0.01)
-        handle.cancel()
-        assert handle.result(timeout=30).outputs[0].finish_reason == "abort"
+        with Stopped(llm._engine, steps=2):
+            handle = llm.submit([2], SamplingParams(max_tokens=15000, ignore_eos=True), Base(), "off")
+            with pytest.raises(TimeoutError, match=r"did not finish within 0.01 s; cancel\(\) ends it"):
+                handle.result(timeout=0.01)
+            handle.cancel()
+        assert handle.result(timeout=PATIENCE).outputs[0].finish_reason == "abort"
 
 
 def test_a_stream_of_three_texts_ends_each_once() -> None:
     with SimLLM(Setup(), threaded=True) as llm:
         params = SamplingParams(max_tokens=9, n=3, temperature=1.0, seed=2, ignore_eos=True)
-        whole = llm.submit([2, 3], params, Base()).result(timeout=30).outputs
+        whole = llm.submit([2, 3], params, Base()).result(timeout=PATIENCE).outputs
         deltas = list(llm.submit([2, 3], params, Base()))
         for i, output in enumerate(whole):
             mine = [delta for delta in deltas if delta.index == i]

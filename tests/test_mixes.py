@@ -14,6 +14,7 @@ from nudging.policies import Policy
 from nudging.scheduler import Scheduler
 from nudging.work import SchedulerOutput
 from tests.pairs import assert_pools_are_whole
+from tests.waiting import PATIENCE
 
 POLICIES: list[Policy] = [
     Base(),
@@ -127,7 +128,7 @@ def check_mixes(pair: dict[str, Path], seed: int, mixes: int, dtype: str) -> Non
             jobs = rng.choices(pool, k=rng.randrange(2, 20))
             handles = [small.submit(job.prompt, job.params, job.policy, **dict(job.options)) for job in jobs]
             for job, handle in zip(jobs, handles, strict=True):
-                outputs = handle.result(timeout=600).outputs
+                outputs = handle.result(timeout=PATIENCE).outputs
                 assert [shown(output) for output in outputs] == alone[job.key], (seed, mix, options, job)
         assert_pools_are_whole(small)
         totals = small.stats().totals

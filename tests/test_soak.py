@@ -17,10 +17,9 @@ from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.aio import AsyncHandle
 from nudging.handle import Handle
 from tests.simulated import VOCAB, Setup, SimLLM
+from tests.waiting import PATIENCE
 
 IN_FLIGHT = 16
-# Seconds after which an answer counts as lost; a machine may be busy elsewhere for minutes.
-PATIENCE = 600
 LONGEST_PROMPT = 24
 POLICIES = [Base(), Guide(), Nudging(0.4, "token"), Nudging(0.4, "word")]
 IS_GLIBC = platform.libc_ver()[0] == "glibc"
