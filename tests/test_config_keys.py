@@ -162,7 +162,17 @@ LOADED: dict[str, tuple[str, dict[str, Any]]] = {
     "full layers": ("mistral", {"layer_types": [FULL] * LAYERS}),
     "layers beside another window": ("mistral", {"layer_types": MIXED, "sliding_window": 3}),
     "scaling beside parameters": ("qwen2", CHANGES["scaling beside parameters"]),
-    "scaling beside nested parameters": ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "scaling beside nested parameters": (
+        "gemma3_text",
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    ),
+    "scaling within nested parameters": (
+        "gemma3_text",
+        {
+            "rope_parameters": {FULL: {k: v for k, v in YARN.items() if k != "rope_theta"}},
+            "original_max_position_embeddings": 64,
+        },
+    ),
     "window of 0 that is off": ("qwen2", {"sliding_window": 0}),
     "weights of 0": ("llama", {"rope_parameters": YARN_0}),
     "proportional": ("llama", CHANGES["proportional"]),
@@ -240,6 +250,35 @@ def test_the_upper_part_says_whether_a_multimodal_head_is_tied(tmp_path: Path) -
     whole = {**HUB["google/gemma-3-4b-it"], "tie_word_embeddings": False}
     (tmp_path / "config.json").write_text(json.dumps(whole))
     assert not read_config(tmp_path).tied
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "key"),
+    [
+        ({"attention_factor": 1.3}, {}, "attention_factor = 1.3"),
+        ({}, {"beta_fast": 8}, "beta_fast"),
+        ({}, {"factor": 2.0}, "factor = 4.0"),
+        ({}, {"type": "linear"}, "rope_type = 'yarn'"),
+        ({}, {"rope_theta": 5.0}, "rope_theta"),
+    ],
+)
+def test_two_scalings_that_differ_are_refused(
+    tmp_path: Path, new: dict[str, Any], old: dict[str, Any], key: str
+) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    parameters = {
+        "rope_parameters": {**scaling, **new, "rope_theta": 9.0},
+        "rope_scaling": {**scaling, **old},
+    }
+    with pytest.raises(CheckpointError, match=key):
+        read_config(write(tmp_path, {**parameters, "rope_theta": None}))
+
+
+def test_a_scaling_that_is_written_twice_counts_once(tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    parameters = {"rope_theta": 9.0, "rope_parameters": {**scaling, "rope_theta": 9.0}}
+    once = read_config(write(tmp_path, parameters))
+    assert read_config(write(tmp_path, {**parameters, "rope_scaling": scaling})) == once
 
 
 def test_no_window_may_be_written_as_0(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

@@ -211,8 +211,9 @@ def as_transformers_4(values: dict[str, Any]) -> dict[str, Any]:
     """A configuration as transformers 4 wrote it."""
     old = {k: v for k, v in values.items() if k not in ("rope_parameters", "dtype", "layer_types")}
     old["torch_dtype"] = values["dtype"]
-    rope = values["rope_parameters"]
+    rope, kind = values["rope_parameters"], "type"
     if "full_attention" in rope:
+        kind = "rope_type"  # what Gemma 3 had from its first day
         old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
         if values["layer_types"][1] == "full_attention":
@@ -221,7 +222,7 @@ def as_transformers_4(values: dict[str, Any]) -> dict[str, Any]:
     if "partial_rotary_factor" in rope:
         old["partial_rotary_factor"] = rope["partial_rotary_factor"]
     scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "rope_type", "partial_rotary_factor")}
-    old["rope_scaling"] = {"type": rope["rope_type"], **scaling} if scaling else None
+    old["rope_scaling"] = {kind: rope["rope_type"], **scaling} if scaling else None
     return old
 
 

@@ -33,15 +33,25 @@ IMAGE_IDS = tuple(f"{kind}_token_{word}" for kind in ("boi", "eoi", "image") for
 def _read_full(raw: RawConfig, head_dim: int, max_position: int) -> tuple[Rope, int]:
     """The rotary embedding of the full layers, and the positions it allows."""
     new = raw.part("rope_parameters").part("full_attention")
-    params = merged(raw, new, raw.part("rope_scaling"), {"rope_theta": "rope_theta"})
-    return build_rope(raw, params.over({"rope_theta": 1_000_000.0}), head_dim, max_position)
+    old = raw.part("rope_scaling")
+    if old.get("type", "default") != "default" and not old.has("rope_type"):
+        old.wrong("type", "called rope_type in this family, whose code reads no other name")
+    params = merged(raw, new, old, {"rope_theta": "rope_theta"})
+    return _build(params.over({"rope_theta": 1_000_000.0}), head_dim, max_position)
 
 
 def _read_sliding(raw: RawConfig, head_dim: int, max_position: int) -> Rope:
     """The rotary embedding of the sliding layers."""
     new = raw.part("rope_parameters").part("sliding_attention")
     params = merged(raw, new, RawConfig({}, new.where), {"rope_theta": "rope_local_base_freq"})
-    return build_rope(raw, params.over({"rope_theta": 10_000.0}), head_dim, max_position)[0]
+    return _build(params.over({"rope_theta": 10_000.0}), head_dim, max_position)[0]
+
+
+def _build(params: RawConfig, head_dim: int, max_position: int) -> tuple[Rope, int]:
+    """The rotary embedding of one kind of layers, from its own parameters alone, as in transformers."""
+    if not params.flag("truncate", True):
+        params.wrong("truncate", "true in this family, where transformers does not read it")
+    return build_rope(RawConfig({}, params.where), params, head_dim, max_position)
 
 
 def _text_of(raw: RawConfig) -> RawConfig:

@@ -52,6 +52,9 @@ def merged(
     if second and first.get("rope_type") == "default":
         del first["rope_type"]
     where = (old if second and "rope_type" not in first else new).where
+    if second and "rope_type" in first:
+        for name in sorted((first.keys() | second.keys()) - outer.keys()):
+            _agree({name: first.get(name)}, name, second.get(name), old.where, new.where)
     places = dict.fromkeys(second, old.where)
     for name, key in outer.items():
         if raw.has(key):
