@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nudging.generation import Generation
     from nudging.handle import Handle, Stream
     from nudging.loading import LoadedModel
-    from nudging.output import CompletionOutput, Delta, RequestOutput, Segment, Stats
+    from nudging.output import CompletionOutput, Delta, PromptOutput, RequestOutput, Segment, Stats
     from nudging.params import SamplingParams
     from nudging.policies import Base, Guide, Nudging, Policy, Step, View
     from nudging.request_options import RequestOptions
@@ -52,6 +52,7 @@ HOMES = {
     "LoadedModel": "loading",
     "CompletionOutput": "output",
     "Delta": "output",
+    "PromptOutput": "output",
     "RequestOutput": "output",
     "Segment": "output",
     "Stats": "output",
@@ -89,6 +90,7 @@ __all__ = [
     "NumericalError",
     "OutOfBlocks",
     "Policy",
+    "PromptOutput",
     "RequestOptions",
     "RequestOutput",
     "SamplingParams",

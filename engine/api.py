@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self, Unpack, overload
 
 import numpy as np
@@ -18,16 +18,14 @@ from nudging.arguments import (
     check_sizes,
     name_roles,
     read_drafter,
-    read_seconds,
     read_speculate,
     read_templates,
 )
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
-from nudging.errors import BadRequest, EngineClosed
 from nudging.generation import Generation, scores
 from nudging.handle import Handle, Owned, Stream
-from nudging.jobs import Jobs, default_policy, read_policy
+from nudging.jobs import Jobs, read_policy
 from nudging.llm_options import LLMOptions
 from nudging.loading import (
     Checkpoint,
@@ -46,17 +44,22 @@ from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prefill import check_prefill_attention, read_prefill_attention
 from nudging.prompts import Messages, Prompt, read_prompt
-from nudging.request import Request
-from nudging.request_options import ChatOptions, RequestOptions, SubmitOptions, read_request_options
-from nudging.role_tokenizer import RoleTokenizer, find_role
+from nudging.request_options import (
+    ChatOptions,
+    RequestOptions,
+    SubmitOptions,
+    read_request_options,
+    read_seconds,
+)
+from nudging.role_tokenizer import find_role
 from nudging.scores import pair_up
-from nudging.totals import EngineStats
 from nudging.trace import Trace, Tracer
+from nudging.watched import Watched
 
 POCKET = {"base": "pocket:base", "guide": "pocket:guide", "kv_cache_memory": "64MiB"}
 
 
-class LLM:
+class LLM(Watched):
     """A base model, an optional guide and further roles, on one device, in one engine.
 
     `base`, `guide` and the values of `models` are a checkpoint's directory, a hub id, `pocket:NAME` or a
@@ -356,45 +359,3 @@ class LLM:
             self._jobs.start_scores(pairs, policy, options, handles)
             found = [scores(result) for result in handles.results()]
         return found if are_several else found[0]
-
-    def abort(self, request_id: str) -> bool:
-        """End the request of that id with the finish reason "abort"; False where none of it runs."""
-        return self._jobs.abort(request_id)
-
-    def get_tokenizer(self, role: str = "base") -> RoleTokenizer:
-        """The tokenizer and chat template of a role.  Raises BadRequest where it has none."""
-        return RoleTokenizer(find_role(self.roles, role))
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether requests are served; where not, `check_health` says why."""
-        try:
-            self._thread.check_open()
-        except EngineClosed:
-            return False
-        return True
-
-    def check_health(self) -> None:
-        """Raise EngineClosed, with the reason, where no request is served any more."""
-        self._thread.check_open()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._described}, {'open' if self.is_alive else 'closed'}>"
-
-    def stats(self) -> EngineStats:
-        """How many requests run and wait, how full the caches are, and what was written so far."""
-        return self._engine.stats()
-
-    def on_end(self, listener: Callable[[Request], None]) -> None:
-        """Call `listener` with every request that has ended, on the engine's thread; it must not block.
-
-        What it raises goes to the log `nudging`, and everything else goes on.
-        """
-        if not callable(listener):
-            raise BadRequest(f"listener is {listener!r}; give a function of one ended request")
-        self._thread.listeners.append(listener)
-
-    @property
-    def default_policy(self) -> Policy:
-        """`Nudging()` where there is a guide, else `Base()`."""
-        return default_policy(self.roles)

@@ -11,7 +11,7 @@ from nudging.errors import BadRequest
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.loading import Checkpoint, LoadedModel
 from nudging.options import plain
-from nudging.params import SamplingParams, is_int, is_number
+from nudging.params import SamplingParams, is_int
 from nudging.roles import Role
 
 Speculate = str | int
@@ -92,14 +92,6 @@ def read_params(value: Any) -> SamplingParams:
     if not isinstance(value, SamplingParams):
         raise BadRequest(f"sampling_params is {kind_of(value)}; give SamplingParams(...)")
     return value
-
-
-def read_seconds(name: str, value: Any) -> float | None:
-    """A time to wait, None for as long as it takes.  Raises BadRequest."""
-    value = plain(value)
-    if value is not None and (not is_number(value) or value < 0):
-        raise BadRequest(f"{name} is {value!r}; it must be None or a number of seconds from 0 on")
-    return value  # type: ignore[no-any-return]
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:

@@ -344,7 +344,7 @@ class Engine:
         if step.texts and not request.is_finished:
             base = request.roles["base"].tokenizer
             assert base is not None, "texts were written without a tokenizer"
-            request.write_texts(step.texts, base)
+            request.write_texts(step.texts, base, step.overshoots)
         if step.finish is not None and not request.is_finished:
             request.finish(step.finish)
         request.state = step.state

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Self
 
 from nudging.errors import EngineClosed
 from nudging.guard import tell
-from nudging.output import Delta, RequestOutput, completion_output, segments
+from nudging.output import Delta, RequestOutput, logprobs_of, request_output, segments
 from nudging.request import Request
+from nudging.request_options import read_seconds
 from nudging.waiting import Bell
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Handle:
         Raises BadRequest on the engine's own thread, in a policy or a listener, where the job is not
         finished yet.
         """
+        timeout = read_seconds("timeout", timeout)
         self._thread.check_process()
         if not self.is_finished:
             self._thread.check_may_wait("result()")
@@ -95,9 +97,7 @@ class Handle:
         for request in self._requests:
             if isinstance(request.error, EngineClosed):
                 raise request.error
-        outputs = [completion_output(request, i) for i, request in enumerate(self._requests)]
-        read = self._requests[0].prompt_logprobs
-        return RequestOutput(self.request_id, tuple(outputs), None if read is None else tuple(read))
+        return request_output(self.request_id, self._requests)
 
     def __iter__(self) -> Iterator[Delta]:
         """Deltas as they come, of all continuations; each ends with one whose `finish_reason` is set."""
@@ -134,7 +134,11 @@ class Handle:
         parts = segments(pieces, request.tail if ended else "", author)
         text = "".join(part.text for part in parts)
         tokens, authors = tuple([p.token for p in pieces]), tuple([p.author for p in pieces])
-        return Delta(index, text, tokens, authors, request.finish_reason if ended else None, parts)
+        logprobs = logprobs_of(request, pieces)
+        if not ended:
+            return Delta(index, text, tokens, authors, None, parts, logprobs)
+        end = request.finish_reason, parts, logprobs, request.error, request.stop_reason
+        return Delta(index, text, tokens, authors, *end)
 
     @property
     def num_outputs(self) -> int:

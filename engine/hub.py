@@ -8,12 +8,15 @@ from pathlib import Path
 
 from nudging.errors import BadRequest, CheckpointError
 
+HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
 def is_hub_id(checkpoint: object) -> bool:
-    """Whether this names a repository of the hub: OWNER/NAME, where no such directory is."""
-    if not isinstance(checkpoint, str) or re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) is None:
+    """Whether this names a repository of the hub: OWNER/NAME, or the NAME of one of its oldest (gpt2), where
+    no such directory is.
+    """
+    if not isinstance(checkpoint, str) or re.fullmatch(HUB_ID, checkpoint) is None:
         return False
     return not Path(checkpoint).expanduser().exists()
 

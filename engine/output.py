@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import fsum
 
 from nudging.decide import TokenLogprob
 from nudging.request import Piece, Request
@@ -50,6 +52,9 @@ class CompletionOutput:
     tokenizer.
 
     `finish_reason` is "stop", "length", "abort" or "error"; in the last case `error` says why.
+    `stop_reason` is the stop string or the id of `stop_token_ids` that ended the text; None where its end of
+    sequence did, or nothing did.  `cumulative_logprob` is the sum of `logprobs`, None where these were not
+    asked for.
     """
 
     index: int
@@ -61,6 +66,8 @@ class CompletionOutput:
     stats: Stats
     logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: BaseException | None = None
+    stop_reason: str | int | None = None
+    cumulative_logprob: float | None = None
 
     @classmethod
     def written(cls, author: str, ids: list[int], text: str | None) -> CompletionOutput:
@@ -71,16 +78,46 @@ class CompletionOutput:
 
 
 @dataclass(frozen=True)
+class PromptOutput:
+    """One role's prompt as its model read it: the text (None where ids were given), and the ids."""
+
+    text: str | None
+    token_ids: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the prompt has, special ones included."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """All continuations of one prompt, in the order of their index.
 
     `prompt_logprobs`, where SamplingParams ask for them: one for each token of the base's prompt, or of the
     first role's where the policy has no base; None for the first one.  Fewer, if the request ended before.
+    `prompts`: what each role of the policy read, its chat template applied; `prompt` and `prompt_token_ids`
+    are the base's, or the first role's.
     """
 
     request_id: str
     outputs: tuple[CompletionOutput, ...]
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    prompts: Mapping[str, PromptOutput] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str | None:
+        """The prompt's text; None where ids were given."""
+        return self._first.text
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The prompt's ids, special ones included."""
+        return self._first.token_ids
+
+    @property
+    def _first(self) -> PromptOutput:
+        return self.prompts["base"] if "base" in self.prompts else next(iter(self.prompts.values()))
 
 
 @dataclass(frozen=True)
@@ -88,7 +125,8 @@ class Delta:
     """What was added to one continuation since the last delta; `finish_reason` is set on its last one.
 
     `segments` is the same text by author.  Text can become final after its token (half a character), so a
-    segment may be text without a token.
+    segment may be text without a token.  `logprobs`, where SamplingParams ask for them: one for each token.
+    `error`, on the last delta: why a text ended that did not come to its end.
     """
 
     index: int
@@ -97,15 +135,16 @@ class Delta:
     authors: tuple[str, ...]
     finish_reason: str | None = None
     segments: tuple[Segment, ...] = ()
+    logprobs: tuple[TokenLogprob | None, ...] | None = None
+    error: BaseException | None = None
+    stop_reason: str | int | None = None
 
 
 def completion_output(request: Request, index: int) -> CompletionOutput:
     """The result of a finished request."""
     assert request.finish_reason is not None, f"{request.id} is not finished"
     pieces = request.pieces
-    logprobs = None
-    if request.params.logprobs is not None:
-        logprobs = tuple([piece.logprob for piece in pieces])
+    logprobs = logprobs_of(request, pieces)
     return CompletionOutput(
         index=index,
         text=request.text if request.tokenizer is not None else None,
@@ -116,7 +155,25 @@ def completion_output(request: Request, index: int) -> CompletionOutput:
         stats=stats(request),
         logprobs=logprobs,
         error=request.error,
+        stop_reason=request.stop_reason,
+        cumulative_logprob=None if logprobs is None else fsum(each.logprob for each in logprobs if each),
     )
+
+
+def request_output(request_id: str, requests: Sequence[Request]) -> RequestOutput:
+    """The results of a prompt's requests, all finished."""
+    read = requests[0].prompt_logprobs
+    return RequestOutput(
+        request_id,
+        tuple([completion_output(request, i) for i, request in enumerate(requests)]),
+        None if read is None else tuple(read),
+        {name: PromptOutput(prompt.text, tuple(prompt.ids)) for name, prompt in requests[0].prompts.items()},
+    )
+
+
+def logprobs_of(request: Request, pieces: list[Piece]) -> tuple[TokenLogprob | None, ...] | None:
+    """Those of the pieces' tokens; None where they were not asked for."""
+    return None if request.params.logprobs is None else tuple([piece.logprob for piece in pieces])
 
 
 def segments(pieces: list[Piece], tail: str, author_before: str = "base") -> tuple[Segment, ...]:

@@ -146,6 +146,7 @@ class Request:
         # Tokens known to come (a text being scored): every role reads them all in one pass.
         self.known_ahead: tuple[int, ...] = ()
         self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
         self.error: BaseException | None = None
         self.clock = clock
         self._counters = Counters(submitted_at=clock())
@@ -287,18 +288,23 @@ class Request:
     def commit(self, token: int, author: str, logprob: Any = None) -> None:
         """Append one token; an end by stop id, stop string or length sets `finish_reason`."""
         is_stop = token in self.params.stop_token_ids and len(self.output) >= self.params.min_tokens
+        if is_stop:
+            self.stop_reason = token
         if is_stop and not self.params.include_stop_str_in_output:
             self.finish("stop")
             return
         if self._counters.first_token_at is None:
             self._counters.first_token_at = self.clock()
+        self._write(token, author, logprob)
+        if not self.is_finished and (is_stop or len(self.output) >= self.max_tokens):
+            self.finish("stop" if is_stop else "length")
+
+    def _write(self, token: int, author: str, logprob: Any = None) -> None:
         self.output.append(token)
         text, stopped = self._push(token)
         self._pieces.append(Piece(token, author, text, logprob))
         if stopped:
             self.finish_reason = "stop"
-        elif is_stop or len(self.output) >= self.max_tokens:
-            self.finish("stop" if is_stop else "length")
 
     def _push(self, token: int) -> tuple[str, bool]:
         if self._detokenizer is None:
@@ -306,7 +312,9 @@ class Request:
         text = self._detokenizer.push(token)
         if self._stops is None:
             return text, False
-        return self._stops.push(text, may_end=len(self._pieces) >= self.params.min_tokens)
+        text, stopped = self._stops.push(text, may_end=len(self._pieces) >= self.params.min_tokens)
+        self.stop_reason = self._stops.found or self.stop_reason
+        return text, stopped
 
     def finish(self, reason: str) -> None:
         """End the text: what was held back (half a character, half a stop string) is final now."""
@@ -318,7 +326,7 @@ class Request:
         if self._stops is not None:
             tail, stopped = self._stops.push(tail, may_end=len(self._pieces) > self.params.min_tokens)
             if stopped:
-                self.finish_reason = "stop"
+                self.finish_reason, self.stop_reason = "stop", self._stops.found
             else:
                 tail += self._stops.flush()
         self.tail = tail
@@ -357,21 +365,23 @@ class Request:
             self._lanes, self.is_carried = None, False
             self.error, self.finish_reason = error, "error"
 
-    def write_texts(self, texts: tuple[tuple[str, str], ...], base: Tokenizer) -> None:
+    def write_texts(
+        self, texts: tuple[tuple[str, str], ...], base: Tokenizer, overshoots: bool = False
+    ) -> None:
         """Whole texts by their authors, as tokens of the base's tokenizer; a token belongs to who wrote
-        its start.
+        its start.  `overshoots`: they may have more than `max_tokens`, where they are cut else.
         """
         whole = "".join(text for _, text in texts)
         owners = [author for author, text in texts for _ in text.encode()]
         at = 0
         for token in base.encode_continuation(whole):
+            if len(self.output) >= self.max_tokens and not overshoots:
+                self.finish("length")
+                return
             author = owners[min(at, len(owners) - 1)]
             at += len(base.token_bytes(token))
-            self.output.append(token)
-            text, stopped = self._push(token)
-            self.pieces.append(Piece(token, author, text))
-            if stopped:
-                self.finish_reason = "stop"
+            self._write(token, author)
+            if self.is_finished:
                 return
 
     def check(self) -> None:

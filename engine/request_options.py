@@ -88,3 +88,11 @@ def _read(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any
     if timeout is not None and (not is_number(timeout) or timeout <= 0):
         raise BadRequest(f"timeout is {timeout!r}; it must be None or a number of seconds above 0")
     return read
+
+
+def read_seconds(name: str, value: Any) -> float | None:
+    """A time to wait, None for as long as it takes.  Raises BadRequest."""
+    value = plain(value)
+    if value is not None and (not is_number(value) or value < 0):
+        raise BadRequest(f"{name} is {value!r}; it must be None or a number of seconds from 0 on")
+    return value  # type: ignore[no-any-return]

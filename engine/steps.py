@@ -29,7 +29,7 @@ def check_step(request: Request, said: object, vocab_size: Callable[[str], int])
     texts = _texts(name, said.texts, roles)
     if not tokens and not texts and said.finish is None and said.state == request.state:
         raise BadRequest(f"{name} wrote nothing, finished nothing and kept its state; it stands still")
-    return Step(tokens, said.author, texts, said.state, said.finish)
+    return Step(tokens, said.author, texts, said.state, said.finish, said.overshoots is True)
 
 
 def _ids(name: str, tokens: Any, size: int) -> tuple[int, ...]:

@@ -514,7 +514,7 @@ class Life:
             return Broken(rng.choice(["raises", "writes no id", "stands still"]), rng.randrange(4))
         threshold, comparator = rng.choice(self.thresholds), rng.choice(["<", "<="])
         granularity = "token" if kind < 0.7 or self.setup.nan_in else "word" if kind < 0.97 else "reference"
-        return Nudging(threshold, granularity, comparator)
+        return Nudging(threshold, granularity, comparator, overshoot=granularity == "reference")
 
     @property
     def thresholds(self) -> list[float]:

@@ -41,6 +41,13 @@ def test_a_bad_threshold_is_refused(threshold: Any) -> None:
         Nudging(threshold)
 
 
+def test_only_the_authors_client_overshoots() -> None:
+    with pytest.raises(BadRequest, match="overshoot is for granularity='reference' and it is 'word'"):
+        Nudging(overshoot=True)
+    with pytest.raises(BadRequest, match="overshoot is 'yes'; it must be True or False"):
+        Nudging(granularity="reference", overshoot="yes")
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [

@@ -159,7 +159,7 @@ def test_reference_equals_the_client_on_texts_alone_and_in_a_batch(tiny_llm: LLM
     jobs = []
     for seed in range(SEEDS):
         prompts = {"base": f"Question: {text_of(seed)}\nAnswer:", "guide": text_of(seed)}
-        policy = Nudging((0.0, 0.3, 0.5, 1.5)[seed % 4], "reference")
+        policy = Nudging((0.0, 0.3, 0.5, 1.5)[seed % 4], "reference", overshoot=True)
         for temperature in (0.0, 1.0):
             jobs.append((prompts, SamplingParams(max_tokens=24, temperature=temperature, seed=seed), policy))
     expected = [twin.reference(*job) for job in jobs]
@@ -169,6 +169,24 @@ def test_reference_equals_the_client_on_texts_alone_and_in_a_batch(tiny_llm: LLM
     for result, want in zip(tiny_llm.generate(prompts, params, policies), expected, strict=True):
         assert_same_text(result.outputs[0], want)
     assert_pools_are_whole(tiny_llm)
+
+
+def test_reference_is_the_clients_text_cut_at_max_tokens(tiny_llm: LLM) -> None:
+    """A promise for every granularity; what the client writes beyond has to be asked for."""
+    cut = 0
+    for seed in range(SEEDS):
+        prompts = {"base": f"Question: {text_of(seed)}\nAnswer:", "guide": text_of(seed)}
+        for most in (1, 8, 24):
+            params = SamplingParams(max_tokens=most, temperature=1.0, seed=seed)
+            policies = [Nudging(0.4, "reference", overshoot=True), Nudging(0.4, "reference")]
+            results = tiny_llm.generate([prompts] * 2, params, policies)
+            whole, output = (result.outputs[0] for result in results)
+            assert output.token_ids == whole.token_ids[:most]
+            assert output.authors == whole.authors[:most]
+            was_cut = len(whole.token_ids) > most
+            assert output.finish_reason == ("length" if was_cut else whole.finish_reason)
+            cut += was_cut
+    assert cut > SEEDS, "the client overshoots"
 
 
 def test_extreme_thresholds_are_one_model_alone(tiny_llm: LLM) -> None:

@@ -108,7 +108,7 @@ def test_others_are_not() -> None:
     world = World(ROOMY, stride=1000)
     world.submit([2, 3], SamplingParams(max_tokens=9, logprobs=1), Base(), "off")
     world.submit([2, 3], SamplingParams(max_tokens=9, stop=("\ufffd",)), Base(), "off")
-    world.submit({"base": "a b", "guide": "a"}, LONG, Nudging(0.4, "reference"), "off")
+    world.submit({"base": "a b", "guide": "a"}, LONG, Nudging(0.4, "reference", overshoot=True), "off")
     assert carried_share(world) == 0.0
     _, roles = small_engine(20)
     assert rule_of(request(roles, "r", 3, 9, Nudging(0.4, "word"))) is None, "it has no tokenizer"

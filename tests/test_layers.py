@@ -21,6 +21,7 @@ LAYERS = (
     ("cli", "cli_*", "demo", "terminal", "__main__"),
     ("aio", "metrics"),
     ("api",),
+    ("watched",),
     ("aio_generation", "aio_handle", "jobs", "scores"),
     ("generation",),
     ("engine_thread", "handle"),

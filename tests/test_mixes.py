@@ -21,7 +21,7 @@ POLICIES: list[Policy] = [
     Guide(),
     Nudging(0.4, "token"),
     Nudging(0.4, "word"),
-    Nudging(0.4, "reference"),
+    Nudging(0.4, "reference", overshoot=True),
     Nudging(0.0, "token"),
     Nudging(1.5, "word"),
 ]

@@ -94,7 +94,7 @@ def test_reference_on_the_pocket_pair_is_the_client(guide: str) -> None:
     with LLM.pocket(guide=f"pocket:{guide}", dtype="float32") as llm:
         twin = Twin(llm)
         for prompts, params, _ in jobs(range(25), max_tokens=20)[:: len(POLICIES)]:
-            policy = Nudging(0.4, "reference")
+            policy = Nudging(0.4, "reference", overshoot=True)
             output = llm.generate(prompts, params, policy)[0].outputs[0]
             assert_same_text(output, twin.reference(prompts, params, policy))
 

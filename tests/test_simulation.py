@@ -187,7 +187,7 @@ def test_a_word_is_looked_ahead_for_as_far_as_the_context_goes() -> None:
 def test_a_text_is_written_as_far_as_the_context_goes(text: str, ends: str) -> None:
     """Read anew, the second has more tokens than the context before it is whole."""
     world = World(Setup(max_len=12))
-    policy = Nudging(0.4, "reference")
+    policy = Nudging(0.4, "reference", overshoot=True)
     world.submit({"base": text, "guide": text + "!"}, SamplingParams(max_tokens=5), policy, "off")
     world.drain()
     assert world.finished[ends] == 1

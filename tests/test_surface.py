@@ -145,8 +145,8 @@ def test_type_checkers_accept_what_is_right_and_refuse_what_is_wrong(tmp_path: P
 
 
 def public(cls: type) -> dict[str, Any]:
-    """A class's own public names, dunder methods of its protocols left out."""
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    """A class's public names, dunder methods of its protocols left out."""
+    return {name: inspect.getattr_static(cls, name) for name in dir(cls) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("name", sorted(public(LLM)))

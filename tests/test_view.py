@@ -17,7 +17,7 @@ from tests.simulated import Setup, SimLLM, SimTokenizer
 from tests.simulation import Broken, World
 from tests.test_scheduler import request, small_engine
 
-CLIENT = Nudging(0.4, "reference")
+CLIENT = Nudging(0.4, "reference", overshoot=True)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def test_the_reserve_of_a_client_holds_whatever_it_writes() -> None:
         for length in range(1, 6):
             for word in ("a", " the", "é", "12"):
                 world.submit(
-                    word * length, SamplingParams(max_tokens=length), Nudging(threshold, "reference")
+                    word * length,
+                    SamplingParams(max_tokens=length),
+                    Nudging(threshold, "reference", overshoot=True),
                 )
     world.drain()
     assert world.finished["error"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,15 +23,17 @@ class Nudging:
     """Where the base's top-1 probability is below `threshold`, the guide writes.
 
     `granularity`: "token" lets the guide write one token, "word" (the paper) its next whole word,
-    "reference" follows the authors' released client, at the level of text.  `comparator` "<" or "<=":
-    how the probability must compare with the threshold for the guide to write.  A threshold of 0 is the
-    base alone, one above 1 the guide alone (not for "reference", where the guide always begins).  Raises
-    BadRequest.
+    "reference" follows the authors' released client, at the level of text.  `overshoot`, for "reference"
+    only: write past `max_tokens`, by up to two blocks of 16 tokens, where that client does.  `comparator`
+    "<" or "<=": how the probability must compare with the threshold for the guide to write.  A threshold of
+    0 is the base alone, one above 1 the guide alone (not for "reference", where the guide always begins).
+    Raises BadRequest.
     """
 
     threshold: float = 0.4
     granularity: str = "word"
     comparator: str = "<"
+    overshoot: bool = False
 
     roles: ClassVar[tuple[str, ...]] = ("base", "guide")
     needs_logits: ClassVar[bool] = False
@@ -48,6 +51,10 @@ class Nudging:
             )
         if self.comparator not in ("<", "<="):
             raise BadRequest(f"comparator is {self.comparator!r}; it must be '<' or '<='")
+        if not isinstance(self.overshoot, bool):
+            raise BadRequest(f"overshoot is {self.overshoot!r}; it must be True or False")
+        if self.overshoot and self.granularity != "reference":
+            raise BadRequest(f"overshoot is for granularity='reference' and it is {self.granularity!r}")
 
     @property
     def lookahead(self) -> int:
@@ -70,7 +77,8 @@ class Nudging:
 
     def step(self, view: View, state: Any) -> Step:
         if self.granularity == "reference":
-            return reference.step(view, state, self.unsure)
+            step = reference.step(view, state, self.unsure)
+            return dataclasses.replace(step, overshoots=True) if self.overshoot else step
         # Beyond 1 every probability is below the threshold: the base need not even be asked.
         if self.threshold <= 1:
             row = view.row("base")

@@ -74,7 +74,8 @@ class View(Protocol):
 class Step:
     """What a step decided: `tokens` by `author`, or whole texts by their authors; then the next state.
 
-    `finish` is None, "stop" or "length".  A step may write nothing and only move the state.
+    `finish` is None, "stop" or "length".  A step may write nothing and only move the state.  What it writes
+    is cut at the request's `max_tokens`; only `texts` whose step says that it `overshoots` are not.
     """
 
     tokens: tuple[int, ...] = ()
@@ -82,6 +83,7 @@ class Step:
     texts: tuple[tuple[str, str], ...] = ()
     state: Any = None
     finish: str | None = None
+    overshoots: bool = False
 
 
 class Policy(Protocol):

@@ -4,8 +4,8 @@ Every call continues prompt + text, tokenised afresh.  The guide begins, block b
 base takes over at the first word where it agrees with the guide or is sure; it is heard until it is
 unsure; then the guide begins again.  Only the guide's end of sequence ends the text.  The repetition
 heuristics are the client's own. Lengths are counted with the base's tokenizer (the client uses one of a
-third model), and `max_tokens` is checked where the client checks it: between rounds, so that a text may
-be longer by up to two blocks.
+third model), and `max_tokens` is checked where the client checks it: between rounds, so that its texts may
+be longer by up to two blocks.  They are cut at `max_tokens`, unless the policy is asked to overshoot.
 """
 
 from __future__ import annotations
