@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -41,38 +42,54 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Here the help of all is shown.
+        with statuses(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # Where not every character can be written, one that cannot is no reason to fail.
-            sys.stdout.reconfigure(errors="replace")
-        try:
-            result = super().invoke(ctx)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return result
-        except (BadRequest, CheckpointError) as error:
-            raise Mistake(str(error)) from error
-        except NudgingError as error:
-            raise Failure(str(error)) from error
-        except BrokenPipeError:
-            # A reader that went away is no failure of ours, and there is nobody to tell.
-            give_up_output()
-            ctx.exit(UNREAD)
-        except OSError as error:
-            give_up_output()
-            raise Failure(str(error)) from error
-        except Interrupted as error:
-            ctx.exit(error.status)
-        except KeyboardInterrupt:
-            # Whatever comes next on the terminal begins on a line of its own.
-            click.echo(err=True)
-            ctx.exit(INTERRUPTED)
+        with statuses(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def statuses(ctx: click.Context) -> Iterator[None]:
+    """Errors, signals and readers that go away, as messages and exit statuses."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where not every character can be written, one that cannot is no reason to fail.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BadRequest, CheckpointError) as error:
+        raise Mistake(str(error)) from error
+    except NudgingError as error:
+        raise Failure(str(error)) from error
+    except BrokenPipeError:
+        # A reader that went away is no failure of ours, and there is nobody to tell.
+        give_up_output()
+        ctx.exit(UNREAD)
+    except OSError as error:
+        give_up_output()
+        raise Failure(str(error)) from error
+    except Interrupted as error:
+        ctx.exit(error.status)
+    except KeyboardInterrupt:
+        # Whatever comes next on the terminal begins on a line of its own.
+        click.echo(err=True)
+        ctx.exit(INTERRUPTED)
 
 
 def give_up_output() -> None:
-    """What is still to be written to standard output goes nowhere: at its end Python would try once more."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What cannot be written to standard output goes nowhere: at its end Python would try once more."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 SETTINGS = {

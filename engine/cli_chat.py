@@ -111,6 +111,10 @@ class Talk:
         except BadRequest as error:
             self._console.print(f"{error} (or /reset)", style="red", markup=False, highlight=False)
             return
+        except KeyboardInterrupt:
+            # It came before there was an answer to stop.
+            self._console.print()
+            return
         stats = result.outputs[0].stats
         speed = stats.tokens / (time.perf_counter() - began)
         figures = f"({stats.tokens} tokens, {speed:.0f} tokens/s, {stats.nudge_rate:.0%} by the guide)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -65,6 +66,11 @@ model_options = shared(
         default="auto",
         metavar="auto|off|N",
         help="Tokens drafted ahead for every pass of the base; never changes a token.",
+    ),
+    option(
+        "--chat-template",
+        metavar="FILE|NAME",
+        help="How chats are written: a file with a Jinja template, or one of the checkpoints' by name.",
     ),
     option(
         "--trace",
@@ -222,6 +228,11 @@ def read_speculate(value: str) -> str | int:
     return int(value) if value.isdecimal() else value
 
 
+def read_template(value: str | None) -> str | None:
+    """`--chat-template` as the API takes it: a source or a name."""
+    return Path(value).read_text(encoding="utf-8") if value and Path(value).is_file() else value
+
+
 def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
     """The models that the flags name.  Raises BadRequest, CheckpointError."""
     from nudging.api import LLM
@@ -238,6 +249,7 @@ def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
         speculate=read_speculate(flags["speculate"]),
         drafter=flags["drafter"],
         max_len=flags["max_len"],
+        chat_template=read_template(flags["chat_template"]),
         progress=progress,
         trace=flags["trace"],
     )

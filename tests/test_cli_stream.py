@@ -536,16 +536,19 @@ def shell(script: str, *arguments: str, **options: Any) -> "subprocess.Completed
     return subprocess.run(command, capture_output=True, check=False, timeout=120, **options)
 
 
-@pytest.mark.parametrize("word", ["generate", "info", "chat", "demo"])
+@pytest.mark.parametrize("word", ["generate", "info", "chat", "demo", "help"])
 def test_a_reader_that_goes_away_ends_it_quietly(tiny_pair: Pair, word: str) -> None:
     arguments = {
         "generate": flags(tiny_pair, "--input", "-"),
         "info": ["info"],
         "chat": ["chat", "--base", str(tiny_pair["base"]), "--max-tokens", "2"],
         "demo": ["demo", "--questions", "2"],
+        "help": ["--help"],
     }[word]
     lines = HELLO + b"\n"
-    done = shell('"$@" | true; echo "${PIPESTATUS[0]}"', *arguments, input=lines * 20)
+    # It begins once the reader is gone.
+    script = 'exec 3> >(true); wait $!; "$@" >&3; echo "$?"'
+    done = shell(script, *arguments, input=lines * 20)
     assert done.stderr == b""
     assert done.stdout == b"141\n"
 
@@ -564,3 +567,42 @@ def test_a_stream_that_is_not_there_is_said(tiny_pair: Pair, script: str, status
     assert words in done.stderr
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+def test_help_that_cannot_be_written_is_a_failure_and_no_traceback() -> None:
+    done = shell('"$@" > /dev/full', "--help")
+    assert (done.returncode, done.stderr) == (1, b"Error: [Errno 28] No space left on device\n")
+
+
+# --- chat
+
+
+def test_a_talk_takes_any_bytes_and_any_ends_of_lines(tiny_pair: Pair) -> None:
+    lines = b"Hi \xff there\r\n\x00\r\n" + b"Hello\r\n/quit\r\n"
+    arguments = ["chat", "--base", str(tiny_pair["base"]), "--kv-cache-memory", "4MiB", "--max-tokens", "2"]
+    done = subprocess.run([*NUDGING, *arguments], input=lines, capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b" by the guide)") == 3
+
+
+def test_a_talk_without_an_input_is_refused_before_anything_is_loaded() -> None:
+    done = shell('"$@" <&-', "chat", "--base", "/nowhere")
+    assert (done.returncode, done.stderr) == (2, b"Error: standard input is closed; give --message\n")
+
+
+def test_characters_that_the_output_does_not_have_are_replaced(tiny_pair: Pair) -> None:
+    arguments = ["chat", "--base", str(tiny_pair["base"])]
+    result = CliRunner(charset="ascii").invoke(main, arguments, input=b"/\xc3\xa9\n")
+    assert result.exit_code == 0, result.output
+    assert "there is no /??" in result.stdout
+
+
+def test_the_form_of_conversations_is_a_flag(tiny_pair: Pair, tiny_llm: LLM, tmp_path: Path) -> None:
+    template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    (tmp_path / "form.jinja").write_text(template)
+    messages = [{"role": "user", "content": "Hello"}]
+    lines = jsonl({"messages": messages}, {"messages": messages, "chat_template": "Hi"})
+    own, other = records(tiny_pair, lines, "--chat-template", tmp_path / "form.jinja")
+    params = SamplingParams(max_tokens=4)
+    expected = [tiny_llm.chat(messages, params, chat_template=one)[0].outputs[0] for one in (template, "Hi")]
+    assert [own["token_ids"], other["token_ids"]] == [list(output.token_ids) for output in expected]
