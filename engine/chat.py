@@ -85,6 +85,7 @@ class ChatTemplate:
         self.form = form
         self._special_tokens = dict(special_tokens or {})
         self._environment = ChatEnvironment()
+        self._last_given: _Compiled | None = None  # a caller's: thousands of chats may come with one
         try:
             self._templates = {name: self._compile(source) for name, source in sources.items()}
         except TemplateSyntaxError as error:
@@ -188,8 +189,12 @@ class ChatTemplate:
             )
         if chat_template in self._templates:
             return self._templates[chat_template]
+        last = self._last_given
+        if last is not None and last.source == chat_template:
+            return last
         try:
-            return self._compile(chat_template)
+            self._last_given = found = self._compile(chat_template)
+            return found
         except TemplateSyntaxError as error:
             raise BadRequest(
                 f"chat_template is not valid Jinja: {error.message} (line {error.lineno}); the checkpoint's "

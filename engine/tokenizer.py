@@ -67,8 +67,8 @@ class Tokenizer(ABC):
         """
         utf8(text)
         ids = self._encode(text, special)
-        beyond = next((token for token in ids if token >= self._num_rows), None)
-        if beyond is not None:
+        if max(ids, default=0) >= self._num_rows:
+            beyond = next(token for token in ids if token >= self._num_rows)
             raise BadRequest(
                 f"the text has the token {self.shown(beyond)!r}, whose id is {beyond}, and the model's "
                 f"embedding has {self._num_rows} rows, ids 0 to {self._num_rows - 1}; take it out of the "

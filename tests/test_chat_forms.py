@@ -265,6 +265,20 @@ def test_another_template_may_be_given_by_source_or_by_name() -> None:
     assert template.render(CHATS["one"], chat_template="{{ bos_token }}x") == "<s>x"
 
 
+def test_a_given_template_is_compiled_once_for_many_chats(monkeypatch: pytest.MonkeyPatch) -> None:
+    template, sources = ChatTemplate("a"), []
+    compiled = ChatTemplate._compile
+
+    def count(self: ChatTemplate, source: str) -> Any:
+        sources.append(source)
+        return compiled(self, source)
+
+    monkeypatch.setattr(ChatTemplate, "_compile", count)
+    for source in ("x", "x", "x", "y", "y"):
+        assert template.render(CHATS["one"], chat_template=source) == source
+    assert sources == ["x", "y"]
+
+
 def test_what_is_nested_without_end_is_refused() -> None:
     endless: dict[str, Any] = {"role": "user", "content": "x"}
     endless["self"] = endless

@@ -251,6 +251,11 @@ def test_keys_that_are_left_out_mean_what_transformers_takes_them_for(family: st
     full = read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **given}))
     assert read_config(tmp_path) == replace(full, eos_token_ids=(), bos_token_id=None, dtype=None)
+    less = {name: value for name, value in given.items() if name != "max_position_embeddings"}
+    transformers.AutoConfig.for_model(family, **less).save_pretrained(tmp_path)
+    full = read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **less}))
+    assert read_config(tmp_path) == replace(full, eos_token_ids=(), bos_token_id=None, dtype=None)
 
 
 REAL_ROPES = {

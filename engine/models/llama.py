@@ -5,10 +5,12 @@ from .spec import ModelConfig
 from .standard import TENSORS, Family
 from .standard import describe as describe_standard
 
+DEFAULTS = {"max_position_embeddings": 2048}  # as in transformers; the first conversions leave it out
+
 
 def describe(raw: RawConfig) -> ModelConfig:
     """The description of a Llama checkpoint.  Raises CheckpointError."""
-    return describe_standard(raw, mlp_bias=True)
+    return describe_standard(raw.over(DEFAULTS), mlp_bias=True)
 
 
 FAMILY = Family(describe, TENSORS)

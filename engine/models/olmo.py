@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from .llama import DEFAULTS
 from .raw import RawConfig
 from .spec import ModelConfig
 from .standard import TENSORS, Family
@@ -10,8 +11,9 @@ from .standard import describe as describe_standard
 
 def describe(raw: RawConfig) -> ModelConfig:
     """The description of an OLMo checkpoint.  Raises CheckpointError."""
-    config = describe_standard(raw)
+    config = describe_standard(raw.over(DEFAULTS))
     clip = raw.number("clip_qkv") if raw.has("clip_qkv") else 0.0
+    # Its norms have this epsilon whatever rms_norm_eps says, as in transformers.
     return replace(config, norm="layer", norm_eps=1e-5, clip_qkv=clip)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from .llama import DEFAULTS
 from .raw import RawConfig
 from .spec import ModelConfig
 from .standard import POST_NORM_TENSORS, TENSORS, Family
@@ -10,7 +11,7 @@ from .standard import describe as describe_standard
 
 def describe(raw: RawConfig) -> ModelConfig:
     """The description of an OLMo 2 checkpoint.  Raises CheckpointError."""
-    config = describe_standard(raw.over({"rms_norm_eps": 1e-5}))
+    config = describe_standard(raw.over({**DEFAULTS, "rms_norm_eps": 1e-5}))
     return replace(config, pre_norm=False, post_norm=True, qk_norm="full")
 
 
