@@ -120,7 +120,7 @@ class Schedule(Life):
     def _params(self, n: int | None = None) -> SamplingParams:
         rng = self.rng
         is_plain = rng.random() < 0.85
-        return SamplingParams(
+        params = SamplingParams(
             max_tokens=rng.choice((1, 2, 5, 12, 24, 40)),
             temperature=rng.choice((0.0, 0.0, 1.0)),
             top_k=0 if is_plain else rng.choice((0, 20)),
@@ -131,6 +131,7 @@ class Schedule(Life):
             logit_bias=None if is_plain else rng.choice((None, {7: 4.0})),
             n=n or rng.choice((1, 1, 1, 1, 2, 4)),
         )
+        return params if is_plain or rng.random() < 0.6 else self._in_python(params)
 
 
 def run(seed: int, steps: int = STEPS) -> Schedule:
