@@ -48,9 +48,12 @@ class Caches:
         self.loop = loop
         self.sequences: dict[str, Sequence] = {}
         self.live: Request | None = None
+        self._is_released = False
 
     def check_idle(self) -> None:
         """Raise BadRequest while a request writes: a call that was left has ended its own before this."""
+        if self._is_released:
+            raise closed()
         if self.live is not None and not self.live.is_finished:
             raise under_way()
 
@@ -76,7 +79,8 @@ class Caches:
             self.engine.scheduler.keep(other.sequences[name])
 
     def release(self) -> None:
-        """End what is under way and give everything back."""
+        """End what is under way and give everything back; whatever comes later is refused."""
+        self._is_released = True
         if self.live is not None:
             self.loop.abort([self.live])
         self.live = None
@@ -301,7 +305,7 @@ class Generation:
 
     def _check_idle(self) -> None:
         if not self._is_open:
-            raise BadRequest("this generation was closed; open() another")
+            raise closed()
         if self._live is not None and not self._live.is_finished:
             raise under_way()
 
@@ -317,6 +321,11 @@ class Leaving:
 
     def __exit__(self, *exception: object) -> None:
         self._generation.leave()
+
+
+def closed() -> BadRequest:
+    """What a call says that comes too late."""
+    return BadRequest("this generation was closed; open() another")
 
 
 def under_way() -> BadRequest:

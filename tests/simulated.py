@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 import torch
@@ -26,6 +26,7 @@ from nudging.errors import BadRequest, NumericalError, OutOfBlocks
 from nudging.handle import Mailbox
 from nudging.jobs import Jobs
 from nudging.lanes import Lanes
+from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy
 from nudging.prefix_cache import Prefix
 from nudging.request import Request
@@ -36,6 +37,8 @@ from nudging.tokenizer import Tokenizer
 from nudging.work import Work
 from tests import oracle
 from tests.pairs import as_oracle_params, whole_characters
+
+T = TypeVar("T")
 
 MASK = 2**32 - 1
 BYTES = [bytes((token,)) for token in range(256)]
@@ -389,6 +392,12 @@ class InlineThread(EngineThread):
     def _start(self) -> threading.Thread:
         return threading.current_thread()
 
+    def call(self, function: Callable[[], T]) -> T:
+        """As on a thread, what was asked for before comes first."""
+        while not self.loop.commands.empty():
+            self.loop.commands.get().run()
+        return function()
+
     def check_may_wait(self, what: str) -> None:
         """Nobody waits here for what is not there."""
 
@@ -493,6 +502,34 @@ def expect(llm: LLM, request: Request, seed: int) -> Expected:
             assert isinstance(row, Answer)
             logprobs.append(logprob_of(row.model.logits(row.state, vocab), token, params.logprobs))
     return Expected(cut.token_ids, cut.authors, cut.finish_reason, cut.text, logprobs)
+
+
+def expect_scores(llm: LLM, request: Request) -> Expected:
+    """What a text that is scored must come to: its tokens, whose they are, and their log-probabilities."""
+    forced = request.policy
+    assert isinstance(forced, Forced)
+    vocab = min(llm.roles[name].vocab_size for name in forced.roles)
+    rows = {name: straight_rows(llm, name, vocab, 0) for name in forced.roles}
+    ids, authors, logprobs, in_word = list(forced.tokens[: request.max_tokens]), [], [], 0
+    for i, token in enumerate(ids):
+        answers = {name: row(list(request.prompts[name].ids) + ids[:i]) for name, row in rows.items()}
+        author, in_word = _owner(forced.policy, answers, token, in_word)
+        authors.append(author)
+        answer = answers[author]
+        logprobs.append(logprob_of(answer.model.logits(answer.state, vocab), token, 0))
+    text = None if request.tokenizer is None else TOKENIZER.text_of(ids)
+    return Expected(ids, authors, "length", text, logprobs)
+
+
+def _owner(policy: Any, answers: dict[str, Answer], token: int, in_word: int) -> tuple[str, int]:
+    """Who would write at a position of a given text, and how many tokens of its word are the guide's."""
+    if not isinstance(policy, Nudging):
+        return policy.writer, 0
+    is_inside = 0 < in_word < policy.lookahead and not TOKENIZER.starts_with_space(token)
+    if policy.granularity == "word" and is_inside:
+        return "guide", in_word + 1
+    gate = oracle.Gate(policy.threshold, policy.comparator)
+    return ("guide", 1) if gate.is_unsure(oracle.top_prob(answers["base"])) else ("base", 0)
 
 
 def straight_rows(llm: LLM, role: str, vocab: int, offset: int) -> Callable[[list[int]], Any]:

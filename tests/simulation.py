@@ -20,11 +20,12 @@ from nudging.errors import DeadlineExceeded, NumericalError
 from nudging.generation import Generation
 from nudging.handle import Handle
 from nudging.output import Stats
+from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy, Step, View
 from nudging.request import Request
 from nudging.scheduler import Scheduler
 from nudging.work import SchedulerOutput
-from tests.simulated import VOCAB, Expected, InlineThread, NotFinite, Setup, SimLLM, expect
+from tests.simulated import VOCAB, Expected, InlineThread, NotFinite, Setup, SimLLM, expect, expect_scores
 
 # What two lives of one seed have in common: all that an output cost, but for the time.
 COUNTED = attrgetter(*[field.name for field in fields(Stats) if not field.name.endswith("_ms")])
@@ -43,6 +44,8 @@ class Job:
     is_cancelled: bool = False
     is_read: bool = True
     generation: Generation | None = None
+    # Whether what it writes becomes text.
+    is_text: bool = True
     checked: list[int] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -99,6 +102,28 @@ class World:
         handle = generation._start(params, generation.policy)
         return self._watch(Job(handle, handle._requests, [], 0, generation=generation))
 
+    def score(self, generation: Generation, ids: list[int]) -> Job:
+        """Let a text be read as it might go on.  Raises BadRequest where its context is full."""
+        handle = generation.begin_score(ids)
+        return self._watch(Job(handle, handle._requests, [], 0, generation=generation, is_text=False))
+
+    def leave(self, generation: Generation) -> None:
+        """Its call is left by an exception: what it has written is dropped, and the next call may come."""
+        before = (generation.token_ids, generation.authors)
+        self._let_go(generation)
+        generation.leave()
+        assert (generation.token_ids, generation.authors) == before
+
+    def forget(self, generation: Generation) -> None:
+        """Drop it as it stands, open, and perhaps written on."""
+        self._let_go(generation)
+        self.generations.remove(generation)
+
+    def _let_go(self, generation: Generation) -> None:
+        for job in self.jobs:
+            if job.generation is generation:
+                job.is_cancelled, job.generation = True, None
+
     def _watch(self, job: Job) -> Job:
         for request in job.requests:
             self._arrivals[request.id] = self._num_arrived
@@ -107,6 +132,8 @@ class World:
             job.expected.append(
                 Expected([], [], "error", None)
                 if isinstance(request.policy, Broken)
+                else expect_scores(self.llm, request)
+                if isinstance(request.policy, Forced)
                 else self.expect(request)
             )
         self.jobs.append(job)
@@ -161,6 +188,7 @@ class World:
         return fork
 
     def close(self, generation: Generation) -> None:
+        self._let_go(generation)
         generation.close()
         self.generations.remove(generation)
 
@@ -213,7 +241,7 @@ class World:
 
     def drain(self) -> None:
         """Run until nothing is left; then the server must be as it was when it opened."""
-        while self.jobs:
+        while self.jobs or not self.thread.loop.commands.empty():
             self.turn()
         for generation in list(self.generations):
             self.close(generation)
@@ -314,7 +342,7 @@ class World:
                 assert list(output.token_ids) == want.token_ids
                 assert list(output.authors) == want.authors
                 assert list(output.logprobs or ()) == want.logprobs
-        if job.generation is not None and outputs[0].error is None:
+        if job.generation is not None and job.is_text and outputs[0].error is None:
             job.generation.append(job.handle.result())
 
     def _may_end_otherwise(self, job: Job, request: Request) -> bool:

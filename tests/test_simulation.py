@@ -133,6 +133,8 @@ FAULTS: list[tuple[type, str, Any]] = [
     (RequestView, "row", commits_drafts_unseen),
     (RequestView, "draft", drafts_what_is_not_finite),
 ]
+# The first life where a fault shows that few lives come to: of drafts into a row that is not finite.
+FIRST = {"draft": 32}
 ORIGINAL = {name: getattr(owner, name) for owner, name, _ in FAULTS}
 
 
@@ -142,7 +144,7 @@ def test_a_planted_fault_is_noticed(
 ) -> None:
     monkeypatch.setattr(owner, name, fault)
     with pytest.raises((AssertionError, NumericalError)):
-        many_lives(0, 3_000)
+        many_lives(FIRST.get(name, 0), 3_000)
 
 
 @pytest.mark.parametrize("carries", [True, False])

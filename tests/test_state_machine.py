@@ -62,6 +62,9 @@ class Server(RuleBasedStateMachine):
     def idle(self) -> list[Generation]:
         return [one for one in self.world.generations if self.world.is_idle(one)]
 
+    def busy(self) -> list[Generation]:
+        return [one for one in self.world.generations if not self.world.is_idle(one)]
+
     @rule(
         prompt=IDS,
         params=PARAMS,
@@ -104,6 +107,43 @@ class Server(RuleBasedStateMachine):
     def extend(self, index: int, params: SamplingParams) -> None:
         with suppress(BadRequest):
             self.world.extend(self.pick(index, self.idle()), params)
+
+    @precondition(lambda self: self.idle())
+    @rule(index=INDEX, ids=IDS)
+    def score(self, index: int, ids: list[int]) -> None:
+        with suppress(BadRequest):
+            self.world.score(self.pick(index, self.idle()), ids)
+
+    @precondition(lambda self: self.busy())
+    @rule(index=INDEX, params=PARAMS, again=st.booleans())
+    def leave(self, index: int, params: SamplingParams, again: bool) -> None:
+        """In the midst of an extension or a score, and perhaps go on at once."""
+        generation = self.pick(index, self.busy())
+        self.world.leave(generation)
+        if again:
+            with suppress(BadRequest):
+                self.world.extend(generation, params)
+
+    @precondition(lambda self: self.busy())
+    @rule(index=INDEX)
+    def use_while_it_writes(self, index: int) -> None:
+        """One at a time: refused, and nothing is changed."""
+        generation = self.pick(index, self.busy())
+        if generation._live is None or generation._live.is_finished:
+            return
+        for use in (generation.extend, generation.fork, lambda: generation.rewind(0)):
+            with pytest.raises(BadRequest, match="another call of this generation is under way"):
+                use()
+
+    @precondition(lambda self: self.world.generations)
+    @rule(index=INDEX)
+    def forget(self, index: int) -> None:
+        self.world.forget(self.pick(index, self.world.generations))
+
+    @precondition(lambda self: self.busy())
+    @rule(index=INDEX)
+    def close_while_it_writes(self, index: int) -> None:
+        self.world.close(self.pick(index, self.busy()))
 
     @precondition(lambda self: self.idle())
     @rule(index=INDEX)

@@ -188,6 +188,23 @@ def test_another_thread_is_told_that_the_text_is_being_written() -> None:
         wait_until(lambda: idle(llm))
 
 
+def test_a_text_that_a_listener_closes_before_its_request_arrives_is_closed() -> None:
+    """On the engine's thread a close comes before what is still queued."""
+    with SimLLM(ROOMY, threaded=True) as llm:
+        text, found = llm.open([2, 3], Base()), []
+
+        def listen(request: Any) -> None:
+            found.append(text.begin(SHORT))
+            text.close()
+
+        llm.on_end(lambda request: found or listen(request))
+        llm.submit([2, 3], SHORT, Base(), "off").result(timeout=PATIENCE)
+        wait_until(lambda: bool(found))
+        with pytest.raises(BadRequest, match="was closed"):
+            raise found[0].result(timeout=PATIENCE).outputs[0].error or AssertionError("it ran")
+        wait_until(lambda: idle(llm))
+
+
 def test_closing_the_engine_ends_who_extends() -> None:
     llm = SimLLM(ROOMY, threaded=True)
     text, thread, found = writing(llm)
