@@ -38,16 +38,21 @@ def named_special_tokens(folder: Path) -> dict[str, str | list[str]]:
     transformers has it.  Those without a name are `additional_special_tokens`.
     """
     found: dict[str, str | list[str]] = {}
-    for name, item in _named(folder).items():
+    for name, item in _named(folder, with_map=True).items():
         texts = [_content(one) or "" for one in (item if isinstance(item, list) else [item])]
         found[name] = texts if isinstance(item, list) else texts[0]
     return found
 
 
-def _named(folder: Path) -> dict[str, Any]:
-    """The same, each token as its file has it: a text, or an object with content and flags."""
+def _named(folder: Path, with_map: bool) -> dict[str, Any]:
+    """The same, each token as its file has it: a text, or an object with content and flags.
+
+    with_map: special_tokens_map.json is read even where tokenizer_config.json lists all tokens.
+    """
     config, old = (read_json(folder / n) for n in ("tokenizer_config.json", "special_tokens_map.json"))
-    files = [old, config] if config.get("added_tokens_decoder") else [config, old]
+    files = [config, old]
+    if "added_tokens_decoder" in config:
+        files = [old, config] if with_map else [config]
     found: dict[str, Any] = {}
     for key, value in [item for file in files for item in file.items()]:
         if key.endswith("_token") and _content(value) is not None:
@@ -78,7 +83,7 @@ def declared_tokens(folder: Path) -> list[AddedToken]:
 
     CheckpointError: an entry is not a token, or its id is beyond MAX_VOCAB.
     """
-    named = {token.text: token for token in _in_order(_named(folder))}
+    named = {token.text: token for token in _in_order(_named(folder, with_map=False))}
     listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
         raise CheckpointError(

@@ -108,6 +108,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "config": {**NAMED, "added_tokens_decoder": {**OLD, **IM}},
         "special_tokens_map": {"eos_token": "<|im_end|>"},
     },
+    "a map of tokens that a list lacks": {
+        "config": {**NAMED, "added_tokens_decoder": {}},
+        "special_tokens_map": {"pad_token": "<pad>", "additional_special_tokens": ["<img>"]},
+    },
     "added_tokens.json": {
         "config": {**NAMED, "eos_token": "<|im_end|>"},
         "added_tokens": {"<|im_start|>": 258, "<|im_end|>": 259},
