@@ -1,5 +1,6 @@
 """What an engine tells about itself: statistics, Prometheus figures and the timeline."""
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from nudging import LLM, Base, Nudging, SamplingParams
+from nudging import LLM, AsyncLLM, BadRequest, Base, Nudging, SamplingParams
 from nudging.cli import main
 from nudging.metrics import Metrics
 from nudging.trace import Trace, Tracer
@@ -88,6 +89,53 @@ def test_prometheus_sees_what_the_engine_did(pair: LLM) -> None:
     assert values(registry, "request_nudge_rate_count") == {(): 2}
     metrics.close()
     assert list(registry.collect()) == []
+
+
+def test_engines_share_a_registry_by_their_names(pair: LLM) -> None:
+    registry = CollectorRegistry()
+    with LLM.pocket() as other:
+        metrics = [Metrics(pair, "one", registry), Metrics(other, "two", registry)]
+        pair.generate(PROMPTS, PARAMS)
+        other.generate(PROMPTS[:1], PARAMS)
+        text = generate_latest(registry).decode()
+        for name, count in (("one", 2), ("two", 1)):
+            assert f'nudging:generation_tokens_total{{model_name="{name}"}} {12.0 * count}' in text
+            assert f'nudging:e2e_request_latency_seconds_count{{model_name="{name}"}} {float(count)}' in text
+        assert text.count("# TYPE nudging:num_requests_running gauge") == 1, "a family stands there once"
+        with pytest.raises(BadRequest, match="model_name is 'one', which another engine has"):
+            Metrics(other, "one", registry)
+        metrics[0].close()
+        metrics[0].close()
+        pair.generate(PROMPTS[:1], PARAMS)
+        assert 'model_name="one"' not in generate_latest(registry).decode()
+        assert 'model_name="two"' in generate_latest(registry).decode()
+        metrics[1].close()
+    assert list(registry.collect()) == []
+
+
+def test_a_registry_with_such_figures_is_refused_and_left_as_it_was(pair: LLM) -> None:
+    registry = CollectorRegistry()
+    Gauge("nudging:request_nudge_rate", "Somebody else's.", registry=registry)
+    with pytest.raises(BadRequest, match="the registry has such figures already"):
+        Metrics(pair, "one", registry)
+    assert [family.name for family in registry.collect()] == ["nudging:request_nudge_rate"]
+    for wrong in ("", None, 5):
+        with pytest.raises(BadRequest, match="model_name is"):
+            Metrics(pair, wrong, registry)
+    with pytest.raises(BadRequest, match="registry is None"):
+        Metrics(pair, "one", None)
+
+
+def test_an_async_engine_is_watched_like_any_other() -> None:
+    async def use() -> None:
+        registry = CollectorRegistry()
+        async with AsyncLLM.pocket() as llm:
+            Metrics(llm, "pocket", registry)
+            await llm.generate(PROMPTS, PARAMS)
+            assert values(registry, "generation_tokens_total") == {(): 24}
+            assert values(registry, "e2e_request_latency_seconds_count") == {(): 2}
+
+    asyncio.run(use())
 
 
 def test_a_request_without_a_token_is_in_no_token_histogram(pair: LLM) -> None:
