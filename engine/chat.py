@@ -189,6 +189,11 @@ class ChatTemplate:
             )
         if chat_template in self._templates:
             return self._templates[chat_template]
+        if "{{" not in chat_template and "{%" not in chat_template:
+            raise BadRequest(
+                f"chat_template is {chat_template!r:.80}, which is no Jinja source and none of the "
+                f"checkpoint's templates {sorted(self._templates)}; give the text of a template, not its file"
+            )
         last = self._last_given
         if last is not None and last.source == chat_template:
             return last

@@ -243,6 +243,7 @@ def test_an_open_message_ends_where_it_ends() -> None:
         ({"documents": {"title": "x"}}, "list of objects"),
         ({"chat_template": "{% for %}"}, "not valid Jinja"),
         ({"chat_template": 3}, "Jinja source"),
+        ({"chat_template": "chat.jinja"}, r"none of the checkpoint's templates \['default'\].*not its file"),
         ({"chat_template": "{{ nothing.at.all }}"}, "fails on these messages"),
     ],
 )
@@ -274,9 +275,9 @@ def test_a_given_template_is_compiled_once_for_many_chats(monkeypatch: pytest.Mo
         return compiled(self, source)
 
     monkeypatch.setattr(ChatTemplate, "_compile", count)
-    for source in ("x", "x", "x", "y", "y"):
-        assert template.render(CHATS["one"], chat_template=source) == source
-    assert sources == ["x", "y"]
+    for letter in "xxxyy":
+        assert template.render(CHATS["one"], chat_template=f"{{{{ '{letter}' }}}}") == letter
+    assert sources == ["{{ 'x' }}", "{{ 'y' }}"]
 
 
 def test_what_is_nested_without_end_is_refused() -> None:

@@ -196,6 +196,7 @@ def test_arguments_that_cannot_be_are_refused(llm: LLM, options: dict[str, Any],
         ({"base": 3}, "'base' is 3"),
         (3, "'base' is 3"),
         ("{% for %}", "not valid Jinja"),
+        ("chat.jinja", "not its file"),
     ],
 )
 def test_a_template_that_is_none_is_refused_before_anything_loads(
