@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nudging.arguments import (
     Speculate,
+    check_file,
     check_flags,
     check_sizes,
     name_roles,
@@ -96,7 +97,7 @@ class LLM(Watched):
         guide: Checkpoint | None = None,
         *,
         models: Mapping[str, Checkpoint] | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantization: str | None = None,
         threads: int | None = None,
@@ -116,6 +117,7 @@ class LLM(Watched):
     ) -> None:
         check_sizes(max_batch_tokens=max_batch_tokens, block_size=block_size, max_len=max_len)
         check_flags(prefix_caching=prefix_caching, record_ahead=record_ahead, progress=progress)
+        check_file("trace", trace)
         memory = read_bytes(kv_cache_memory)
         draft_len, drafter = read_speculate(speculate), read_drafter(drafter)
         checkpoints = name_roles(base, guide, models)

@@ -31,6 +31,12 @@ def check_flags(**flags: Any) -> None:
             raise BadRequest(f"{name} is {value!r}; it must be True or False")
 
 
+def check_file(name: str, value: Any) -> None:
+    """Raise BadRequest for what is neither None nor the name of a file: a number would be an open file's."""
+    if value is not None and (not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value)):
+        raise BadRequest(f"{name} is {value!r}; it must be None or the path of a file to write")
+
+
 def name_roles(base: Any, guide: Any, models: Any) -> dict[str, Checkpoint]:
     """The checkpoint of every role.  Raises BadRequest for a role named twice and what is no checkpoint."""
     further = {} if models is None else models

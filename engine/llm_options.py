@@ -16,7 +16,7 @@ class LLMOptions(TypedDict, total=False):
     """What `LLM` takes beside `base` and `guide`; each is described there."""
 
     models: Mapping[str, Checkpoint] | None
-    device: str
+    device: str | torch.device
     dtype: str | torch.dtype
     quantization: str | None
     threads: int | None

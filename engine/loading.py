@@ -79,11 +79,13 @@ def read_bytes(value: int | str) -> int:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
-def read_device(device: str) -> torch.device:
+def read_device(device: str | torch.device) -> torch.device:
     """A torch device; "auto" is the GPU where there is one.  Raises BadRequest."""
+    device = str(device) if isinstance(device, torch.device) else device
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") and not re.fullmatch(r"cuda:\d+", device):
+    named = isinstance(device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", device)
+    if not named:
         raise BadRequest(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadRequest(f"device is {device!r} and no CUDA GPU can be used here; use device='cpu'")
@@ -270,8 +272,11 @@ def make_runners(
     `threads`: of the CPU ops, which all models take turns with; `flash`: what reads prompts, if not our
     kernel.
 
-    Raises BadRequest where not even one block for each role fits.
+    Raises BadRequest where not even one block for each role fits, and for more than the device has.
     """
+    device = next(iter(decoders.values())).device
+    if memory > (most := device_memory(device)):
+        raise BadRequest(f"kv_cache_memory is {memory} bytes and {device} has {most}; give less")
     users = {name: sum(role.model == name for role in roles.values()) for name in decoders}
     sizes = {name: block_bytes(decoder, block_size) for name, decoder in decoders.items()}
     rounds = memory // sum(users[name] * sizes[name] for name in decoders)
@@ -288,6 +293,13 @@ def make_runners(
     }
     foresee(runners, roles)
     return runners
+
+
+def device_memory(device: torch.device) -> int:
+    """All the memory there is, in bytes, used or free."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def foresee(

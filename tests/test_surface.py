@@ -93,7 +93,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_a_hint_resolves() -> None:
-    assert get_type_hints(LLMOptions)["device"] is str
+    assert get_type_hints(LLMOptions)["drafter"] is str
 
 
 TYPED = """
