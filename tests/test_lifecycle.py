@@ -260,3 +260,70 @@ def test_a_stream_of_three_texts_ends_each_once() -> None:
             mine = [delta for delta in deltas if delta.index == i]
             assert [token for delta in mine for token in delta.token_ids] == list(output.token_ids)
             assert [d.finish_reason for d in mine] == [None] * (len(mine) - 1) + ["length"]
+
+
+def test_a_close_beside_many_callers_leaves_none_of_them_waiting() -> None:
+    """Whoever reads prompts, submits, waits or asks for figures at that moment."""
+    for moment in range(12):
+        llm = SimLLM(Setup(blocks=(4000, 4000), max_len=4096), threaded=True)
+        params = SamplingParams(max_tokens=3000, ignore_eos=True)
+        found: list[Any] = []
+
+        def use(llm: SimLLM = llm, params: SamplingParams = params, found: list[Any] = found) -> None:
+            for ask in (
+                lambda: llm.generate([[2, 3]] * 8, params, Base(), "off"),
+                lambda: list(llm.stream([2, 3], params, Base(), "off")),
+                lambda: llm.score([2, 3], [4] * 50, Base()),
+                lambda: llm._thread.call(lambda: None),
+                lambda: llm.open([2, 3], Base()).extend(params),
+                lambda: llm.drain(timeout=60),
+                llm.stats,
+            ):
+                try:
+                    found.append(ask())
+                except EngineClosed as error:
+                    found.append(error)
+                except BaseException as error:
+                    found.append(error)
+                    raise
+
+        users = [threading.Thread(target=use) for _ in range(3)]
+        for user in users:
+            user.start()
+        while llm._thread.loop._turns < 5 * moment:
+            threading.Event().wait(0.0005)
+        llm.close()
+        for user in users:
+            user.join(60)
+            assert not user.is_alive(), "somebody still waits"
+        assert len(found) == 21
+
+
+def test_two_threads_read_one_handle_each_the_whole_of_it() -> None:
+    with SimLLM(Setup(blocks=(4000, 4000), max_len=4096), threaded=True) as llm:
+        handle = llm.submit([2, 3], SamplingParams(max_tokens=400, ignore_eos=True), Base(), "off")
+        read: list[list[int]] = [[], []]
+        readers = [
+            threading.Thread(target=lambda ids=ids: ids.extend(t for d in handle for t in d.token_ids))
+            for ids in read
+        ]
+        for reader in readers:
+            reader.start()
+        whole = list(handle.result(timeout=60).outputs[0].token_ids)
+        for reader in readers:
+            reader.join(60)
+        assert read == [whole, whole]
+        assert len(whole) == 400
+
+
+def test_what_is_cancelled_before_it_arrives_never_runs() -> None:
+    with SimLLM(Setup(), threaded=True) as llm:
+        gate = threading.Event()
+        asked = threading.Thread(target=llm._thread.call, args=(lambda: gate.wait(60),))
+        asked.start()
+        handle = llm.submit([2, 3], LONG, Base(), "off")
+        handle.cancel()
+        gate.set()
+        output = handle.result(timeout=60).outputs[0]
+        assert (output.finish_reason, output.token_ids) == ("abort", ())
+        asked.join(60)
