@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nudging.drafters import DRAFTERS
@@ -12,7 +12,6 @@ from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.loading import Checkpoint, LoadedModel
 from nudging.options import plain
 from nudging.params import SamplingParams, is_int
-from nudging.roles import Role
 
 Speculate = str | int
 
@@ -117,17 +116,3 @@ def kind_of(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return f"{value!r:.80}"
-
-
-def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:
-    """Raise BadRequest for ids that a model does not have, or for words where there is no text."""
-    size = min(role.vocab_size for role in roles)
-    for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
-        for token in getattr(params, name) or ():
-            if token >= size:
-                raise BadRequest(f"{name} names token {token}; ids go from 0 to {size - 1}")
-    if any(role.tokenizer is None for role in roles):
-        if params.stop:
-            raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")
-        if params.bad_words:
-            raise BadRequest("bad_words need a tokenizer and this checkpoint has none; use logit_bias")

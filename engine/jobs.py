@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from nudging.arguments import check_ids, read_params, read_speculate, spread
+from nudging.arguments import read_params, read_speculate, spread
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.errors import BadRequest
@@ -189,7 +189,6 @@ class Jobs:
         params, policy = read_params(params), read_policy(policy, self._roles)
         roles = [self._roles[name] for name in policy.roles]
         prompts = reader(prompt, roles)
-        check_ids(params, roles)
         draft_len = self._draft_len if speculate is None else read_speculate(speculate)
         seed = random.getrandbits(64) if params.seed is None else params.seed
         job = Job(given_id or f"request-{next(self._ids)}", [])

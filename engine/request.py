@@ -14,7 +14,7 @@ from nudging.errors import DeadlineExceeded
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy, facts_of
 from nudging.prompts import RolePrompt
-from nudging.roles import Role
+from nudging.roles import Role, check_ids
 from nudging.sequence import Sequence
 from nudging.tokenizer import Tokenizer
 
@@ -155,6 +155,7 @@ class Request:
 
     def _begin_text(self) -> None:
         roles = self.facts.roles
+        check_ids(self.params, [self.roles[role] for role in roles])
         self._max_sequence = {role: self._longest(role) for role in roles}
         # Whose tokens the text has, and whose prompt is the prompt where one has to be named.
         self.first_role = "base" if "base" in roles else roles[0]
@@ -166,12 +167,7 @@ class Request:
         # Of the prompt's tokens so far, of which the first has none.
         self.prompt_logprobs: list[Any] | None = None if params.prompt_logprobs is None else [None]
         # The ids of each bad word by role, in all its spellings.
-        self.bad_words = {role: self._spellings(self.roles[role]) for role in roles}
-
-    def _spellings(self, role: Role) -> tuple[tuple[int, ...], ...]:
-        if role.tokenizer is None:
-            return ()
-        return tuple(ids for word in self.params.bad_words for ids in role.tokenizer.spellings(word))
+        self.bad_words = {role: self.roles[role].spellings(params.bad_words) for role in roles}
 
     if not TYPE_CHECKING:
 

@@ -4,13 +4,14 @@ ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nudging.chat import ChatTemplate, load_chat_template
 from nudging.errors import BadRequest
+from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.tokenizer import Tokenizer, load_tokenizer
 
@@ -26,6 +27,11 @@ class Role:
     eos_ids: frozenset[int]
     vocab_size: int
     max_len: int
+
+    def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ids of each word in all its spellings; none without a tokenizer."""
+        tokenizer = self.tokenizer
+        return () if tokenizer is None else tuple(ids for word in words for ids in tokenizer.spellings(word))
 
 
 def load_text_side(path: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:
@@ -71,6 +77,20 @@ def check_policy(policy: Any, roles: Mapping[str, Role]) -> None:
     if policy.shares_ids:
         for role in used[1:]:
             _check_one_vocabulary(policy, used[0], role)
+
+
+def check_ids(params: SamplingParams, roles: Sequence[Role]) -> None:
+    """Raise BadRequest for ids that a model does not have, or for words where there is no text."""
+    size = min(role.vocab_size for role in roles)
+    for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+        for token in getattr(params, name) or ():
+            if token >= size:
+                raise BadRequest(f"{name} names token {token}; ids go from 0 to {size - 1}")
+    if any(role.tokenizer is None for role in roles):
+        if params.stop:
+            raise BadRequest("stop strings need a tokenizer and this checkpoint has none; use stop_token_ids")
+        if params.bad_words:
+            raise BadRequest("bad_words need a tokenizer and this checkpoint has none; use logit_bias")
 
 
 def _check_one_vocabulary(policy: Policy, first: Role, other: Role) -> None:

@@ -116,6 +116,21 @@ def test_a_bias_that_is_changed_while_a_request_runs_changes_nothing(tiny_llm: L
     assert handle.result(60).outputs[0].token_ids == want
 
 
+@pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids", "allowed_token_ids"])
+def test_ids_that_no_model_has_are_refused_at_every_door(tiny_llm: LLM, name: str) -> None:
+    params = SamplingParams(**{name: {320: 1.0} if name == "logit_bias" else [320]})  # type: ignore[arg-type]
+    chat = [{"role": "user", "content": "a"}]
+    for ask in (tiny_llm.submit, tiny_llm.generate, tiny_llm.stream):
+        with pytest.raises(BadRequest, match=f"{name} names token 320; ids go from 0 to 319"):
+            ask(PROMPT, params)
+    with pytest.raises(BadRequest, match=f"{name} names token 320"):
+        tiny_llm.chat(chat, params)
+    with tiny_llm.open(PROMPT) as text:
+        with pytest.raises(BadRequest, match=f"{name} names token 320"):
+            text.extend(params)
+        assert text.extend(SamplingParams(max_tokens=2)).error is None
+
+
 @dataclass(frozen=True)
 class Lists(Base):
     """A caller's policy whose fields can be changed; it writes its list."""
