@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nudging.aio_generation import AsyncGeneration
-from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, results
+from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, called, results
 from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
 from nudging.errors import EngineClosed
@@ -205,7 +205,8 @@ class AsyncLLM:
 
     async def logits(self, role: str, token_ids: Iterable[int]) -> NDArray[np.float32]:
         """As `LLM.logits`."""
-        return await asyncio.to_thread(self._opened().logits, role, token_ids)
+        llm = self._opened()
+        return await called(llm._thread, llm._logits(role, token_ids))
 
     @overload
     async def score(  # type: ignore[overload-overlap]

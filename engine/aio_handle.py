@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator
-from typing import Self
+from collections.abc import AsyncIterator, Callable
+from typing import Self, TypeVar
 
+from nudging.engine_thread import EngineThread
 from nudging.handle import Handle
 from nudging.output import Delta, RequestOutput
+from nudging.waiting import Call
+
+T = TypeVar("T")
 
 
 class AsyncHandle:
@@ -136,6 +140,17 @@ def awaited(handle: Handle) -> AsyncHandle:
         return AsyncHandle(handle)
     except BaseException:
         handle.abandon()
+        raise
+
+
+async def called(thread: EngineThread, function: Callable[[], T]) -> T:
+    """As `EngineThread.call`, for code that awaits."""
+    call = Call(function)
+    try:
+        thread.post(call)
+        return await asyncio.to_thread(call.wait)
+    except BaseException:
+        call.call_off()
         raise
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, Unpack, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nudging.arguments import (
     Speculate,
@@ -319,12 +318,19 @@ class LLM(Watched):
 
     def logits(self, role: str, token_ids: Iterable[int]) -> NDArray[np.float32]:
         """What `role` says after each prefix of `token_ids`: float32 [len(token_ids), vocab]."""
+        return self._thread.call(self._logits(role, token_ids))
+
+    def _logits(self, role: str, token_ids: Iterable[int]) -> Callable[[], NDArray[np.float32]]:
+        """`logits`, for the engine's thread."""
         self._thread.check_open()
         found = find_role(self.roles, role)
         ids = read_prompt(token_ids, [found])[found.name].ids
-        rows: Tensor = self._thread.call(lambda: self._engine.runners[found.model].decoder.logits(ids))
-        result: NDArray[np.float32] = rows.cpu().numpy()
-        return result
+
+        def read() -> NDArray[np.float32]:
+            rows: NDArray[np.float32] = self._engine.runners[found.model].decoder.logits(ids).cpu().numpy()
+            return rows
+
+        return read
 
     @overload
     def score(  # type: ignore[overload-overlap]

@@ -265,13 +265,24 @@ class EngineThread:
         loop.post(Order(lambda: loop.abort(requests)))
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run `function` on the engine's thread, between two steps, and return or raise what it does."""
+        """Run `function` on the engine's thread, between two steps, and return or raise what it does.
+
+        Where this is left by an exception, it is not run any more.
+        """
         if self.is_current:
             return function()
-        self.check_open()
         call = Call(function)
+        try:
+            self.post(call)
+            return call.wait()
+        except BaseException:
+            call.call_off()
+            raise
+
+    def post(self, call: Call[T]) -> None:
+        """Queue a call for the engine's thread.  Raises EngineClosed."""
+        self.check_open()
         self.loop.post(call)
-        return call.wait()
 
     @property
     def is_current(self) -> bool:

@@ -82,12 +82,8 @@ class Call(Generic[T]):
         self._end()
 
     def wait(self) -> T:
-        """What the function returns or raises; who is interrupted here calls it off."""
-        try:
-            self._over.wait_for(lambda: self._is_over)
-        except BaseException:
-            self._function = None
-            raise
+        """What the function returns or raises; None where it was called off."""
+        self._over.wait_for(lambda: self._is_over)
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -97,6 +93,10 @@ class Call(Generic[T]):
                 del error
         result: T = self._result  # type: ignore[assignment]
         return result
+
+    def call_off(self) -> None:
+        """Nobody waits any more: it is not run, if it was not begun."""
+        self._function = None
 
     def _end(self) -> None:
         self._is_over = True

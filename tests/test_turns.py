@@ -9,6 +9,7 @@ import pytest
 
 from nudging import AsyncLLM, BadRequest, Base, EngineClosed, SamplingParams
 from nudging.aio_generation import AsyncGeneration
+from nudging.aio_handle import called
 from nudging.errors import DeadlineExceeded
 from nudging.generation import Generation
 from tests.simulated import Setup, SimLLM
@@ -122,6 +123,28 @@ def test_the_pocket_pair_goes_on_after_a_timeout() -> None:
             await text.close()
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_a_call_for_the_engines_thread_that_is_cancelled_is_not_run() -> None:
+    """As `logits` asks for rows: behind a step that takes long."""
+
+    async def use(llm: SimLLM) -> None:
+        gate, ran = threading.Event(), []
+        first = asyncio.create_task(called(llm._thread, lambda: gate.wait(PATIENCE)))
+        second = asyncio.create_task(called(llm._thread, lambda: ran.append(1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        gate.set()
+        assert await first
+        assert await called(llm._thread, lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            await called(llm._thread, lambda: 1 // 0)
+        assert ran == []
+
+    run(use)
 
 
 @pytest.mark.parametrize("how", ["generate", "score", "stream", "extend"])
