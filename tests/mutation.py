@@ -28,14 +28,14 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 MODULES = (
-    "adaptive", "blocks", "cosched", "costs", "detokenize", "draft", "drafters", "engine", "engine_thread",
-    "generation", "handle", "lanes", "output", "prefix_cache", "request", "scheduler", "sequence", "totals",
-    "view",
+    "adaptive", "blocks", "claims", "cosched", "costs", "detokenize", "draft", "drafters", "engine",
+    "engine_thread", "generation", "handle", "lanes", "output", "prefix_cache", "ranked", "request",
+    "scheduler", "sequence", "totals", "view",
 )  # fmt: skip
 TESTS = (
-    "simulation", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive", "ledger",
-    "drafting", "engine", "view", "request", "output", "handle", "open_text", "generation", "lifecycle",
-    "detokenize", "sharing",
+    "simulation", "admission", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive",
+    "ledger", "drafting", "engine", "view", "request", "output", "handle", "open_text", "generation",
+    "lifecycle", "detokenize", "sharing",
 )  # fmt: skip
 LIVES = 30
 # Tests that repeat what lives do, at length, and those that write checkpoints first.
