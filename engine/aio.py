@@ -15,6 +15,7 @@ from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, called, result
 from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
 from nudging.errors import EngineClosed
+from nudging.frozen import snapshot
 from nudging.generation import scores
 from nudging.handle import Handle
 from nudging.llm_options import LLMOptions
@@ -275,11 +276,13 @@ class AsyncLLM:
     def __repr__(self) -> str:
         return "<AsyncLLM, not loaded>" if self._llm is None else f"<Async{repr(self._llm)[1:]}"
 
-    async def _results(self, start: Callable[[], list[Handle]]) -> list[RequestOutput]:
+    async def _results(self, start: functools.partial[Any]) -> list[RequestOutput]:
         """The results of all that `start` starts; a cancelled task cancels all of it.
 
         Prompts are checked and cut into tokens in a worker thread: thousands of them would hold the loop.
+        What is read there is a copy: the caller may already be at the next message.
         """
+        start = functools.partial(start.func, *snapshot(start.args), **snapshot(start.keywords))
         async with self._turn:
             starting = asyncio.get_running_loop().run_in_executor(None, start)
             try:

@@ -61,6 +61,18 @@ def owned(policy: T) -> T:
     return own
 
 
+def snapshot(value: Any) -> Any:
+    """A copy of lists, tuples and maps and of what is in them, down to values; iterators stay as they are."""
+    if isinstance(value, list) and value and type(value[0]) is int:
+        # Token ids: there may be millions.
+        return list(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(snapshot, value))
+    if type(value) is dict:
+        return {name: snapshot(item) for name, item in value.items()}
+    return copy.deepcopy(value) if _can_change(value) else owned(value)
+
+
 def _can_change(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(map(_can_change, value))

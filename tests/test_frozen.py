@@ -1,5 +1,6 @@
 """What callers hand in is theirs again at once: changing it changes no request that runs."""
 
+import asyncio
 import copy
 import dataclasses
 import inspect
@@ -8,14 +9,15 @@ import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from nudging import LLM, BadRequest, Base, SamplingParams
-from nudging.frozen import owned
+from nudging import LLM, AsyncLLM, BadRequest, Base, SamplingParams
+from nudging.frozen import owned, snapshot
 from nudging.policies import Step, View
 from tests.pairs import PROMPT, one
 
@@ -179,3 +181,51 @@ def test_a_policy_is_owned_where_it_can_change() -> None:
     assert own.gate is policy.gate, "what is no container is shared"
     with pytest.raises(BadRequest, match="ids of Lists cannot be copied"):
         owned(Lists([threading.Lock()]))  # type: ignore[list-item]
+
+
+def test_what_a_coroutine_was_given_is_its_own_from_its_first_step_on(tiny_pair: dict[str, Path]) -> None:
+    """Conversations and prompts are read on another thread, while the caller goes on."""
+
+    async def ask() -> None:
+        async with AsyncLLM(**tiny_pair, kv_cache_memory="1MiB") as llm:
+            params = SamplingParams(max_tokens=8, ignore_eos=True)
+            messages, ids = [{"role": "user", "content": "a b"}], [60, 61, 62]
+            want = [await llm.chat(messages, params), await llm.generate([ids], [params])]
+            given, prompts, each = copy.deepcopy(messages), [list(ids)], [params]
+            async with llm._turn:
+                tasks = [asyncio.create_task(llm.chat(given, params))]
+                tasks.append(asyncio.create_task(llm.generate(prompts, each)))
+                await asyncio.sleep(0)
+                given[0]["content"] = "something else"
+                prompts[0][:] = [99]
+                each.clear()
+            got = [await task for task in tasks]
+            assert [[r.outputs[0].token_ids for r in one] for one in got] == [
+                [r.outputs[0].token_ids for r in one] for one in want
+            ]
+
+    asyncio.run(ask())
+
+
+def test_a_snapshot_goes_down_to_values() -> None:
+    array, messages = np.arange(3), [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    value = ([1, 2, 3], messages, {"base": [4]}, array, "text", Lists([1]), (range(3), None))
+    copied = snapshot(value)
+    value[0].append(4)
+    messages[0]["content"][0]["text"] = "b"  # type: ignore[index]
+    value[2]["base"].clear()
+    array[:] = 9
+    value[5].ids.append(2)
+    assert copied[:3] == (
+        [1, 2, 3],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+        {"base": [4]},
+    )
+    assert (copied[3].tolist(), copied[4], copied[5].ids, copied[6]) == (
+        [0, 1, 2],
+        "text",
+        [1],
+        (range(3), None),
+    )
+    iterator = iter([1])
+    assert snapshot(iterator) is iterator
