@@ -599,10 +599,11 @@ def test_characters_that_the_output_does_not_have_are_replaced(tiny_pair: Pair) 
 
 def test_the_form_of_conversations_is_a_flag(tiny_pair: Pair, tiny_llm: LLM, tmp_path: Path) -> None:
     template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    short = "{{ messages[0].role }}"
     (tmp_path / "form.jinja").write_text(template)
     messages = [{"role": "user", "content": "Hello"}]
-    lines = jsonl({"messages": messages}, {"messages": messages, "chat_template": "Hi"})
+    lines = jsonl({"messages": messages}, {"messages": messages, "chat_template": short})
     own, other = records(tiny_pair, lines, "--chat-template", tmp_path / "form.jinja")
     params = SamplingParams(max_tokens=4)
-    expected = [tiny_llm.chat(messages, params, chat_template=one)[0].outputs[0] for one in (template, "Hi")]
+    expected = [tiny_llm.chat(messages, params, chat_template=one)[0].outputs[0] for one in (template, short)]
     assert [own["token_ids"], other["token_ids"]] == [list(output.token_ids) for output in expected]
