@@ -30,6 +30,10 @@ HABITS = {
     "max_length": "max_tokens",
     "num_return_sequences": "n",
     "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "repeat_penalty": "repetition_penalty",
+    "min_new_tokens": "min_tokens",
+    "bad_words_ids": "bad_words",
     "top_logprobs": "logprobs",
     "do_sample": "temperature",
 }

@@ -65,8 +65,11 @@ class SamplingParams:
     by `presence_penalty` where it is there at all; then come temperature, top_k, top_p of those, and min_p.
     That is vLLM's order but for min_p, which is before top_k and top_p there: here filters follow each other
     as in transformers.  All of it acts on the row of whichever role owns the position, with that role's own
-    prompt; how sure the base is, is read before any of it.  Text that other drafts would have made is no past
-    of any token.
+    prompt; how sure the base is, is read before any of it.  All of it is a function of the text alone: a
+    rejected draft leaves no trace.  In an open generation what was written before is output, and `min_tokens`
+    and `max_tokens` count what a call adds.  What a policy picks itself (`View.pick`) is changed alike, under
+    the prompt of its first role and the ends of all.  The client that `granularity="reference"` follows may
+    end a text before `min_tokens` by rules of its own.
 
     `logprobs` asks for the owner's log-probability of each token and of that many likeliest others, at
     temperature 1 and before all changes; `prompt_logprobs` likewise for the prompt, as the base reads it (or

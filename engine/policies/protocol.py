@@ -61,7 +61,12 @@ class View(Protocol):
         """Whether the token's own text begins with a space (U+0020)."""
 
     def pick(self, logits: Any) -> int:
-        """The request's choice from mixed logits [vocab] at this output position, with its own noise."""
+        """The request's choice from mixed logits [vocab] at this output position, with its own noise, under
+        all of its parameters.
+
+        Raises NumericalError, which ends the request, where the largest logit is not finite or one is NaN, and
+        BadRequest for anything but one row.
+        """
 
     def complete(self, role: str, text: str, length: int) -> Completion:
         """`role`'s continuation of prompt + `text`, tokenised afresh: at most `length` tokens."""
