@@ -64,8 +64,8 @@ class View(Protocol):
         """The request's choice from mixed logits [vocab] at this output position, with its own noise, under
         all of its parameters.
 
-        Raises NumericalError, which ends the request, where the largest logit is not finite or one is NaN, and
-        BadRequest for anything but one row.
+        Raises NumericalError, which ends the request, where the largest logit is not finite or one is NaN,
+        and BadRequest for anything but one row.
         """
 
     def complete(self, role: str, text: str, length: int) -> Completion:
