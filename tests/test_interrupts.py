@@ -28,7 +28,7 @@ ENDLESS = SamplingParams(max_tokens=20000, ignore_eos=True)
 POLICY = Nudging(0.4, "token")
 # Instructions to look at of each call, in the quick suite.
 SAMPLE = 60
-MOST = 5000
+MOST = 2000
 # Guards a hang; a busy machine takes as long as it needs.
 PATIENCE = 120
 RETURN = dis.opmap["RETURN_VALUE"]
