@@ -218,7 +218,7 @@ def test_blocks_behind_a_row_that_is_not_finite_are_nobody_elses() -> None:
     core = Core(prefix_caching=True)
     core.enter(SOLO, [track(begin=0, tokens=PROMPT)])
     core.plan(0)
-    assert core.lanes.take_rows([None]) == [(0, 0)]
+    assert core.lanes.take_rows([None]) == [(0, 0, 4, 0)]
     assert core.registered == []
 
 
