@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.decide import TokenLogprob, logprob_of
+from nudging.engine_thread import Order
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies import Policy
 from nudging.tokenizer import Tokenizer
@@ -156,7 +157,7 @@ def whole_characters(data: bytes) -> str:
 def held(llm: LLM) -> Iterator[None]:
     """Let the engine's thread wait: all that is submitted meanwhile comes between the same two steps."""
     gate = threading.Event()
-    llm._thread._post(gate.wait)
+    llm._thread.loop.post(Order(gate.wait))
     try:
         yield
     finally:

@@ -4,8 +4,10 @@
 (waiting for the device, shapes that depend on data, memory that moves), and is run again at every replay.
 """
 
+import itertools
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,15 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
     monkeypatch.setattr("nudging.loading.make_runner", runner)
     monkeypatch.setattr("nudging.graphs.lm_head", one_kernel)
     monkeypatch.setattr("nudging.cycle.draft_verify", one_replay)
-    return LLM(**({"kv_cache_memory": "4MiB", "record_ahead": False} | options))
+    llm = LLM(**({"kv_cache_memory": "4MiB", "record_ahead": False} | options))
+    # What passes take is the same in every run: prices say what is drafted and in which order models go.
+    seconds = partial(next, itertools.count(step=1.0))
+    llm._engine.clock = seconds
+    for made in llm._engine.runners.values():
+        assert isinstance(made, GraphRunner)
+        for foresight in made.foresights:
+            foresight._clock = seconds
+    return llm
 
 
 JOBS = [
