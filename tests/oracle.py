@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from nudging.kernels.sample import pick
@@ -142,7 +144,8 @@ def choose(row: Tensor, params: Params, position: int, past: Past = NO_PAST) -> 
 
 def changed(row: Tensor, params: Params, past: Past) -> Tensor:
     """The logits [vocab] that are drawn from, one token after the other."""
-    new, vocab = row.clone(), len(row)
+    # In fp32, on the host: numpy rounds as torch does, and reaches single numbers sooner.
+    new, vocab = row.float().cpu().numpy().copy(), len(row)
     banned = [word[-1] for word in params.bad_words if ends_with(past.output, list(word[:-1]))]
     if past.ends is not None:
         banned += [*params.stop_token_ids, *(() if params.ignore_eos else past.ends)]
@@ -150,16 +153,17 @@ def changed(row: Tensor, params: Params, past: Past) -> Tensor:
     banned += [token for token in range(vocab) if allowed is not None and token not in allowed]
     new[[token for token in banned if token < vocab]] = -math.inf
     for token, bias in params.logit_bias.items():
-        new[token] += bias
+        new[token] += np.float32(bias)
     if not params.changes_rows:
-        return new
+        return torch.from_numpy(new)
     for token in {*past.prompt, *past.output}:
         if token < vocab:
-            x = new[token]
-            new[token] = x / params.repetition_penalty if x > 0 else x * params.repetition_penalty
+            x, penalty = new[token], np.float32(params.repetition_penalty)
+            new[token] = x / penalty if x > 0 else x * penalty
     for token in set(past.output):
-        new[token] -= params.frequency_penalty * past.output.count(token) + params.presence_penalty
-    return new
+        penalty = params.frequency_penalty * past.output.count(token) + params.presence_penalty
+        new[token] -= np.float32(penalty)
+    return torch.from_numpy(new)
 
 
 def ends_with(ids: list[int], end: list[int]) -> bool:
