@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench serve gpu clean types
+.PHONY: demo test check quick lint bench serve gpu clean types
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -21,8 +21,21 @@ $(STAMP): pyproject.toml $(SOURCES) | $(BIN)/python
 demo: $(STAMP)
 	$(BIN)/python -m nudging demo
 
+# On every core: each has a run of tests that lie together, so that few of their fixtures are made twice, and who
+# is done takes over from the others.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+JOBS := -n auto --maxprocesses 8 --dist worksteal
 test: $(STAMP)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	$(PYTEST) $(JOBS)
+
+# While working: all but the files of which each takes long.
+LONG := adaptive aot bench cli cosched cycles draft_verify exactness foresight gpu_bench graphs inflate launches lm_head \
+  packaging pocket pocket_engine sampling simulation soak traces triton triton_attention triton_picks
+check: $(STAMP)
+	@$(MAKE) --no-print-directory -j 2 lint quick
+
+quick: $(STAMP)
+	$(PYTEST) $(JOBS) $(LONG:%=--ignore=tests/test_%.py)
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .
@@ -52,8 +65,10 @@ gpu:
 	else $(MAKE) $(STAMP) || exit 1; py=$(BIN)/python; fi; \
 	out=$${OUT:-benchmarks/results}; mkdir -p $$out; \
 	$$py -c "import xdist" 2>/dev/null && jobs="-n 8" || jobs=; \
+	timeout -s INT -k 10 240 $$py -m pytest -q -m slow tests/test_aot.py & grid=$$!; \
 	timeout -s INT -k 10 180 $$py -m pytest -q -m gpu $$jobs --junitxml=$$out/gpu_tests.xml $(GPU_TESTS) || status=1; \
 	$$py -m benchmarks.gpu.sanitize $$out || status=1; \
+	wait $$grid || status=1; \
 	timeout -s INT -k 10 $$((end - $$(date +%s) + 5)) $$py -m benchmarks.gpu --until $$end --out $$out || status=1; \
 	exit $$status
 

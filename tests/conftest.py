@@ -3,6 +3,7 @@ on it.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ from tests.tiny import write_tiny_checkpoint
 
 # Before a test imports a kernel.
 interpreter.install()
+
+# The same examples in every run, however long it takes to make them.  A machine with a GPU may lack
+# hypothesis: its tests need none.
+with suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ def test_looking_up_equals_trying_every_place(ids: list[int], length: int) -> No
     assert look_up(ids, length) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.booleans(), min_size=10, max_size=80),
     st.lists(st.booleans(), min_size=10, max_size=80),

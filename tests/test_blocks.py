@@ -197,4 +197,4 @@ class SequencesOnOnePool(RuleBasedStateMachine):
 
 
 TestSequencesOnOnePool = SequencesOnOnePool.TestCase
-TestSequencesOnOnePool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSequencesOnOnePool.settings = settings(max_examples=60, stateful_step_count=40)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nudging.cli_input import BOM, read_line, read_lines, split_lines
 from nudging.cli_progress import Meter
 from nudging.cli_signals import Interrupted, Signals
 from nudging.cli_stream import Stream
+from tests.waiting import PATIENCE, wait_until
 
 Pair = dict[str, Path]
 NUDGING = [sys.executable, "-m", "nudging"]
@@ -486,7 +486,7 @@ def test_texts_come_while_the_input_is_open_and_a_signal_leaves_those_that_ended
         assert json.loads(process.stdout.readline())["index"] == index
     process.send_signal(signal.SIGINT)
     # It waits for a line that never comes, and still ends.
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=PATIENCE) == 130
     rest, stderr = process.communicate()
     assert rest == b""
     assert stderr == b"\nSIGINT: 3 lines are answered\n"
@@ -510,13 +510,10 @@ def test_a_run_that_a_signal_ends_leaves_whole_lines_and_is_taken_up(
     long = {"max_tokens": 400, "ignore_eos": True}
     process.stdin.write(jsonl(*asked[:9], *({**one, "sampling": long} for one in asked[9:])))
     process.stdin.flush()
-    deadline = time.monotonic() + 120
-    while not out.exists() or not out.stat().st_size:
-        assert process.poll() is None, "it ended by itself"
-        assert time.monotonic() < deadline, "nothing comes"
-        time.sleep(0.01)
+    wait_until(lambda: process.poll() is not None or (out.exists() and out.stat().st_size))
+    assert process.poll() is None, "it ended by itself"
     process.send_signal(number)
-    assert process.wait(timeout=60) == status
+    assert process.wait(timeout=PATIENCE) == status
     stderr = process.communicate()[1].decode()
     data = out.read_bytes()
     indices = [json.loads(line)["index"] for line in data.splitlines()]
@@ -533,7 +530,7 @@ def test_a_run_that_a_signal_ends_leaves_whole_lines_and_is_taken_up(
 
 def shell(script: str, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
     command = ["bash", "-c", script, "bash", *NUDGING, *arguments]
-    return subprocess.run(command, capture_output=True, check=False, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE, **options)
 
 
 @pytest.mark.parametrize("word", ["generate", "info", "chat", "demo", "help"])
@@ -580,7 +577,9 @@ def test_help_that_cannot_be_written_is_a_failure_and_no_traceback() -> None:
 def test_a_talk_takes_any_bytes_and_any_ends_of_lines(tiny_pair: Pair) -> None:
     lines = b"Hi \xff there\r\n\x00\r\n" + b"Hello\r\n/quit\r\n"
     arguments = ["chat", "--base", str(tiny_pair["base"]), "--kv-cache-memory", "4MiB", "--max-tokens", "2"]
-    done = subprocess.run([*NUDGING, *arguments], input=lines, capture_output=True, check=False, timeout=120)
+    done = subprocess.run(
+        [*NUDGING, *arguments], input=lines, capture_output=True, check=False, timeout=PATIENCE
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b" by the guide)") == 3
 

@@ -218,7 +218,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(family=st.sampled_from(["llama", "qwen2", "gemma2", "gemma3", "phi3", "olmo"]), changes=st.data())
 def test_arbitrary_configuration_values_give_a_description_or_a_typed_error(
     tmp_path_factory: pytest.TempPathFactory, family: str, changes: st.DataObject

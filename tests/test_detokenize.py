@@ -12,7 +12,7 @@ from tests.fake import TableTokenizer
 from tests.oracle import cut_at_stop
 from tests.texts import ANY_TEXT
 
-PROPERTY = settings(max_examples=300, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=300)
 
 
 def streamed(table: list[bytes]) -> tuple[list[str], str]:

@@ -20,6 +20,7 @@ from nudging import LLM, AsyncLLM, BadRequest, Base, SamplingParams
 from nudging.frozen import owned, snapshot
 from nudging.policies import Step, View
 from tests.pairs import PROMPT, one
+from tests.waiting import PATIENCE
 
 ALL = {
     "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "stop": ["a"],
@@ -146,7 +147,7 @@ class Lists(Base):
 
     def step(self, view: View, state: Any) -> Step:
         view.row("base")
-        self.gate.wait(30)
+        self.gate.wait(PATIENCE)
         index = state or 0
         if index == len(self.ids):
             return Step(finish="stop")

@@ -104,7 +104,7 @@ def test_bits_of_a_row_do_not_depend_on_its_neighbours(
 
 
 @per_isa
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     rows=st.integers(1, 70),
@@ -176,7 +176,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(
 
 @per_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 1000),
     cuts=st.sets(st.integers(1, 149), max_size=6),

@@ -300,7 +300,7 @@ def loads_or_is_refused(directory: Path, data: bytes) -> None:
 EDITS = st.lists(st.tuples(st.integers(0, 2200), st.integers(0, 255)), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(edits=EDITS)
 def test_changed_header_bytes_give_a_model_or_a_typed_error(
     sound: tuple[Path, bytes], edits: list[tuple[int, int]]
@@ -312,7 +312,7 @@ def test_changed_header_bytes_give_a_model_or_a_typed_error(
     loads_or_is_refused(directory, bytes(changed))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(header=st.binary(max_size=200), tail=st.binary(max_size=64))
 def test_arbitrary_bytes_give_a_typed_error(sound: tuple[Path, bytes], header: bytes, tail: bytes) -> None:
     loads_or_is_refused(sound[0], header)
@@ -327,7 +327,7 @@ JSON = st.recursive(
 ENTRY = st.fixed_dictionaries({"dtype": JSON | st.just("F32"), "shape": JSON, "data_offsets": JSON})
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(name=st.sampled_from(list(make_tensors())), entry=JSON | ENTRY, extra=st.text(max_size=5))
 def test_arbitrary_header_entries_give_a_typed_error(
     sound: tuple[Path, bytes], name: str, entry: Any, extra: str

@@ -1,7 +1,6 @@
 """Recordings that nobody has asked for yet, made while there is nothing to do."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from nudging.runner import ModelRunner
 from tests.pairs import Twin, assert_pools_are_whole, written
 from tests.test_foresight import Late, prompts_and_params
 from tests.test_graphs import Recording, recording_llm, work
+from tests.waiting import PATIENCE, give_time, wait_until
 
 TOKEN = Nudging(0.4, "token")
 KINDS: list[tuple[Policy, Any]] = [
@@ -52,7 +52,7 @@ class Gate(Recording):
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         replay = super().record(run)
         self.begun.set()
-        assert self.may_end.wait(60)
+        assert self.may_end.wait(PATIENCE)
         return replay
 
     def close(self) -> None:
@@ -133,10 +133,10 @@ def test_an_idle_engine_records_and_stops_for_a_request(
         expected = [written(llm.generate([60, 61], params, Base())[0].outputs[0]) for _ in range(3)][0]
         gate.close()
         monkeypatch.setattr(GraphRunner, "record_ahead", watched)
-        assert gate.begun.wait(60), "nothing was recorded by an idle engine"
+        assert gate.begun.wait(PATIENCE), "nothing was recorded by an idle engine"
         recorded = gate.recorded
         handle = llm.submit([60, 61], params, Base())
-        time.sleep(0.05)
+        give_time()
         assert gate.recorded == recorded
         gate.may_end.set()
         assert written(handle.result().outputs[0]) == expected
@@ -150,13 +150,13 @@ def test_closing_waits_for_one_recording(tiny_pair: dict[str, Path], monkeypatch
     llm = recording_llm(monkeypatch, gate, **tiny_pair, record_ahead=True)
     gate.close()
     llm.submit([60, 61], SamplingParams(max_tokens=1), Base())
-    assert gate.begun.wait(60)
+    assert gate.begun.wait(PATIENCE)
     recorded, closing = gate.recorded, threading.Thread(target=llm.close)
     closing.start()
-    time.sleep(0.05)
+    give_time()
     assert closing.is_alive()
     gate.may_end.set()
-    closing.join(60)
+    closing.join(PATIENCE)
     assert not closing.is_alive()
     assert gate.recorded == recorded
 
@@ -180,17 +180,9 @@ def test_what_records_nothing_and_who_is_told_not_to_sleep(
         for times in (1, 2):
             if recording is None:
                 wait_until(lambda times=times: len(asked) == times)  # type: ignore[misc]
-            time.sleep(0.1)
+            give_time(0.1)
             assert asked == [False] * (times if recording is None else 0)
             llm.generate([60, 61], SamplingParams(max_tokens=4))
-
-
-def wait_until(is_done: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if is_done():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come to pass within a minute")
 
 
 def test_number_and_memory_are_bounded(tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from nudging.tokenizer_json import JsonTokenizer
 from tests.fake import TableTokenizer
 from tests.texts import ANY_TEXT
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=60)
 
 # Small tokenizers of each kind are made here, so that these claims need no data from outside.
 

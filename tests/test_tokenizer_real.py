@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nudging.tokenizer import Tokenizer, load_tokenizer
 from tests.texts import ANY_TEXT, DATA, gsm8k
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=60)
 
 
 @dataclass(frozen=True)

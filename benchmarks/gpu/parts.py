@@ -72,8 +72,9 @@ def run_parts(
     is_well: Callable[[], bool],
     say: Callable[[str], None] = print,
     goals: Sequence[Goal] = (),
+    clock: Callable[[], float] = time.time,
 ) -> bool:
-    """Run all parts that are not in the file `path` yet, until `deadline` of time.time; whether none failed.
+    """Run all parts that are not in the file `path` yet, until `deadline` of the clock; whether none failed.
     `goals`: what the table begins with.
 
     Where `is_well` says that the device is lost, the process starts itself anew for the parts that are left.
@@ -82,7 +83,7 @@ def run_parts(
     for part in parts:
         if part.name in done:
             continue
-        done[part.name] = run_part(part, deadline - time.time())
+        done[part.name] = run_part(part, deadline - clock())
         write(done, path, goals)
         say(f"{part.name}: {done[part.name]['state']} in {done[part.name]['seconds']:.1f} s")
         if done[part.name]["state"] == "failed":
