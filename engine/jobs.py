@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 from nudging.arguments import read_params, read_speculate, spread
 from nudging.engine import Engine
@@ -67,9 +66,8 @@ class Jobs:
         self._draft_len = draft_len
         self._drafter = drafter
         self._ids = itertools.count()
-        self._naming = threading.Lock()
         # The jobs that anybody still holds, by their ids.
-        self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
+        self._handles: dict[str, weakref.ref[Handle]] = {}
 
     def start_prompt(
         self,
@@ -145,7 +143,8 @@ class Jobs:
         """End the job of that id with "abort"; False where none of that id runs.  Raises BadRequest."""
         if not isinstance(request_id, str):
             raise BadRequest(f"request_id is {request_id!r}; give the str that the request was started with")
-        handle = self._handles.get(request_id)
+        known = self._handles.get(request_id)
+        handle = None if known is None else known()
         if handle is None or handle.is_finished:
             return False
         handle.cancel()
@@ -211,15 +210,19 @@ class Jobs:
             self._engine.check_fits(request)
         return job
 
+    def _name(self, job_id: str, handle: Handle) -> None:
+        """Let the job be found by its id.  Without a lock: an interrupt could leave it taken."""
+        handles = self._handles
+        own = weakref.ref(handle, lambda gone: handles.get(job_id) is gone and handles.pop(job_id, None))
+        known = handles.setdefault(job_id, own)
+        before = None if known is own else known()
+        if before is not None and not before.is_finished:
+            raise BadRequest(f"request_id is {job_id!r}, which runs already; wait for its end or abort it")
+        handles[job_id] = own
+
     def _submit(self, job: Job, handles: Owned) -> None:
         handle = Handle(job.id, job.requests, self._thread)
-        with self._naming:
-            before = self._handles.get(job.id)
-            if before is not None and not before.is_finished:
-                raise BadRequest(
-                    f"request_id is {job.id!r}, which runs already; wait for its end or abort it"
-                )
-            self._handles[job.id] = handle
+        self._name(job.id, handle)
         # Whatever interrupts what follows: its owner knows it.
         handles.append(handle)
         self._thread.submit(job.requests, handle.mailbox)
