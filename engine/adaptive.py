@@ -164,10 +164,15 @@ class Ledger:
         asked = int(self.numbers[place])
         if asked > position:
             self._price_anew()
-            saved = self.price(role, asked, 1) - self.price(role, asked - rows, 1)
-            self._last_rows -= rows
-            self._last_price -= saved
-            self._expect(-saved)
+            if role == self._role_of_last():
+                # The row that was asked for is computed in any case.
+                before, self._last_rows = self._last_price, max(self._last_rows - rows, 1)
+                self._last_price = self._price_of_last()
+                self._expect(max(self._last_price - before, -self._open))
+            else:
+                saved = self.price(role, asked, 1) - self.price(role, asked - rows, 1)
+                self.lazy -= saved
+                self.account.lazy -= saved
         else:
             self.numbers[place] = position
 

@@ -34,6 +34,23 @@ def test_what_was_there_before_it_was_asked_for_costs_lazy_nothing() -> None:
     assert ledger.lazy == ledger.account.lazy == GUIDE.of(2, 1)
 
 
+def test_what_is_found_of_one_role_is_nothing_that_another_was_asked_for() -> None:
+    """Nor more than was asked for last: then the price of what is left to ask for would be none."""
+    ledger = Ledger(COSTS)
+    ledger.ask("guide", 8)
+    ledger.ask("base", 3)
+    ledger.spare("guide", 6, 6)
+    assert ledger.lazy == ledger.account.lazy == GUIDE.of(2, 1) + BASE.of(3, 1)
+    ledger.share({"base": 2.0, "guide": 2.0})
+    ledger.ask("base", 5)
+    before = ledger.lazy
+    ledger.spare("base", 4, 4)
+    assert before - ledger.lazy == pytest.approx(ledger.price("base", 2, 1) - ledger.price("base", 1, 1))
+    ledger.share({"base": 1.0, "guide": 1.0})
+    ledger.pay("base", 1, 1)
+    assert ledger.lazy > 0
+
+
 def test_what_is_planned_is_owed_until_it_is_paid() -> None:
     account = Account()
     ledger, other = Ledger(COSTS, account), Ledger(COSTS, account)
