@@ -138,7 +138,10 @@ FIRST = {"draft": 32}
 ORIGINAL = {name: getattr(owner, name) for owner, name, _ in FAULTS}
 
 
-@pytest.mark.parametrize(("owner", "name", "fault"), FAULTS, ids=str)
+# No address in a name: tests that run side by side have to be the same.
+@pytest.mark.parametrize(
+    ("owner", "name", "fault"), FAULTS, ids=[f"{name}-{i}" for i, (_, name, _) in enumerate(FAULTS)]
+)
 def test_a_planted_fault_is_noticed(
     owner: type, name: str, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
