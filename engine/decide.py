@@ -80,7 +80,10 @@ def checked_row(logits: Any, vocab: int) -> Tensor:
 
     Raises BadRequest where it is no such row, NumericalError where it holds NaN, or no finite maximum.
     """
-    row = torch.as_tensor(logits)
+    try:
+        row = torch.as_tensor(logits)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadRequest(f"a policy picks from {logits!r:.80}; give one row of logits, [{vocab}]") from error
     if row.shape != (vocab,) or row.is_complex():
         raise BadRequest(
             f"a policy picks from {list(row.shape)} of {row.dtype}; give one row of logits, [{vocab}]"

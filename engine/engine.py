@@ -24,7 +24,7 @@ from nudging.request import Request
 from nudging.runner import ModelRunner
 from nudging.scheduler import Scheduler
 from nudging.sequence import Row
-from nudging.steps import check_step
+from nudging.steps import Patience, check_step
 from nudging.totals import EngineStats, Tally
 from nudging.trace import Tracer
 from nudging.view import MissingRow, RequestView
@@ -304,8 +304,10 @@ class Engine:
             request.need = unread
             return
         try:
+            patience = Patience(request)
             while not request.is_finished:
                 self._commit(request, request.policy.step(view, request.state))
+                patience.check()
         except MissingRow as missing:
             request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
@@ -330,7 +332,7 @@ class Engine:
             request.fail(
                 BadRequest(
                     f"the text takes {last} tokens of {role!r}, {request.max_sequence(role)} were reserved; "
-                    "raise max_tokens"
+                    "raise max_tokens, or look less far ahead"
                 )
             )
 

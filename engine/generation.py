@@ -195,7 +195,9 @@ class Generation:
         """The log-probability of each token of `continuation` after the text so far, under the policy.
 
         A token counts under the role that owns its position: the base's distribution where the base
-        speaks, the guide's where it is nudged.  The text itself stays as it is.
+        speaks, the guide's where it is nudged.  A given text has no look-ahead: a policy of words leaves all
+        up to the end of the text to a guide that foresees it, and here each of those words is owned by
+        whichever model its own position says.  The text itself stays as it is.
         """
         self._thread.check_may_wait("score()")
         self._check_idle()

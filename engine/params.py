@@ -43,13 +43,19 @@ def is_number(value: object) -> bool:
         return False
 
 
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: a lone surrogate is no character."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 @strict
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request samples and stops: a value, which keeps nothing of what it is made from.
 
     `max_tokens`: the most tokens of the text; None lets it go as far as the context does.  `min_tokens`: with
-    fewer, end-of-sequence tokens and `stop_token_ids` cannot be picked, and stop strings do not end the text.
+    fewer, end-of-sequence tokens and `stop_token_ids` cannot be picked; stop strings that are complete with
+    the last of them or before do not end the text (as in vLLM).
     `temperature` 0 is greedy, as is anything below 2^-17.  `top_k` 0, `top_p` 1 and `min_p` 0 are
     off.  The noise of output position t is a function of (`seed`, t) alone; without a seed one is drawn.
 
@@ -201,8 +207,9 @@ class SamplingParams:
         for name, most in (("stop", STOP_LIMIT), ("bad_words", BAD_WORDS_LIMIT)):
             value = getattr(self, name)
             words = self._tuple(name, (value,) if isinstance(value, str) else value, "strings")
-            fine = all(isinstance(word, str) and word for word in words) and len(words) <= most
-            require(fine, name, value, f"at most {most} strings, none of them empty")
+            fine = all(isinstance(word, str) and word and is_text(word) for word in words)
+            rule = f"at most {most} strings, none of them empty or with a lone surrogate"
+            require(fine and len(words) <= most, name, value, rule)
         ids = self._tuple("stop_token_ids", self.stop_token_ids, "token ids")
         require(all(is_int(i) and i >= 0 for i in ids), "stop_token_ids", ids, "token ids >= 0")
         if self.allowed_token_ids is not None:

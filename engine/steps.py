@@ -7,10 +7,31 @@ from operator import index
 from typing import Any
 
 from nudging.errors import BadRequest
+from nudging.params import is_text
 from nudging.policies.protocol import Step
 from nudging.request import Request
 
 FINISHES = (None, "stop", "length")
+# A policy may change its state so often without writing anything or asking for a row that is missing: the
+# engine's thread is in it all the while.
+MAX_STILL_STEPS = 1000
+
+
+class Patience:
+    """Counts the steps of one run of a policy in which its text stood still."""
+
+    def __init__(self, request: Request) -> None:
+        self._request, self._written, self._still = request, len(request.output), 0
+
+    def check(self) -> None:
+        """After a step.  Raises BadRequest for one too many that wrote nothing."""
+        before, self._written = self._written, len(self._request.output)
+        self._still = self._still + 1 if before == self._written else 0
+        if self._still > MAX_STILL_STEPS:
+            raise BadRequest(
+                f"{self._request.facts.name} changed its state {self._still} times, wrote nothing and asked "
+                f"for no row that is missing; {MAX_STILL_STEPS} times is the most: write or finish"
+            )
 
 
 def check_step(request: Request, said: object, vocab_size: Callable[[str], int]) -> Step:
@@ -53,7 +74,7 @@ def _texts(name: str, texts: Any, roles: tuple[str, ...]) -> tuple[tuple[str, st
         raise BadRequest(f"{name} wrote texts {texts!r}; give a tuple of (author, text)")
     for part in texts:
         fine = isinstance(part, tuple | list) and len(part) == 2 and part[0] in roles
-        if not fine or not isinstance(part[1], str):
+        if not fine or not isinstance(part[1], str) or not is_text(part[1]):
             raise BadRequest(
                 f"{name} wrote {part!r}; a text is (author, text), its author {' or '.join(map(repr, roles))}"
             )

@@ -8,6 +8,7 @@ from nudging.adaptive import Ledger
 from nudging.decide import checked_row, pick_token
 from nudging.errors import BadRequest, NumericalError
 from nudging.lane_rules import NO_ENDS, ends_of
+from nudging.params import is_int
 from nudging.past import past_of
 from nudging.policies.protocol import Completion
 from nudging.request import Need, Request
@@ -100,6 +101,8 @@ class RequestView:
         sequence, position = self._text_context(role, text)
         ends = self._eos(role) | frozenset(self.request.params.stop_token_ids)
         rows = self._continue(role, sequence, position, length, ends)
+        if not rows:
+            return Completion((), (), "", "length")
         stopped = rows[-1].token in ends
         pieces = [self._tokenizer(role).token_bytes(row.token) for row in rows]
         if stopped:
@@ -124,18 +127,25 @@ class RequestView:
 
     def _context(self, role: str) -> tuple[Sequence, int]:
         """The role's sequence, made to begin with prompt + output, and the position after it."""
-        sequence = self.request.sequences[role]
+        sequence = self._sequence(role)
         output = self.request.output
         written = sequence.context_len - sequence.prompt_len
         self._ledger.rewind(role, sequence.set_context(sequence.context_len, output[written:]))
         sequence.context_len = sequence.prompt_len + len(output)
         return sequence, sequence.context_len
 
+    def _sequence(self, role: str) -> Sequence:
+        sequence = self.request.sequences.get(role)
+        if sequence is None:
+            known = ", ".join(map(repr, self.request.facts.roles))
+            raise BadRequest(f"a policy asks {role!r}, which is none of its roles; those are {known}")
+        return sequence
+
     def _text_context(self, role: str, text: str) -> tuple[Sequence, int]:
         """The role's sequence, made to begin with prompt + text tokenised together, and the position
         after it.
         """
-        sequence = self.request.sequences[role]
+        sequence = self._sequence(role)
         known = self._contexts.get(role)
         if known is not None and known[0] == text:
             return sequence, known[1]
@@ -171,6 +181,8 @@ class RequestView:
         """`role`'s own path from `position` on, until an end of sequence, `length` rows or its context
         is full.
         """
+        if not is_int(length) or length < 0:
+            raise BadRequest(f"a policy asks for {length!r} tokens; that is a whole number from 0 on")
         rows: list[Row] = []
         max_len = self.request.roles[role].max_len
         if position > max_len:

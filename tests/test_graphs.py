@@ -124,7 +124,7 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
     monkeypatch.setattr("nudging.cycle.draft_verify", one_replay)
     llm = LLM(**({"kv_cache_memory": "4MiB", "record_ahead": False} | options))
     # What passes take is the same in every run: prices say what is drafted and in which order models go.
-    seconds = partial(next, itertools.count(step=1.0))
+    seconds = partial(next, itertools.count(step=1 / 128))
     llm._engine.clock = seconds
     for made in llm._engine.runners.values():
         assert isinstance(made, GraphRunner)

@@ -100,6 +100,7 @@ SAYS: list[tuple[Any, str]] = [
     (Step(texts=(("nobody", "x"),)), r"wrote \('nobody', 'x'\); a text is \(author, text\)"),
     (Step(texts=(("base", b"x"),)), r"wrote \('base', b'x'\)"),
     (Step(texts="ab"), "wrote texts 'ab'"),
+    (Step(texts=(("base", "\ud800"),)), "a text is"),
     (Step((5.0,)), r"wrote token 5\.0; ids go from 0 to"),
     (Step((True,)), "wrote token True"),
     (Step(("5",)), "wrote token '5'"),
@@ -118,6 +119,40 @@ def test_nonsense_from_a_policy_is_not_believed(llm: SimLLM, says: Any, message:
     with pytest.raises(BadRequest, match=message):
         raise output.error
     assert len(output.token_ids) == 2, "nothing of it is written"
+    assert_serves(llm)
+
+
+@dataclass(frozen=True)
+class Counts(Own):
+    """A policy that only ever changes its state."""
+
+    def step(self, view: View, state: int) -> Any:
+        return Step(state=state + 1)
+
+
+def test_a_policy_that_stands_still_in_ever_new_states_holds_nobody_up(llm: SimLLM) -> None:
+    counting, other = llm.submit([4, 5], PARAMS, Counts(print)), llm.submit([2, 3], PARAMS, Base(), "off")
+    assert other.result(timeout=PATIENCE).outputs[0].token_ids == expected()
+    with pytest.raises(BadRequest, match="changed its state 1001 times, wrote nothing"):
+        raise counting.result(timeout=PATIENCE).outputs[0].error or AssertionError
+    assert_serves(llm)
+
+
+@pytest.mark.parametrize(
+    ("asks", "message"),
+    [
+        (lambda view, row: view.row("nobody"), "asks 'nobody', which is none of its roles; those are 'base'"),
+        (lambda view, row: view.rollout("nobody", 2), "asks 'nobody'"),
+        (lambda view, row: view.rollout("base", -1), "asks for -1 tokens"),
+        (lambda view, row: view.complete("base", " a", -1), "asks for -1 tokens"),
+        (lambda view, row: view.complete("base", " a", 1.5), "asks for 1.5 tokens"),
+        (lambda view, row: view.pick("abc"), "picks from 'abc'; give one row of logits"),
+    ],
+)
+def test_what_no_policy_can_ask_is_named(llm: SimLLM, asks: Any, message: str) -> None:
+    output = llm.submit([4, 5], PARAMS, Own(asks)).result(timeout=PATIENCE).outputs[0]
+    with pytest.raises(BadRequest, match=message):
+        raise output.error or AssertionError
     assert_serves(llm)
 
 
