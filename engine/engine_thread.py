@@ -244,6 +244,8 @@ class EngineThread:
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(target=self.loop.run, name="nudging-engine", daemon=True)
+        # A process that ends waits for it, held by somebody or not.
+        weakref.finalize(thread, _see_out, weakref.ref(thread), os.getpid())
         thread.start()
         return thread
 
@@ -290,7 +292,10 @@ class EngineThread:
         return threading.current_thread() is self._thread
 
     def check_may_wait(self, what: str) -> None:
-        """Raise BadRequest on the engine's own thread: it would wait for itself."""
+        """Raise BadRequest on the engine's own thread, which would wait for itself, and EngineClosed in a
+        forked child, where nobody would ever come.
+        """
+        self.check_process()
         if self.is_current:
             raise BadRequest(
                 f"{what} waits for the engine and was called on the engine's own thread, in a policy's step "
@@ -377,8 +382,13 @@ def _last_will(holder: weakref.ref[Any], loop: EngineLoop, thread: threading.Thr
             stacklevel=2,
         )
         return
-    end = time.monotonic() + EXIT_SECONDS
-    while thread.is_alive() and time.monotonic() < end:
+    _see_out(lambda: thread, process)
+
+
+def _see_out(alive: Callable[[], threading.Thread | None], process: int) -> None:
+    """Wait until a thread has ended that was told to, whatever comes meanwhile."""
+    thread, end = alive(), time.monotonic() + EXIT_SECONDS
+    while thread is not None and os.getpid() == process and thread.is_alive() and time.monotonic() < end:
         try:
             thread.join(end - time.monotonic())
         except KeyboardInterrupt:

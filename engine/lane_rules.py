@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from nudging.blocks import BlockPool
+from nudging.errors import OutOfBlocks
 from nudging.policies.nudging import Nudging
 from nudging.policies.solo import Base, Guide
 from nudging.request import Request
@@ -40,3 +44,18 @@ def rule_of(request: Request) -> Rule | None:
 
 def ends_of(request: Request, role: str) -> frozenset[int]:
     return NO_ENDS if request.params.ignore_eos else request.roles[role].eos_ids
+
+
+def face_of(
+    pool: BlockPool, lacks: Callable[[OutOfBlocks], None]
+) -> tuple[object, object, object, int, bool]:
+    """A pool as C++ sees it; `lacks` hears of an allocation that failed."""
+
+    def allocate() -> int:
+        try:
+            return pool.allocate()
+        except OutOfBlocks as error:
+            lacks(error)
+            return -1
+
+    return allocate, pool.release, lambda: pool.num_available, pool.block_size, pool.prefix_caching

@@ -12,8 +12,10 @@ back, at any time between two passes, and the next step goes on from there.  Wha
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from nudging import _C
@@ -21,7 +23,7 @@ from nudging.adaptive import Costs, Ledger
 from nudging.blocks import BlockPool
 from nudging.costs import PassCosts
 from nudging.errors import NumericalError, OutOfBlocks
-from nudging.lane_rules import NO_ENDS, Rule, ends_of, number_of, rule_of
+from nudging.lane_rules import NO_ENDS, Rule, ends_of, face_of, number_of, rule_of
 from nudging.request import Counters, Draft, Need, Request
 from nudging.sequence import Row
 from nudging.sequence import Sequence as TokenSequence
@@ -68,8 +70,11 @@ class Lanes:
         self._models = list(pools)
         self._models_of = models_of
         self._costs = costs
-        faces = [*map(self._face, pools.values())]
-        self._core = _C.Lanes(faces, self._register, self._token_bytes, self._cost, self._curve)
+        # C++ holds what it calls, where the garbage collector does not see it: nothing of that may hold this.
+        me = weakref.proxy(self)
+        faces = [face_of(pool, partial(setattr, me, "_lack")) for pool in pools.values()]
+        asked = (Lanes._register, Lanes._token_bytes, Lanes._cost, Lanes._curve)
+        self._core = _C.Lanes(faces, *(partial(function, me) for function in asked))
         # What the last allocation that failed said.
         self._lack: OutOfBlocks | None = None
         self._carried: dict[int, Carried] = {}
@@ -339,18 +344,6 @@ class Lanes:
             sequence.num_registered,
             owned_from,
         )
-
-    def _face(self, pool: BlockPool) -> tuple[object, object, object, int, bool]:
-        """A pool as C++ sees it."""
-
-        def allocate() -> int:
-            try:
-                return pool.allocate()
-            except OutOfBlocks as error:
-                self._lack = error
-                return -1
-
-        return allocate, pool.release, lambda: pool.num_available, pool.block_size, pool.prefix_caching
 
     def _register(self, number: int, role: int, tokens: list[int], block: int) -> int:
         carried = self._carried[number]

@@ -119,6 +119,18 @@ def test_forgotten_texts_give_their_cache_back() -> None:
         assert not llm._engine.scheduler._kept
 
 
+def test_nothing_is_left_of_an_engine_that_was_closed() -> None:
+    """C++ holds functions of Python's, where the garbage collector does not look."""
+    with SimLLM(ROOMY, threaded=True) as llm:
+        llm.generate([[2, 3]], PARAMS, Base(), "off")
+        engine = llm._engine
+        parts = [engine, engine.lanes, *(runner.pool for runner in engine.runners.values())]
+        left = [weakref.ref(part) for part in parts]
+    del llm, engine, parts
+    gc.collect()
+    assert [part() for part in left if part() is not None] == []
+
+
 def test_a_text_forgotten_while_it_is_written_is_written_no_further() -> None:
     with SimLLM(ROOMY, threaded=True) as llm:
         text = llm.open([2, 3], Base())
@@ -201,7 +213,7 @@ def test_stats_beside_a_close_raise_nothing() -> None:
 
 BEGIN = """
 import asyncio, atexit, os, signal, sys, threading
-from nudging import LLM, AsyncLLM, SamplingParams
+from nudging import LLM, AsyncLLM, EngineClosed, SamplingParams
 llm = LLM.pocket(threads=1, max_len=4096)
 LONG = SamplingParams(max_tokens=3000, ignore_eos=True)
 handles = llm.submit_all(["Once upon", "There was"], LONG, speculate="off")
@@ -213,6 +225,19 @@ if pid == 0:
     sys.exit(7)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
+FORKED_STREAM = """
+stream = llm.stream("x", LONG)
+next(stream)
+pid = os.fork()
+if pid == 0:
+    try:
+        for _ in stream:
+            pass
+    except EngineClosed:
+        sys.exit(7)
+    sys.exit(8)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
 ENDS = {
     "end": ("", 0),
     "stream": ("for _ in llm.stream('x', LONG): break", 0),
@@ -222,11 +247,14 @@ ENDS = {
     "signal": ("os.kill(os.getpid(), signal.SIGINT); handles[0].result()", -2),
     "thread": ("threading.Thread(target=lambda: llm.submit('x').result()).start(); sys.exit(4)", 4),
     "atexit": ("atexit.register(lambda: print(len(llm.generate('x')), flush=True)); sys.exit(5)", 5),
+    "dropped": ("handles[0].cancel(); del llm, handles", 0),
+    "dropped in a stream": ("del llm, handles\nfor _ in LLM.pocket(threads=1).stream('x', LONG): break", 0),
+    "forked stream": (FORKED_STREAM, 7),
     "kept": ("sys.modules['kept'] = llm; del llm; sys.exit(6)", 6),
     "fork": (FORK, 7),
 }
 # Each takes as long as loading torch does.
-QUICK = ("stream", "status", "signal", "fork")
+QUICK = ("stream", "status", "signal", "fork", "dropped in a stream", "forked stream")
 
 
 @pytest.mark.parametrize(
