@@ -73,8 +73,9 @@ class Lanes:
         # C++ holds what it calls, where the garbage collector does not see it: nothing of that may hold this.
         me = weakref.proxy(self)
         faces = [face_of(pool, partial(setattr, me, "_lack")) for pool in pools.values()]
-        asked = (Lanes._register, Lanes._token_bytes, Lanes._cost, Lanes._curve)
-        self._core = _C.Lanes(faces, *(partial(function, me) for function in asked))
+        register, token_bytes = partial(Lanes._register, me), partial(Lanes._token_bytes, me)
+        cost, curve = partial(Lanes._cost, me), partial(Lanes._curve, me)
+        self._core = _C.Lanes(faces, register, token_bytes, cost, curve)
         # What the last allocation that failed said.
         self._lack: OutOfBlocks | None = None
         self._carried: dict[int, Carried] = {}
