@@ -46,6 +46,10 @@ def check_step(request: Request, said: object, vocab_size: Callable[[str], int])
         raise BadRequest(f"{name} finished with {said.finish!r}; finish is None, 'stop' or 'length'")
     if said.tokens and said.author not in roles:
         raise BadRequest(f"{name} wrote as {said.author!r}; it may write as {' or '.join(map(repr, roles))}")
+    if said.tokens and said.texts:
+        raise BadRequest(
+            f"{name} wrote tokens {said.tokens!r:.80} and texts {said.texts!r:.80}; give one of them"
+        )
     tokens = _ids(name, said.tokens, vocab_size(said.author) if said.tokens else 0)
     texts = _texts(name, said.texts, roles)
     if not tokens and not texts and said.finish is None and said.state == request.state:

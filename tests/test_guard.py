@@ -100,6 +100,10 @@ SAYS: list[tuple[Any, str]] = [
     (Step(texts=(("nobody", "x"),)), r"wrote \('nobody', 'x'\); a text is \(author, text\)"),
     (Step(texts=(("base", b"x"),)), r"wrote \('base', b'x'\)"),
     (Step(texts="ab"), "wrote texts 'ab'"),
+    (
+        Step((5,), "base", texts=(("base", "x"),)),
+        r"wrote tokens \(5,\) and texts \(\('base', 'x'\),\); give one of them",
+    ),
     (Step(texts=(("base", "\ud800"),)), "a text is"),
     (Step((5.0,)), r"wrote token 5\.0; ids go from 0 to"),
     (Step((True,)), "wrote token True"),

@@ -77,7 +77,8 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """What a step decided: `tokens` by `author`, or whole texts by their authors; then the next state.
+    """What a step decided: `tokens` by `author`, or whole texts by their authors, never both; then the next
+    state.
 
     `finish` is None, "stop" or "length".  A step may write nothing and only move the state.  What it writes
     is cut at the request's `max_tokens`; only `texts` whose step says that it `overshoots` are not.
