@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nudging.errors import CheckpointError
-from nudging.lfs import refuse_pointer
+from nudging.json_file import read_object
 
 MAX_VOCAB = 2**24  # ids; no real vocabulary comes near, a damaged file may
+MAX_BYTES = 256 << 20  # a tokenizer.json of 256,000 tokens and their merges is about 35 MB
 
 _CUSTOMARY = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -18,17 +18,8 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where the file does not exist.  CheckpointError: not a JSON object."""
-    if not file.is_file():
-        return {}
-    data = file.read_bytes()
-    refuse_pointer(data[:64], file)
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch the checkpoint again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} holds a {type(value).__name__}, not a JSON object; fetch it again")
-    return value
+    # The libraries that wrote these files read the last of two equal keys.
+    return read_object(file, MAX_BYTES, unique_keys=False) if file.is_file() else {}
 
 
 def named_special_tokens(folder: Path) -> dict[str, str | list[str]]:

@@ -75,6 +75,9 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 Make = Callable[..., Tokenizer]
 
 
+DEEP = b'{"x":' * 5000
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Load a tokenizer from files given by name: `model` is tokenizer.model, any other is JSON."""
@@ -334,8 +337,13 @@ def test_a_directory_without_a_tokenizer_has_none(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(make: Make, byte_level: dict[str, Any], pieces: bytes) -> None:
     word_piece = {"type": "WordPiece", "prefix": "##", "cleanup": True}
     for files, reason in [
-        ({"tokenizer": b'{"version": '}, "not valid JSON"),
-        ({"tokenizer": b"[]"}, "not a JSON object"),
+        ({"tokenizer": b'{"version": '}, "is not JSON"),
+        ({"tokenizer": b"[]"}, "holds a JSON list, it must hold an object"),
+        ({"tokenizer": DEEP}, r"tokenizer\.json is nested too deep for JSON"),
+        ({"tokenizer": byte_level, "tokenizer_config": DEEP}, r"tokenizer_config\.json is nested too deep"),
+        ({"tokenizer": byte_level, "special_tokens_map": DEEP}, "special_tokens_map.json is nested too deep"),
+        ({"tokenizer": byte_level, "added_tokens": DEEP}, "added_tokens.json is nested too deep"),
+        ({"model": pieces, "tokenizer_config": DEEP}, r"tokenizer_config\.json is nested too deep"),
         ({"tokenizer": {"model": {}}}, "cannot read it"),
         ({"tokenizer": changed(byte_level, decoder=word_piece)}, "decoder must be ByteLevel"),
         ({"tokenizer": changed(byte_level, decoder=None)}, "decoder must be ByteLevel"),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from ..errors import CheckpointError
-from ..lfs import refuse_pointer
+from ..json_file import REMEDY, parse_object, read_object
 
 MAX_JSON_BYTES = 16 << 20  # a weight map of 100,000 tensors is about 10 MB
-
-REMEDY = "correct the file, or fetch the checkpoint again"
 MISSING = object()  # equal to no JSON value
 
 
@@ -129,38 +126,11 @@ def printable(name: str) -> str:
     return name if len(name) <= 120 else name[:117] + "..."
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return values
-
-
 def read_json(path: Path) -> RawConfig:
     """The JSON object in a file.  Raises CheckpointError when it is missing, too large, or no JSON object."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes, the limit is {MAX_JSON_BYTES}; {REMEDY}")
-        data = path.read_bytes()
-        refuse_pointer(data[:64], path)
-        return parse_json(data, str(path))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error.strerror}; give a checkpoint directory that has it"
-        ) from error
+    return RawConfig(read_object(path, MAX_JSON_BYTES), str(path))
 
 
 def parse_json(data: bytes, where: str) -> RawConfig:
-    """A JSON object from bytes.  Raises CheckpointError: bad UTF-8, bad JSON, nested too deep, no object."""
-    try:
-        values = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except RecursionError as error:
-        raise CheckpointError(f"{where} is nested too deep for JSON; {REMEDY}") from error
-    except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError
-        raise CheckpointError(f"{where} is not JSON: {error}; {REMEDY}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"{where} holds a JSON {type(values).__name__}, it must hold an object; {REMEDY}"
-        )
-    return RawConfig(values, where)
+    """A JSON object from bytes.  Raises CheckpointError."""
+    return RawConfig(parse_object(data, where), where)
