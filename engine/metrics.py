@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from nudging.arguments import kind_of
 from nudging.errors import BadRequest
 from nudging.request import Request
 from nudging.totals import EngineStats
@@ -49,16 +50,26 @@ class Metrics:
     """
 
     def __init__(self, llm: Watched, model_name: str, registry: CollectorRegistry = REGISTRY) -> None:
-        """`model_name` labels every figure.  Raises BadRequest where it is taken in this registry, and where
-        other code has registered one of these figures.
+        """`model_name` labels every figure.  Raises BadRequest where it is taken in this registry, where
+        other code has registered one of these figures, and where `llm` is no engine.  What fails registers
+        nothing.
         """
+        if isinstance(llm, type) or not all(
+            callable(getattr(llm, name, None)) for name in ("stats", "on_end")
+        ):
+            raise BadRequest(f"llm is {kind_of(llm)}; give an open LLM or AsyncLLM")
         if not isinstance(model_name, str) or not model_name:
             raise BadRequest(f"model_name is {model_name!r}; give a str that names the models")
         self._llm = llm
         self._model = model_name
         self._figures: Figures | None = Figures.of(registry)
         self._figures.add(model_name, self.collect)
-        llm.on_end(self._observe)
+        try:
+            llm.on_end(self._observe)
+        except BaseException:
+            # An AsyncLLM that is not open yet has nothing to listen to.
+            self.close()
+            raise
 
     def close(self) -> None:
         """Take this engine's figures out of the registry.  May be called twice."""

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from nudging import LLM, AsyncLLM, BadRequest, Base, Nudging, SamplingParams
+from nudging import LLM, AsyncLLM, BadRequest, Base, EngineClosed, Nudging, SamplingParams
 from nudging.cli import main
 from nudging.metrics import Metrics
 from nudging.trace import Trace, Tracer
@@ -124,6 +124,21 @@ def test_a_registry_with_such_figures_is_refused_and_left_as_it_was(pair: LLM) -
             Metrics(pair, wrong, registry)
     with pytest.raises(BadRequest, match="registry is None"):
         Metrics(pair, "one", None)
+
+
+def test_metrics_that_fail_leave_their_name_free(pair: LLM) -> None:
+    registry = CollectorRegistry()
+    for wrong in (None, 5, "llm", LLM, object(), pair.stats()):
+        with pytest.raises(BadRequest, match="llm is .*; give an open LLM or AsyncLLM"):
+            Metrics(wrong, "ok", registry)
+    with pytest.raises(EngineClosed, match="not loaded yet"):
+        Metrics(AsyncLLM.pocket(), "ok", registry)
+    assert list(registry.collect()) == []
+    metrics = Metrics(pair, "ok", registry)
+    with pytest.raises(EngineClosed, match="not loaded yet"):
+        Metrics(AsyncLLM.pocket(), "other", registry)
+    assert 'model_name="other"' not in generate_latest(registry).decode()
+    metrics.close()
 
 
 def test_an_async_engine_is_watched_like_any_other() -> None:
