@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from nudging.aio_handle import AsyncHandle
-from nudging.generation import Generation, Leaving, scores
+from nudging.generation import Generation, Leaving, extended, scores
 from nudging.handle import Handle
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.params import SamplingParams
@@ -50,7 +50,7 @@ class AsyncGeneration:
             if text is not None:
                 return self._generation.extend(text=text)
             with Leaving(self._generation):
-                return self._generation.append(await result(self._generation.begin(sampling_params)))
+                return extended(self._generation, await result(self._generation.begin(sampling_params)))
 
     async def fork(self) -> AsyncGeneration:
         """As `Generation.fork`."""

@@ -31,9 +31,28 @@ def check_flags(**flags: Any) -> None:
 
 
 def check_file(name: str, value: Any) -> None:
-    """Raise BadRequest for what is neither None nor the name of a file: a number would be an open file's."""
-    if value is not None and (not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value)):
+    """Raise BadRequest for what is neither None nor the name of a file: a number would be an open file's.
+
+    What is no file that can be written is found here, before a model is loaded.
+    """
+    if value is None:
+        return
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not _can_be_a_name(path):
         raise BadRequest(f"{name} is {value!r}; it must be None or the path of a file to write")
+    if os.path.isdir(path):
+        raise BadRequest(f"{name} is {value!r}, a directory; give the path of a file in it")
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise BadRequest(f"{name} is {value!r} and {folder!r} is no directory; make it first")
+
+
+def _can_be_a_name(path: str) -> bool:
+    """Whether the system can be asked for a file of that name."""
+    try:
+        return bool(path) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def name_roles(base: Any, guide: Any, models: Any) -> dict[str, Checkpoint]:

@@ -172,7 +172,7 @@ class Generation:
         self._thread.check_may_wait("extend()")
         self._check_idle()
         with Leaving(self):
-            return self.append(self.begin(sampling_params).result())
+            return extended(self, self.begin(sampling_params).result())
 
     def fork(self) -> Generation:
         """An independent copy; the caches are shared until one of the two writes."""
@@ -218,7 +218,7 @@ class Generation:
                 self._caches.sequences = {}
 
     def begin(self, sampling_params: SamplingParams | None = None) -> Handle:
-        """Start to extend; `append` its result, or `leave`."""
+        """Start to extend; what it comes to is `extended` by its result, unless it is to `leave`."""
         if isinstance(sampling_params, str):
             raise BadRequest(
                 f"sampling_params is {sampling_params!r:.80}; write a text with extend(text=...)"
@@ -240,13 +240,6 @@ class Generation:
             raise BadRequest(f"{self.policy!r} cannot score given texts: it has no method `owner`")
         params = SamplingParams(max_tokens=len(ids), logprobs=0, ignore_eos=True)
         return self._start(params, Forced(self.policy, tuple(ids)), known_ahead=tuple(ids))
-
-    def append(self, result: RequestOutput) -> CompletionOutput:
-        """What an extension wrote becomes text.  Raises the error it ended with."""
-        output = only(result)
-        before = self._text
-        self._text = Text([*before.token_ids, *output.token_ids], [*before.authors, *output.authors])
-        return output
 
     def leave(self) -> None:
         """End what this generation has under way, if anything: nobody waits for it any more."""
@@ -351,6 +344,14 @@ def only(result: RequestOutput) -> CompletionOutput:
         raise error
     # Raised here it would be taken for an interrupt of the caller, or for the end of an iteration.
     raise RuntimeError(f"the policy raised {error!r}") from error
+
+
+def extended(generation: Generation, result: RequestOutput) -> CompletionOutput:
+    """What an extension wrote, which becomes text of its generation.  Raises the error it ended with."""
+    output = only(result)
+    before = generation._text
+    generation._text = Text([*before.token_ids, *output.token_ids], [*before.authors, *output.authors])
+    return output
 
 
 def scores(result: RequestOutput) -> list[float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from nudging.errors import EngineClosed
+from nudging.errors import BadRequest, EngineClosed
 from nudging.guard import tell
+from nudging.options import plain
 from nudging.output import Delta, RequestOutput, logprobs_of, request_output, segments
+from nudging.params import is_int
 from nudging.request import Request
 from nudging.request_options import read_seconds
 from nudging.waiting import Bell
@@ -122,11 +124,13 @@ class Handle:
         """What continuation `index` has written since its first `seen` tokens; None when nothing moved.
 
         Somebody who does not wait may be some tokens behind; who waits, and who listens, is told of each.
+        Raises BadRequest for a continuation that is not there, and for more tokens than it has.
         """
-        request = self._requests[index]
+        request = self._requests[_read("index", index, len(self._requests) - 1, "the last continuation")]
         # The end is read first: a piece that comes between the two reads is then left for the next delta.
         ended = request.id in self.mailbox.ended
         written = request.pieces
+        seen = _read("seen", seen, len(written), "the number of tokens it has")
         if len(written) == seen and not ended:
             return None
         pieces = written[seen:]
@@ -148,7 +152,10 @@ class Handle:
         """Call `listener`, on the engine's thread, whenever something moved (and once now, on this one).
 
         What it raises there goes to the log `nudging`; what it raises now is raised, and it is not added.
+        Raises BadRequest for what cannot be called.
         """
+        if not callable(listener):
+            raise BadRequest(f"listener is {listener!r}; give a callable that takes no argument")
         self.mailbox.listeners.append(listener)
         try:
             listener()
@@ -158,6 +165,14 @@ class Handle:
             raise
         if self.is_finished:
             self.mailbox.listeners.clear()
+
+
+def _read(name: str, value: Any, limit: int, what: str) -> int:
+    """A whole number from 0 to `limit`, which is `what`.  Raises BadRequest."""
+    number = value if type(value) is int else plain(value)
+    if not is_int(number) or not 0 <= number <= limit:
+        raise BadRequest(f"{name} is {value!r}; it must be a whole number from 0 to {limit}, {what}")
+    return int(number)
 
 
 class Owned(list[Handle]):

@@ -17,7 +17,7 @@ from zlib import crc32
 from nudging import BadRequest, Base, Guide, Nudging, SamplingParams
 from nudging.blocks import BlockPool
 from nudging.errors import DeadlineExceeded, NumericalError
-from nudging.generation import Generation
+from nudging.generation import Generation, extended
 from nudging.handle import Handle
 from nudging.output import Stats
 from nudging.policies.forced import Forced
@@ -343,7 +343,7 @@ class World:
                 assert list(output.authors) == want.authors
                 assert list(output.logprobs or ()) == want.logprobs
         if job.generation is not None and job.is_text and outputs[0].error is None:
-            job.generation.append(job.handle.result())
+            extended(job.generation, job.handle.result())
 
     def _may_end_otherwise(self, job: Job, request: Request) -> bool:
         if isinstance(request.policy, Broken) or (request.error is not None and job.may_fail):

@@ -182,10 +182,42 @@ def test_times_to_wait(tiny_pair: dict[str, Path]) -> None:
             attempt(lambda make=make: llm.drain(timeout=make()))
 
 
+@pytest.mark.parametrize(
+    ("index", "seen"), [(10**30, 0), (-1, 0), (1, 0), (0, 10**30), (0, -1), (0, 4), (0, True)]
+)
+def test_a_delta_that_cannot_be_is_refused_by_its_limit(tiny_llm: LLM, index: int, seen: int) -> None:
+    handle = tiny_llm.submit(PROMPT, SamplingParams(max_tokens=3, ignore_eos=True))
+    handle.result()
+    name, value, limit = ("seen", seen, 3) if index == 0 else ("index", index, 0)
+    with pytest.raises(
+        BadRequest, match=f"{name} is {value}; it must be a whole number from 0 to {limit}, the"
+    ):
+        handle.take(index, seen)
+
+
+def test_what_a_handle_is_asked_is_served_or_refused(tiny_llm: LLM) -> None:
+    handle = tiny_llm.submit(PROMPT, QUICK)
+    handle.result()
+    for make in VALUES.values():
+        attempt(lambda make=make: handle.take(make(), 0))
+        attempt(lambda make=make: handle.take(0, make()))
+        if not callable(make()):
+            attempt(lambda make=make: handle.add_listener(make()))
+    with pytest.raises(BadRequest, match="listener is 5; give a callable"):
+        handle.add_listener(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", ["", ".", "nowhere/trace.json", "half \ud800"])
+def test_a_trace_goes_into_a_file_that_can_be_made(place: str, tmp_path: Path) -> None:
+    path = str(tmp_path / place) if place in (".", "nowhere/trace.json") else place
+    with pytest.raises(BadRequest, match="trace is "):
+        LLM.pocket(threads=1, trace=path)
+
+
 @pytest.mark.parametrize("option", ["base", "guide", *LLMOptions.__annotations__])
 def test_an_engine_is_opened_or_refused(tiny_pair: dict[str, Path], option: str, tmp_path: Path) -> None:
     for name, make in VALUES.items():
-        if option == "trace" and name in ("str", "empty str", "path", "half a character"):
+        if option == "trace" and name in ("str", "path"):
             continue  # a file's name, or none, as the system says
         given = {"base": tiny_pair["base"], "kv_cache_memory": "1MiB", "progress": False} | {option: make()}
         llm = attempt(lambda given=given: LLM(**given))

@@ -92,6 +92,8 @@ def test_idle_generations_give_way_and_come_back(tiny_pair: dict[str, Path]) -> 
         (lambda text: text.extend(text=[True]), "holds True"),
         (lambda text: text.extend(text="word"), "this checkpoint has no tokenizer; give token ids"),
         (lambda text: text.rewind(-1), "rewind to -1; the text has 2 tokens"),
+        (lambda text: text.rewind(10**30), f"rewind to {10**30}; the text has 2 tokens"),
+        (lambda text: text.begin(5), "sampling_params is 5; give SamplingParams"),
         (lambda text: text.score([]), "the continuation is empty"),
     ],
 )

@@ -169,7 +169,6 @@ def test_async_handles_and_texts_have_every_public_name(one: type, other: type) 
         "abandon",
         "begin",
         "begin_score",
-        "append",
         "leave",
     }
     for name, value in public(one).items():
