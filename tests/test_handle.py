@@ -126,14 +126,17 @@ def test_what_runs_on_the_engines_thread_may_call_it_and_close_it() -> None:
     """A listener of ends is called there: waiting for that thread would wait for ever."""
     llm = SimLLM(Setup(), threaded=True)
     found: list[Any] = []
+    both_are_there = threading.Event()
 
     def at_end(request: Request) -> None:
+        assert both_are_there.wait(PATIENCE)
         found.append(llm._thread.call(threading.current_thread))
         llm.close()
         found.append("closed")
 
     llm.on_end(at_end)
     first, other = (llm.submit([2, token], PARAMS, Base(), "off") for token in (3, 4))
+    both_are_there.set()
     assert first.result(timeout=PATIENCE).outputs[0].finish_reason == "length"
     assert other.result(timeout=PATIENCE).outputs[0].finish_reason in ("length", "abort")
     llm._thread._thread.join(PATIENCE)
