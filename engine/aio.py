@@ -14,13 +14,13 @@ from nudging.aio_generation import AsyncGeneration
 from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, called, results
 from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
+from nudging.checks import called_like, strict_call
 from nudging.errors import EngineClosed
 from nudging.frozen import snapshot
 from nudging.generation import scores
 from nudging.handle import Handle
 from nudging.llm_options import LLMOptions
 from nudging.loading import Checkpoint
-from nudging.options import called_like, strict_call
 from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy

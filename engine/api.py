@@ -21,6 +21,7 @@ from nudging.arguments import (
     read_speculate,
     read_templates,
 )
+from nudging.checks import called_like, strict_call
 from nudging.engine import Engine
 from nudging.engine_thread import EngineThread
 from nudging.generation import Generation, scores
@@ -38,7 +39,6 @@ from nudging.loading import (
     read_quantization,
     read_threads,
 )
-from nudging.options import called_like, strict_call
 from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy

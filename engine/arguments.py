@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nudging.checks import plain
 from nudging.drafters import DRAFTERS
 from nudging.errors import BadRequest
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.loading import Checkpoint, LoadedModel
-from nudging.options import plain
 from nudging.params import SamplingParams, is_int
 
 Speculate = str | int

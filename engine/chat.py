@@ -21,7 +21,7 @@ from nudging.chat_messages import (
 )
 from nudging.chat_sandbox import ChatEnvironment
 from nudging.errors import BadRequest, CheckpointError
-from nudging.lfs import refuse_pointer
+from nudging.files.lfs import refuse_pointer
 from nudging.tokenizer import Tokenizer
 from nudging.tokenizer_files import named_special_tokens, read_json
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from nudging.checks import unknown_option
 from nudging.errors import BadRequest
-from nudging.options import unknown_option
 from nudging.params import SamplingParams, is_int
 from nudging.request_options import ChatOptions, RequestOptions
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING, NamedTuple
 
 from nudging.arguments import read_params
+from nudging.checks import plain
 from nudging.decide import TokenLogprob
 from nudging.engine import Engine
 from nudging.engine_thread import EngineLoop, EngineThread, Order
 from nudging.errors import BadRequest, EngineClosed
 from nudging.handle import Handle
-from nudging.options import plain
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.params import SamplingParams, is_int
 from nudging.policies.forced import Forced, Owning

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+from nudging.checks import plain
 from nudging.errors import BadRequest, EngineClosed
 from nudging.guard import tell
-from nudging.options import plain
 from nudging.output import Delta, RequestOutput, logprobs_of, request_output, segments
 from nudging.params import is_int
 from nudging.request import Request

@@ -20,10 +20,10 @@ from torch import Tensor
 from nudging import _C
 from nudging.chat import ChatTemplate, plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
+from nudging.files.hub import download, is_hub_id, read_revisions
 from nudging.foresight import Foresight
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import CudaRecorder
-from nudging.hub import download, is_hub_id, read_revisions
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nudging.checks import strict
 from nudging.errors import BadRequest
 from nudging.frozen import FrozenMap
-from nudging.options import strict
 
 MAX_TOKENS_LIMIT = 1 << 20
 N_LIMIT = 128

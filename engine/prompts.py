@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from nudging.checks import plain, unknown_option
 from nudging.errors import BadRequest
-from nudging.options import plain, unknown_option
 from nudging.params import is_int
 from nudging.request_options import ChatOptions, SubmitOptions
 from nudging.roles import Role

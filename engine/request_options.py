@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from nudging.checks import plain, unknown_option
 from nudging.errors import BadRequest
-from nudging.options import plain, unknown_option
 from nudging.params import is_int, is_number
 
 PRIORITY_LIMIT = 1 << 31

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nudging.checks import plain
 from nudging.errors import BadRequest
-from nudging.options import plain
 from nudging.params import is_int
 from nudging.prompts import Messages, read_ids
 from nudging.roles import Role

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nudging.errors import CheckpointError
-from nudging.json_file import read_object
+from nudging.files.json_file import read_object
 
 MAX_VOCAB = 2**24  # ids; no real vocabulary comes near, a damaged file may
 MAX_BYTES = 256 << 20  # a tokenizer.json of 256,000 tokens and their merges is about 35 MB

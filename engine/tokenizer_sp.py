@@ -10,7 +10,7 @@ from pathlib import Path
 import sentencepiece
 
 from nudging.errors import CheckpointError
-from nudging.lfs import refuse_pointer
+from nudging.files.lfs import refuse_pointer
 from nudging.tokenizer import Tokenizer
 from nudging.tokenizer_files import AddedToken, declared_tokens, named_special_tokens, read_json
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nudging import LLM, BadRequest, CheckpointError
-from nudging.hub import read_revisions
+from nudging.files.hub import read_revisions
 from nudging.loading import LoadedModel, read_dtype
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from ..lfs import refuse_pointer
-from .raw import REMEDY, RawConfig, parse_json, printable, read_json
+from nudging.errors import CheckpointError
+from nudging.files.lfs import refuse_pointer
+from nudging.models.raw import REMEDY, RawConfig, parse_json, printable, read_json
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000

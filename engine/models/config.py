@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import BadRequest, CheckpointError
-from . import gemma2, gemma3, llama, mistral, olmo, olmo2, phi3, qwen2, qwen3
-from .known_keys import refuse_unread
-from .raw import RawConfig, read_json
-from .spec import ModelConfig, Rope
-from .standard import Family
-from .windows import check_words
+from nudging.errors import BadRequest, CheckpointError
+from nudging.models import gemma2, gemma3, llama, mistral, olmo, olmo2, phi3, qwen2, qwen3
+from nudging.models.known_keys import refuse_unread
+from nudging.models.raw import RawConfig, read_json
+from nudging.models.spec import ModelConfig, Rope
+from nudging.models.standard import Family
+from nudging.models.windows import check_words
 
 __all__ = ["FAMILIES", "ModelConfig", "Rope", "read_config"]
 

@@ -8,24 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import Batch, KVCache
-from ..errors import BadRequest
-from ..kernels.add_rms_norm import add_rms_norm
-from ..kernels.embed import embed
-from ..kernels.gated_linear import gated_linear
-from ..kernels.layer_norm import layer_norm
-from ..kernels.linear import linear
-from ..kernels.linear_add import linear_add
-from ..kernels.linear_rope_append import linear_rope_append, split_heads
-from ..kernels.paged_attention import paged_attention
-from ..kernels.rms_norm import Norm
-from ..kernels.rope_append import HeadNorm, rope_append
-from ..kernels.soft_cap import soft_cap
-from ..kernels.weight import Weight, num_bytes, num_parameters, parts_of
-from .rope import rope_tables
-from .spec import ModelConfig
-from .weights import Layer, Weights
-from .whole_pass import WholePass, serves
+from nudging.batch import Batch, KVCache
+from nudging.errors import BadRequest
+from nudging.kernels.add_rms_norm import add_rms_norm
+from nudging.kernels.embed import embed
+from nudging.kernels.gated_linear import gated_linear
+from nudging.kernels.layer_norm import layer_norm
+from nudging.kernels.linear import linear
+from nudging.kernels.linear_add import linear_add
+from nudging.kernels.linear_rope_append import linear_rope_append, split_heads
+from nudging.kernels.paged_attention import paged_attention
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.rope_append import HeadNorm, rope_append
+from nudging.kernels.soft_cap import soft_cap
+from nudging.kernels.weight import Weight, num_bytes, num_parameters, parts_of
+from nudging.models.rope import rope_tables
+from nudging.models.spec import ModelConfig
+from nudging.models.weights import Layer, Weights
+from nudging.models.whole_pass import WholePass, serves
 
 
 class Between(NamedTuple):

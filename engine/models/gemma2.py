@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from .raw import RawConfig
-from .rope import read_rope
-from .spec import ModelConfig
-from .standard import ACTIVATIONS, POST_NORM_TENSORS, TENSORS, Family, RopeReader
-from .standard import describe as describe_standard
-from .windows import layer_windows, sliding_layers, window_of
+from nudging.models.raw import RawConfig
+from nudging.models.rope import read_rope
+from nudging.models.spec import ModelConfig
+from nudging.models.standard import ACTIVATIONS, POST_NORM_TENSORS, TENSORS, Family, RopeReader
+from nudging.models.standard import describe as describe_standard
+from nudging.models.windows import layer_windows, sliding_layers, window_of
 
 # What transformers takes for keys that a configuration leaves out.
 DEFAULTS = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import CheckpointError
-from .raw import MISSING, RawConfig, printable, shown
+from nudging.errors import CheckpointError
+from nudging.models.raw import MISSING, RawConfig, printable, shown
 
 # Where the model comes from and what saved it, how it was trained, and other heads than the one for text.
 _LISTED = """

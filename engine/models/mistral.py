@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from .raw import RawConfig
-from .spec import ModelConfig
-from .standard import TENSORS, Family
-from .standard import describe as describe_standard
-from .windows import layer_windows, sliding_layers, window_of
+from nudging.models.raw import RawConfig
+from nudging.models.spec import ModelConfig
+from nudging.models.standard import TENSORS, Family
+from nudging.models.standard import describe as describe_standard
+from nudging.models.windows import layer_windows, sliding_layers, window_of
 
 # What transformers takes for keys that a configuration leaves out; a null window means none.
 DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..errors import CheckpointError
-from .raw import RawConfig
-from .rope import read_rope
-from .spec import ModelConfig, Rope, RopeKind
-from .standard import TENSORS, Family
-from .standard import describe as describe_standard
-from .windows import window_of
+from nudging.errors import CheckpointError
+from nudging.models.raw import RawConfig
+from nudging.models.rope import read_rope
+from nudging.models.spec import ModelConfig, Rope, RopeKind
+from nudging.models.standard import TENSORS, Family
+from nudging.models.standard import describe as describe_standard
+from nudging.models.windows import window_of
 
 DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
 

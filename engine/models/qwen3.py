@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from .qwen2 import DEFAULTS, upper_windows
-from .raw import RawConfig
-from .spec import ModelConfig
-from .standard import TENSORS, Family
-from .standard import describe as describe_standard
+from nudging.models.qwen2 import DEFAULTS, upper_windows
+from nudging.models.raw import RawConfig
+from nudging.models.spec import ModelConfig
+from nudging.models.standard import TENSORS, Family
+from nudging.models.standard import describe as describe_standard
 
 
 def describe(raw: RawConfig) -> ModelConfig:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
-from ..errors import CheckpointError
-from ..json_file import REMEDY, parse_object, read_object
+from nudging.errors import CheckpointError
+from nudging.files.json_file import REMEDY, parse_object, read_object
 
 MAX_JSON_BYTES = 16 << 20  # a weight map of 100,000 tensors is about 10 MB
 MISSING = object()  # equal to no JSON value

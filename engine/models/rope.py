@@ -15,10 +15,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .known_keys import ROPE_HARMLESS, ROPE_NEUTRAL, refuse_unread
-from .raw import RawConfig, printable, shown
-from .spec import Rope, RopeKind
+from nudging.errors import CheckpointError
+from nudging.models.known_keys import ROPE_HARMLESS, ROPE_NEUTRAL, refuse_unread
+from nudging.models.raw import RawConfig, printable, shown
+from nudging.models.spec import Rope, RopeKind
 
 MAX_POSITION = 1 << 24  # the tables of this many positions already take gigabytes
 

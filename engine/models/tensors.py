@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CheckpointError
-from .checkpoint import DTYPES, TensorInfo
-from .raw import REMEDY, printable
-from .spec import ModelConfig
-from .standard import Family
+from nudging.errors import CheckpointError
+from nudging.models.checkpoint import DTYPES, TensorInfo
+from nudging.models.raw import REMEDY, printable
+from nudging.models.spec import ModelConfig
+from nudging.models.standard import Family
 
 SHOWN_NAMES = 5
 EMBED = "embed_tokens.weight"

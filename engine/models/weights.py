@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..kernels.weight import PackedWeight, Weight, parts_of
+from nudging import _C
+from nudging.kernels.weight import PackedWeight, Weight, parts_of
 
 ALIGNMENT = 64
 

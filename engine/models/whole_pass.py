@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..batch import Batch, KVCache
-from ..kernels.cpu import BEST, DTYPES, require, team
-from ..kernels.gated_act import ACTIVATIONS
-from ..kernels.linear import linear
-from ..kernels.weight import PackedWeight, Weight, parts_of, whole_panels
-from .spec import ModelConfig
-from .weights import Layer, Weights
+from nudging import _C
+from nudging.batch import Batch, KVCache
+from nudging.kernels.cpu import BEST, DTYPES, require, team
+from nudging.kernels.gated_act import ACTIVATIONS
+from nudging.kernels.linear import linear
+from nudging.kernels.weight import PackedWeight, Weight, parts_of, whole_panels
+from nudging.models.spec import ModelConfig
+from nudging.models.weights import Layer, Weights
 
 Tables = list[tuple[Tensor, Tensor]]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .raw import RawConfig
-from .rope import MAX_POSITION
+from nudging.models.raw import RawConfig
+from nudging.models.rope import MAX_POSITION
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from nudging.checks import strict
 from nudging.errors import BadRequest
-from nudging.options import strict
 from nudging.policies import reference
 from nudging.policies.protocol import Step, View
 

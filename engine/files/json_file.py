@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nudging.errors import CheckpointError
-from nudging.lfs import refuse_pointer
+from nudging.files.lfs import refuse_pointer
 
 REMEDY = "correct the file, or fetch the checkpoint again"
 
