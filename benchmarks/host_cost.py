@@ -31,9 +31,9 @@ from nudging.engine import Engine
 from nudging.loading import load_roles, make_runners
 from nudging.models.decoder import Decoder
 from nudging.policies.protocol import Policy
-from nudging.prompts import RolePrompt
 from nudging.request import Request
-from nudging.roles import Role
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role
 
 ARMS: dict[str, tuple[Policy, int | None]] = {
     "base alone": (Base(), 0),

@@ -35,7 +35,7 @@ from nudging import LLM, Base, Nudging, SamplingParams
 from nudging.errors import BadRequest
 from nudging.loading import resolve
 from nudging.pocket.grade import load_questions
-from nudging.prompts import read_chat
+from nudging.text.prompts import read_chat
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 120  # of the table in a pipe or a file

@@ -19,12 +19,12 @@ from torch import Tensor
 from benchmarks.host_cost import ARMS, opinions
 from nudging import SamplingParams
 from nudging.batch import Batch, KVCache
-from nudging.chat import plain_chat_template
 from nudging.engine import Engine
-from nudging.prompts import RolePrompt
 from nudging.request import Request
-from nudging.roles import Role
 from nudging.runner import ModelRunner
+from nudging.text.chat_template import plain_chat_template
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role
 from tests.fake import FakeDecoder
 
 VOCAB = 64

@@ -24,12 +24,12 @@ from nudging.loading import Checkpoint
 from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
-from nudging.prompts import Messages, Prompt
 from nudging.request import Request
 from nudging.request_options import ChatOptions, RequestOptions, SubmitOptions
-from nudging.role_tokenizer import RoleTokenizer
-from nudging.roles import Role
 from nudging.scores import pair_up
+from nudging.text.prompts import Messages, Prompt
+from nudging.text.role_tokenizer import RoleTokenizer
+from nudging.text.roles import Role
 from nudging.totals import EngineStats
 
 

@@ -43,7 +43,6 @@ from nudging.output import RequestOutput
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prefill import check_prefill_attention, read_prefill_attention
-from nudging.prompts import Messages, Prompt, read_prompt
 from nudging.request_options import (
     ChatOptions,
     RequestOptions,
@@ -51,8 +50,9 @@ from nudging.request_options import (
     read_request_options,
     read_seconds,
 )
-from nudging.role_tokenizer import find_role
 from nudging.scores import pair_up
+from nudging.text.prompts import Messages, Prompt, read_prompt
+from nudging.text.role_tokenizer import find_role
 from nudging.trace import Trace, Tracer
 from nudging.watched import Watched
 

@@ -113,11 +113,11 @@ def weights(tensors: dict[str, TensorInfo]) -> str:
 
 def checkpoint_facts(name: str) -> Facts:
     """A checkpoint from its headers.  Raises CheckpointError, BadRequest."""
-    from nudging.chat import plain_chat_template
     from nudging.loading import resolve
     from nudging.models.checkpoint import list_tensors
     from nudging.models.config import read_config
-    from nudging.roles import load_text_side
+    from nudging.text.chat_template import plain_chat_template
+    from nudging.text.roles import load_text_side
 
     path = resolve(name)
     config, tensors = read_config(path), list_tensors(path)

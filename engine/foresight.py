@@ -30,8 +30,8 @@ from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
 from nudging.policies.nudging import Nudging
 from nudging.request import Request
-from nudging.roles import Role
 from nudging.runner import ModelRunner, Rows
+from nudging.text.roles import Role
 from nudging.work import Work
 
 # Requests that stand where a cycle begins: how many drafts each wants, and the work that it begins with.

@@ -22,12 +22,12 @@ from nudging.output import CompletionOutput, RequestOutput
 from nudging.params import SamplingParams, is_int
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
-from nudging.prompts import RolePrompt, read_continuation
 from nudging.request import Request
 from nudging.request_options import RequestOptions
-from nudging.roles import Role
 from nudging.sequence import Sequence
-from nudging.tokenizer import Tokenizer
+from nudging.text.prompts import RolePrompt, read_continuation
+from nudging.text.roles import Role
+from nudging.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing import Self

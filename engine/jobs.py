@@ -18,10 +18,17 @@ from nudging.params import SamplingParams
 from nudging.policies import Base, Nudging
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
-from nudging.prompts import RolePrompt, chat_reader, list_chats, list_prompts, read_continuation, read_prompt
 from nudging.request import Request
 from nudging.request_options import ChatOptions, read_submit_options
-from nudging.roles import Role, check_policy
+from nudging.text.prompts import (
+    RolePrompt,
+    chat_reader,
+    list_chats,
+    list_prompts,
+    read_continuation,
+    read_prompt,
+)
+from nudging.text.roles import Role, check_policy
 
 # Reads what a caller gives for the roles of a policy.
 Reader = Callable[[Any, Sequence[Role]], dict[str, RolePrompt]]

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from nudging import _C
-from nudging.chat import ChatTemplate, plain_chat_template
 from nudging.errors import BadRequest, CheckpointError
 from nudging.files.hub import download, is_hub_id, read_revisions
 from nudging.foresight import Foresight
@@ -28,9 +27,10 @@ from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
 from nudging.models.load import Quantization, load_model
-from nudging.roles import Role, load_text_side
 from nudging.runner import ModelRunner, block_bytes
-from nudging.tokenizer import Tokenizer
+from nudging.text.chat_template import ChatTemplate, plain_chat_template
+from nudging.text.roles import Role, load_text_side
+from nudging.text.tokenizer import Tokenizer
 
 UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

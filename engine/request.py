@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nudging.adaptive import MAX_ADAPTIVE_DRAFT
-from nudging.detokenize import Detokenizer, StopChecker
 from nudging.errors import DeadlineExceeded
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy, facts_of
-from nudging.prompts import RolePrompt
-from nudging.roles import Role, check_ids
 from nudging.sequence import Sequence
-from nudging.tokenizer import Tokenizer
+from nudging.text.detokenizer import Detokenizer, StopChecker
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role, check_ids
+from nudging.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nudging.lanes import Lanes

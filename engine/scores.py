@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nudging.errors import BadRequest
-from nudging.prompts import list_continuations, list_prompts
+from nudging.text.prompts import list_continuations, list_prompts
 
 
 def pair_up(prompt: Any, continuation: Any) -> tuple[list[tuple[Any, Any]], bool]:

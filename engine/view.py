@@ -13,7 +13,7 @@ from nudging.past import past_of
 from nudging.policies.protocol import Completion
 from nudging.request import Need, Request
 from nudging.sequence import Row, Sequence
-from nudging.tokenizer import Tokenizer
+from nudging.text.tokenizer import Tokenizer
 
 
 class MissingRow(BaseException):

@@ -10,8 +10,8 @@ from nudging.errors import BadRequest, EngineClosed
 from nudging.jobs import Jobs, default_policy
 from nudging.policies.protocol import Policy
 from nudging.request import Request
-from nudging.role_tokenizer import RoleTokenizer, find_role
-from nudging.roles import Role
+from nudging.text.role_tokenizer import RoleTokenizer, find_role
+from nudging.text.roles import Role
 from nudging.totals import EngineStats
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from nudging.batch import Batch, KVCache
-from nudging.chat import plain_chat_template
 from nudging.engine import Engine
-from nudging.roles import Role
 from nudging.runner import ModelRunner
-from nudging.tokenizer import Tokenizer
+from nudging.text.chat_template import plain_chat_template
+from nudging.text.roles import Role
+from nudging.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

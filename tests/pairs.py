@@ -13,7 +13,7 @@ from nudging.decide import TokenLogprob, logprob_of
 from nudging.engine_thread import Order
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies import Policy
-from nudging.tokenizer import Tokenizer
+from nudging.text.tokenizer import Tokenizer
 from tests import oracle
 
 PROMPT = "How many apples are left?"

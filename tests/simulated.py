@@ -18,7 +18,6 @@ import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.blocks import BlockPool
-from nudging.chat import plain_chat_template
 from nudging.decide import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
 from nudging.engine import Engine
 from nudging.engine_thread import Command, EngineLoop, EngineThread, Submission
@@ -30,10 +29,11 @@ from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy
 from nudging.prefix_cache import Prefix
 from nudging.request import Request
-from nudging.roles import Role
 from nudging.runner import ModelRunner, Rows, by_work
 from nudging.sequence import Row
-from nudging.tokenizer import Tokenizer
+from nudging.text.chat_template import plain_chat_template
+from nudging.text.roles import Role
+from nudging.text.tokenizer import Tokenizer
 from nudging.work import Work
 from tests import oracle
 from tests.pairs import as_oracle_params, whole_characters

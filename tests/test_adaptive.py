@@ -16,8 +16,8 @@ from nudging import Nudging, SamplingParams
 from nudging.adaptive import ALLOWANCE, LOAN, Account, Drafting, Ledger, draft_length, expected_tokens
 from nudging.costs import PassCosts
 from nudging.drafters import MAX_NGRAM, MIN_NGRAM, look_up
-from nudging.prompts import RolePrompt
 from nudging.request import Request
+from nudging.text.prompts import RolePrompt
 from tests.fake import FixedCosts, TableTokenizer, fake_engine
 
 VOCAB = 32

@@ -9,11 +9,11 @@ import pytest
 from nudging import Base, SamplingParams
 from nudging.claims import Claims
 from nudging.engine import Engine
-from nudging.prompts import RolePrompt
 from nudging.ranked import Ranked
 from nudging.request import Request
-from nudging.roles import Role
 from nudging.sequence import Sequence
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role
 from tests.fake import FixedCosts, fake_engine
 from tests.test_scheduler import mix, small_engine
 from tests.tiny import HashModel

@@ -16,11 +16,11 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from nudging import chat_sandbox
-from nudging.chat import ChatTemplate, load_chat_template, plain_chat_template
-from nudging.chat_sandbox import WORK_LIMIT, Meter
 from nudging.errors import BadRequest, CheckpointError
-from nudging.tokenizer import load_tokenizer
+from nudging.text import template_sandbox as chat_sandbox
+from nudging.text.chat_template import ChatTemplate, load_chat_template, plain_chat_template
+from nudging.text.template_sandbox import WORK_LIMIT, Meter
+from nudging.text.tokenizer import load_tokenizer
 
 CHATML = """\
 {%- if tools %}

@@ -11,8 +11,8 @@ import jinja2
 import pytest
 import transformers
 
-from nudging.chat import ChatTemplate, load_chat_template, plain_chat_template
 from nudging.errors import BadRequest
+from nudging.text.chat_template import ChatTemplate, load_chat_template, plain_chat_template
 from tests.test_chat import BRACKETS, CHATML, TOOLS, TURNS, write_tokenizer
 
 # Each family's way of reading a message, in a few lines: by parts or as a text, by which names, in macros.

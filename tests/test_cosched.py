@@ -13,9 +13,9 @@ from nudging import Base, Nudging, SamplingParams
 from nudging.cosched import cheapest_first, path_steps
 from nudging.engine import Engine
 from nudging.policies.protocol import Policy
-from nudging.prompts import RolePrompt
 from nudging.request import Request
-from nudging.roles import Role
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role
 from tests.fake import FixedCosts, TableTokenizer, fake_engine
 
 VOCAB = 32

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nudging import Base, Nudging, SamplingParams
 from nudging.policies import Policy
-from nudging.prompts import RolePrompt
 from nudging.request import Request
-from nudging.roles import Role
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role
 from tests import oracle
 from tests.fake import FixedCosts, TableTokenizer, fake_engine
 from tests.pairs import as_oracle_params

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nudging.detokenize import Detokenizer, StopChecker
 from nudging.errors import BadRequest
+from nudging.text.detokenizer import Detokenizer, StopChecker
 from tests.fake import TableTokenizer
 from tests.oracle import cut_at_stop
 from tests.texts import ANY_TEXT

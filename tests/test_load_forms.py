@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nudging.errors import CheckpointError
 from nudging.models.load import load_model
-from nudging.roles import load_text_side
+from nudging.text.roles import load_text_side
 from tests.checkpoints import HIDDEN, VOCAB, make_tensors, write
 from tests.hf_models import CASES, build_hf, exact_logits, random_ids
 

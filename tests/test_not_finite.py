@@ -11,9 +11,9 @@ from nudging import Base, Guide, NumericalError, SamplingParams
 from nudging.decide import GREEDY, Wanted, decide
 from nudging.graphs import is_picked_by_head
 from nudging.policies import Nudging, Policy
-from nudging.prompts import RolePrompt
 from nudging.request import Request
 from nudging.sequence import Row
+from nudging.text.prompts import RolePrompt
 from tests.fake import fake_engine
 
 WRONG = {

@@ -6,8 +6,8 @@ import pytest
 
 from nudging import Base, DeadlineExceeded, SamplingParams
 from nudging.errors import OutOfBlocks
-from nudging.prompts import RolePrompt
 from nudging.request import Need, Request
+from nudging.text.prompts import RolePrompt
 from tests.fake import TableTokenizer
 from tests.test_scheduler import finish, request, small_engine
 

@@ -9,9 +9,9 @@ import pytest
 from nudging import BadRequest, Base, DeadlineExceeded, Guide, Nudging, SamplingParams
 from nudging.engine import Engine
 from nudging.policies import Policy
-from nudging.prompts import RolePrompt
 from nudging.request import Request
-from nudging.roles import Role
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role
 from tests.fake import FixedCosts, fake_engine
 from tests.tiny import HashModel
 

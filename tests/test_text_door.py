@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from nudging import LLM, AsyncLLM, BadRequest, Base, SamplingParams
-from nudging.chat import PLAIN_FORM
-from nudging.tokenizer import Tokenizer
+from nudging.text.chat_template import PLAIN_FORM
+from nudging.text.tokenizer import Tokenizer
 from tests.test_chat import CHATML
 from tests.tiny import write_tiny_checkpoint
 
@@ -100,7 +100,7 @@ def test_the_form_of_a_model_without_a_template_is_shown_and_can_be_set(beyond: 
 
 
 def rendered(messages: list[dict[str, Any]], **options: Any) -> str:
-    from nudging.chat import ChatTemplate
+    from nudging.text.chat_template import ChatTemplate
 
     return ChatTemplate(CHATML).render(messages, **options)
 

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from nudging.errors import BadRequest, CheckpointError
-from nudging.tokenizer import Tokenizer, load_tokenizer
-from nudging.tokenizer_json import JsonTokenizer
+from nudging.text.tokenizer import Tokenizer, load_tokenizer
+from nudging.text.tokenizer_json import JsonTokenizer
 from tests.fake import TableTokenizer
 from tests.texts import ANY_TEXT
 
@@ -361,7 +361,7 @@ def test_damaged_files_are_refused(make: Make, byte_level: dict[str, Any], piece
 
 def test_tokenizers_need_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, nudging.tokenizer_json, nudging.tokenizer_sp, nudging.detokenize, nudging.chat;"
+        "import sys, nudging.text.tokenizer_json, nudging.text.tokenizer_sp, nudging.text.detokenizer, nudging.text.chat_template;"
         "assert not (found := {'torch', 'transformers'} & set(sys.modules)), found"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,9 +12,9 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from nudging.chat import load_chat_template
 from nudging.errors import CheckpointError
-from nudging.tokenizer import Tokenizer, load_tokenizer
+from nudging.text.chat_template import load_chat_template
+from nudging.text.tokenizer import Tokenizer, load_tokenizer
 from tests.test_chat import CHATML
 
 SIZE = 256

@@ -14,7 +14,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nudging.tokenizer import Tokenizer, load_tokenizer
+from nudging.text.tokenizer import Tokenizer, load_tokenizer
 from tests.texts import ANY_TEXT, DATA, gsm8k
 
 PROPERTY = settings(max_examples=60)

@@ -15,10 +15,10 @@ from nudging.batch import Batch, KVCache
 from nudging.engine import Engine
 from nudging.loading import load_roles, make_runners
 from nudging.models.decoder import Decoder
-from nudging.prompts import RolePrompt
 from nudging.request import Request
-from nudging.roles import Role
 from nudging.sequence import Sequence
+from nudging.text.prompts import RolePrompt
+from nudging.text.roles import Role
 from tests.pairs import Twin
 from tests.test_exactness import prompt_of
 from tests.tiny import write_tiny_checkpoint

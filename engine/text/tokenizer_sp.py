@@ -11,8 +11,8 @@ import sentencepiece
 
 from nudging.errors import CheckpointError
 from nudging.files.lfs import refuse_pointer
-from nudging.tokenizer import Tokenizer
-from nudging.tokenizer_files import AddedToken, declared_tokens, named_special_tokens, read_json
+from nudging.text.special_tokens import AddedToken, declared_tokens, named_special_tokens, read_json
+from nudging.text.tokenizer import Tokenizer
 
 _SPACE = "\u2581"
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 
 from nudging.errors import BadRequest
-from nudging.tokenizer import Tokenizer
+from nudging.text.tokenizer import Tokenizer
 
 
 class Detokenizer:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
-from nudging.chat_content import ContentForm, content_form
-from nudging.chat_messages import (
+from nudging.errors import BadRequest, CheckpointError
+from nudging.files.lfs import refuse_pointer
+from nudging.text.chat_content import ContentForm, content_form
+from nudging.text.chat_messages import (
     REASONING,
     Message,
     check_messages,
@@ -19,11 +21,9 @@ from nudging.chat_messages import (
     left_open,
     plain,
 )
-from nudging.chat_sandbox import ChatEnvironment
-from nudging.errors import BadRequest, CheckpointError
-from nudging.files.lfs import refuse_pointer
-from nudging.tokenizer import Tokenizer
-from nudging.tokenizer_files import named_special_tokens, read_json
+from nudging.text.special_tokens import named_special_tokens, read_json
+from nudging.text.template_sandbox import ChatEnvironment
+from nudging.text.tokenizer import Tokenizer
 
 # What a base model was never taught it can still read: questions and answers, the last one open.
 PLAIN = """\

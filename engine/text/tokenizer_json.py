@@ -13,8 +13,14 @@ from typing import Any
 import tokenizers
 
 from nudging.errors import CheckpointError
-from nudging.tokenizer import Tokenizer
-from nudging.tokenizer_files import MAX_VOCAB, AddedToken, declared_tokens, named_special_tokens, read_json
+from nudging.text.special_tokens import (
+    MAX_VOCAB,
+    AddedToken,
+    declared_tokens,
+    named_special_tokens,
+    read_json,
+)
+from nudging.text.tokenizer import Tokenizer
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

@@ -12,7 +12,7 @@ from nudging.checks import plain, unknown_option
 from nudging.errors import BadRequest
 from nudging.params import is_int
 from nudging.request_options import ChatOptions, SubmitOptions
-from nudging.roles import Role
+from nudging.text.roles import Role
 
 Ids = Iterable[int]
 Prompt = str | Ids | Mapping[str, "str | Ids"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from nudging.errors import BadRequest
-from nudging.tokenizer_files import MAX_VOCAB
+from nudging.text.special_tokens import MAX_VOCAB
 
 
 class Tokenizer(ABC):
@@ -223,11 +223,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer | None:
     """
     folder = Path(path)
     if (folder / "tokenizer.json").is_file():
-        from nudging.tokenizer_json import JsonTokenizer
+        from nudging.text.tokenizer_json import JsonTokenizer
 
         return JsonTokenizer.load(folder)
     if (folder / "tokenizer.model").is_file():
-        from nudging.tokenizer_sp import SentencePieceTokenizer
+        from nudging.text.tokenizer_sp import SentencePieceTokenizer
 
         return SentencePieceTokenizer.load(folder)
     return None

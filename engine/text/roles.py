@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nudging.chat import ChatTemplate, load_chat_template
 from nudging.errors import BadRequest
 from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
-from nudging.tokenizer import Tokenizer, load_tokenizer
+from nudging.text.chat_template import ChatTemplate, load_chat_template
+from nudging.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)

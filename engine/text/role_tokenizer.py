@@ -8,8 +8,8 @@ from typing import Any
 from nudging.checks import plain
 from nudging.errors import BadRequest
 from nudging.params import is_int
-from nudging.prompts import Messages, read_ids
-from nudging.roles import Role
+from nudging.text.prompts import Messages, read_ids
+from nudging.text.roles import Role
 
 
 class RoleTokenizer:
