@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nudging import LLM, Base, SamplingParams
 from nudging.batch import Batch, KVCache
 from nudging.models.decoder import Decoder
-from nudging.models.load import Quantization, load_model
+from nudging.models.loader import Quantization, load_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     "100M": {

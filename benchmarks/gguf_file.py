@@ -23,7 +23,7 @@ from torch import Tensor
 from nudging.errors import BadRequest
 from nudging.loading import resolve
 from nudging.models.checkpoint import list_tensors
-from nudging.models.config import ModelConfig, read_config
+from nudging.models.registry import ModelConfig, read_config
 
 DTYPES = ("bf16", "fp32")
 

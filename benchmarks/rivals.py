@@ -17,7 +17,7 @@ from benchmarks.arms.sglang import sglang_arms
 from benchmarks.arms.vllm import vllm_arms
 from benchmarks.gguf_file import check_plain_llama
 from nudging.errors import BadRequest
-from nudging.models.config import read_config
+from nudging.models.registry import read_config
 
 # Another engine's bf16 kernels decide near-ties otherwise: a token this likely, relative to the likeliest, is
 # as good.  A tensor in a wrong place changes nearly all positions, and no rounding as many as 5 %.

@@ -15,7 +15,7 @@ from nudging.cli_options import option
 
 if TYPE_CHECKING:
     from nudging.models.checkpoint import TensorInfo
-    from nudging.models.spec import ModelConfig
+    from nudging.models.model_config import ModelConfig
 
 Facts = list[tuple[str, str]]
 
@@ -101,7 +101,7 @@ def pocket_facts() -> Facts:
 def summary(path: Path) -> str:
     """A checkpoint in a line."""
     from nudging.models.checkpoint import list_tensors
-    from nudging.models.config import read_config
+    from nudging.models.registry import read_config
 
     return f"{read_config(path).family}, {weights(list_tensors(path))}"
 
@@ -115,7 +115,7 @@ def checkpoint_facts(name: str) -> Facts:
     """A checkpoint from its headers.  Raises CheckpointError, BadRequest."""
     from nudging.loading import resolve
     from nudging.models.checkpoint import list_tensors
-    from nudging.models.config import read_config
+    from nudging.models.registry import read_config
     from nudging.text.chat_template import plain_chat_template
     from nudging.text.roles import load_text_side
 

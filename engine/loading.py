@@ -24,9 +24,9 @@ from nudging.foresight import Foresight
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import CudaRecorder
 from nudging.kernels.flash_attn import FlashAttn
-from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
-from nudging.models.load import Quantization, load_model
+from nudging.models.loader import Quantization, load_model
+from nudging.models.registry import read_config
 from nudging.runner import ModelRunner, block_bytes
 from nudging.text.chat_template import ChatTemplate, plain_chat_template
 from nudging.text.roles import Role, load_text_side

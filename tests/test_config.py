@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nudging.errors import BadRequest, CheckpointError
-from nudging.models.config import ModelConfig, read_config
+from nudging.models.registry import ModelConfig, read_config
 from nudging.models.tensors import layer_shapes
 from tests.checkpoints import CONFIG, VOCAB, write
 

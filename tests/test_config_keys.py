@@ -11,9 +11,9 @@ import pytest
 import transformers
 
 from nudging.errors import CheckpointError
-from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
+from nudging.models.registry import read_config
 from tests.checkpoints import write
 from tests.hf_models import SHAPE, YARN, build_hf, exact_logits, random_ids
 from tests.hf_models import Case as Tiny

@@ -14,7 +14,7 @@ from benchmarks.gguf_file import check_plain_llama, interleave, write_gguf
 from benchmarks.inflate import inflate_checkpoint, shape
 from nudging.errors import BadRequest
 from nudging.loading import resolve
-from nudging.models.config import read_config
+from nudging.models.registry import read_config
 
 # Where all tests are collected for the GPU's sake, it may be missing.
 gguf = pytest.importorskip("gguf")

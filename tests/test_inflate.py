@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.inflate import NOISE, SHAPES, Layout, inflate, inflate_checkpoint, inflate_model, shape
 from nudging import LLM, BadRequest, LoadedModel, Nudging, SamplingParams, pocket
 from nudging.kernels.weight import parts_of
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
 from nudging.pocket.grade import load_questions
 from tests.tiny import write_tiny_checkpoint
 

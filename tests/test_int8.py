@@ -13,7 +13,7 @@ from nudging.errors import BadRequest
 from nudging.kernels.linear import linear
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import Int8Weight, quantize_int8
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
 from tests.cases import linear_args, noise
 from tests.pairs import Twin, assert_pools_are_whole, written
 

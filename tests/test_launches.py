@@ -18,7 +18,7 @@ from nudging.cycle import CycleShape, Model, RecordedCycle, cycle_memory
 from nudging.graphs import PickBuffer, RecordedPass, RecordedPath
 from nudging.kernels.rms_norm import rms_norm
 from nudging.models.decoder import Decoder
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
 from tests.compare import assert_same_bits
 from tests.interpreter import DEVICE
 from tests.launches import Launches, triton_runs_all_ops

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from nudging.errors import BadRequest, CheckpointError
 from nudging.models.checkpoint import read_header
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
 from tests.checkpoints import HIDDEN, VOCAB, make_tensors, write
 
 

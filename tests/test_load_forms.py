@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nudging.errors import CheckpointError
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
 from nudging.text.roles import load_text_side
 from tests.checkpoints import HIDDEN, VOCAB, make_tensors, write
 from tests.hf_models import CASES, build_hf, exact_logits, random_ids
@@ -50,7 +50,7 @@ def test_the_head_of_a_tied_checkpoint_has_the_embeddings_shape(
     if shape[0] < VOCAB and len(shape) == 2 and shape[1] == HIDDEN:
         tensors[HEAD] = tensors[EMBED][: shape[0]].clone()
     write(tmp_path, {"tie_word_embeddings": True}, tensors)
-    monkeypatch.setattr("nudging.models.load.Arena", None)
+    monkeypatch.setattr("nudging.models.loader.Arena", None)
     message = refusal(tmp_path)
     assert f"lm_head.weight has shape {list(shape)}" in message
     assert "tie_word_embeddings" in message

@@ -20,9 +20,9 @@ from nudging.batch import Batch, KVCache
 from nudging.errors import BadRequest
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import parts_of
-from nudging.models.config import read_config
 from nudging.models.decoder import Decoder
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
+from nudging.models.registry import read_config
 from nudging.models.rope import rope_tables
 from tests.hf_models import (
     CASES,

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams, pocket
-from nudging.models.load import load_model
+from nudging.models.loader import load_model
 from nudging.pocket.grade import Question, is_right, load_questions
 from nudging.policies import Policy
 from tests.pairs import Twin, assert_pools_are_whole, assert_same_text, written

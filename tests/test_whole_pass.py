@@ -16,9 +16,9 @@ from nudging.batch import Batch, KVCache
 from nudging.kernels.cpu import team, use_team
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import look_up
+from nudging.models.cpu_forward import WholePass
 from nudging.models.decoder import Between, Decoder
-from nudging.models.load import load_model
-from nudging.models.whole_pass import WholePass
+from nudging.models.loader import load_model
 from tests.hf_models import CASES, SHAPE, build_hf
 
 pytestmark = pytest.mark.skipif(FORCED == "reference", reason="C++ is switched off")

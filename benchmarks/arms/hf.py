@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting, up_to_end
-from nudging.models.config import read_config
+from nudging.models.registry import read_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting, up_to_end
 from benchmarks.gguf_file import DTYPES, write_gguf
-from nudging.models.config import read_config
+from nudging.models.registry import read_config
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.arms.arm import Limits, Prompts, Rival, Sample, Setting, up_to_end
-from nudging.models.config import read_config
+from nudging.models.registry import read_config
 
 # By arm: what it computes in. The weights are read as the folder has them, bf16 of a bf16 checkpoint.
 PRECISIONS = {"openvino bf16": "bf16", "openvino bf16 in fp32": "f32"}

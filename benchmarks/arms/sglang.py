@@ -22,7 +22,7 @@ from benchmarks.arms.arm import (
     rows_of,
     up_to_end,
 )
-from nudging.models.config import read_config
+from nudging.models.registry import read_config
 
 # Keys and values; activations and recordings have the rest of the memory.
 CACHE_BYTES = 8 << 30

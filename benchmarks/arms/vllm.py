@@ -22,7 +22,7 @@ from benchmarks.arms.arm import (
     rows_of,
     up_to_end,
 )
-from nudging.models.config import read_config
+from nudging.models.registry import read_config
 
 DRAFTS = 4
 # Besides the weights: keys and values, activations and recordings.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nudging.errors import CheckpointError
 from nudging.files.lfs import refuse_pointer
-from nudging.models.raw import REMEDY, RawConfig, parse_json, printable, read_json
+from nudging.models.json_config import REMEDY, RawConfig, parse_json, printable, read_json
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000

@@ -22,10 +22,10 @@ from nudging.kernels.rms_norm import Norm
 from nudging.kernels.rope_append import HeadNorm, rope_append
 from nudging.kernels.soft_cap import soft_cap
 from nudging.kernels.weight import Weight, num_bytes, num_parameters, parts_of
+from nudging.models.cpu_forward import WholePass, serves
+from nudging.models.model_config import ModelConfig
 from nudging.models.rope import rope_tables
-from nudging.models.spec import ModelConfig
 from nudging.models.weights import Layer, Weights
-from nudging.models.whole_pass import WholePass, serves
 
 
 class Between(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nudging.errors import CheckpointError
-from nudging.models.raw import MISSING, RawConfig, printable, shown
+from nudging.models.json_config import MISSING, RawConfig, printable, shown
 
 # Where the model comes from and what saved it, how it was trained, and other heads than the one for text.
 _LISTED = """

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nudging.errors import CheckpointError
+from nudging.models.json_config import RawConfig, printable, shown
 from nudging.models.known_keys import ROPE_HARMLESS, ROPE_NEUTRAL, refuse_unread
-from nudging.models.raw import RawConfig, printable, shown
-from nudging.models.spec import Rope, RopeKind
+from nudging.models.model_config import Rope, RopeKind
 
 MAX_POSITION = 1 << 24  # the tables of this many positions already take gigabytes
 

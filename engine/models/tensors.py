@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from nudging.errors import CheckpointError
 from nudging.models.checkpoint import DTYPES, TensorInfo
-from nudging.models.raw import REMEDY, printable
-from nudging.models.spec import ModelConfig
-from nudging.models.standard import Family
+from nudging.models.families.standard import Family
+from nudging.models.json_config import REMEDY, printable
+from nudging.models.model_config import ModelConfig
 
 SHOWN_NAMES = 5
 EMBED = "embed_tokens.weight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nudging.models.raw import RawConfig
+from nudging.models.json_config import RawConfig
 from nudging.models.rope import MAX_POSITION
 
 SLIDING, FULL = "sliding_attention", "full_attention"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from nudging.models.raw import RawConfig
+from nudging.models.json_config import RawConfig
+from nudging.models.model_config import Activation, ModelConfig, Rope
 from nudging.models.rope import MAX_POSITION, read_rope
-from nudging.models.spec import Activation, ModelConfig, Rope
 
 # Far above any model there is: such sizes are damage, and would fail later as a huge allocation.
 MAX_WIDTH = 1 << 20

@@ -11,7 +11,7 @@ from nudging.kernels.cpu import BEST, DTYPES, require, team
 from nudging.kernels.gated_act import ACTIVATIONS
 from nudging.kernels.linear import linear
 from nudging.kernels.weight import PackedWeight, Weight, parts_of, whole_panels
-from nudging.models.spec import ModelConfig
+from nudging.models.model_config import ModelConfig
 from nudging.models.weights import Layer, Weights
 
 Tables = list[tuple[Tensor, Tensor]]

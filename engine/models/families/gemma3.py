@@ -3,12 +3,12 @@ full, and a rotary base of its own for the sliding ones."""
 
 from dataclasses import replace
 
-from nudging.models.gemma2 import describe_gemma
+from nudging.models.families.gemma2 import describe_gemma
+from nudging.models.families.standard import MAX_LAYERS, POST_NORM_TENSORS, TENSORS, Family
+from nudging.models.json_config import RawConfig
 from nudging.models.known_keys import refuse_unread
-from nudging.models.raw import RawConfig
+from nudging.models.model_config import ModelConfig, Rope
 from nudging.models.rope import build_rope, merged
-from nudging.models.spec import ModelConfig, Rope
-from nudging.models.standard import MAX_LAYERS, POST_NORM_TENSORS, TENSORS, Family
 from nudging.models.windows import check_words, layer_windows, sliding_layers, window_of
 
 # What transformers takes for keys that a configuration leaves out; multimodal checkpoints leave out most.

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from nudging.models.llama import DEFAULTS
-from nudging.models.raw import RawConfig
-from nudging.models.spec import ModelConfig
-from nudging.models.standard import POST_NORM_TENSORS, TENSORS, Family
-from nudging.models.standard import describe as describe_standard
+from nudging.models.families.llama import DEFAULTS
+from nudging.models.families.standard import POST_NORM_TENSORS, TENSORS, Family
+from nudging.models.families.standard import describe as describe_standard
+from nudging.models.json_config import RawConfig
+from nudging.models.model_config import ModelConfig
 
 
 def describe(raw: RawConfig) -> ModelConfig:

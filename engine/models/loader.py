@@ -16,13 +16,13 @@ from torch import Tensor
 from nudging.errors import BadRequest, CheckpointError
 from nudging.kernels.weight import Int8Weight, PackedWeight, Weight, pack, quantize_int8, whole_panels
 from nudging.models.checkpoint import DTYPES, TensorInfo, describe, list_tensors
-from nudging.models.config import FAMILIES, read_config
+from nudging.models.cpu_forward import runs_in_cpp
 from nudging.models.decoder import Decoder
-from nudging.models.raw import REMEDY
-from nudging.models.spec import ModelConfig
+from nudging.models.json_config import REMEDY
+from nudging.models.model_config import ModelConfig
+from nudging.models.registry import FAMILIES, read_config
 from nudging.models.tensors import Slot, plan
 from nudging.models.weights import Arena, Layer, Weights, arena_size
-from nudging.models.whole_pass import runs_in_cpp
 
 DTYPE_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The fields of a layer that matrix products read.

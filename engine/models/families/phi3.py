@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nudging.errors import CheckpointError
-from nudging.models.raw import RawConfig
+from nudging.models.families.standard import TENSORS, Family
+from nudging.models.families.standard import describe as describe_standard
+from nudging.models.json_config import RawConfig
+from nudging.models.model_config import ModelConfig, Rope, RopeKind
 from nudging.models.rope import read_rope
-from nudging.models.spec import ModelConfig, Rope, RopeKind
-from nudging.models.standard import TENSORS, Family
-from nudging.models.standard import describe as describe_standard
 from nudging.models.windows import window_of
 
 DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096}

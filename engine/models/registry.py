@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from nudging.errors import BadRequest, CheckpointError
-from nudging.models import gemma2, gemma3, llama, mistral, olmo, olmo2, phi3, qwen2, qwen3
+from nudging.models.families import gemma2, gemma3, llama, mistral, olmo, olmo2, phi3, qwen2, qwen3
+from nudging.models.families.standard import Family
+from nudging.models.json_config import RawConfig, read_json
 from nudging.models.known_keys import refuse_unread
-from nudging.models.raw import RawConfig, read_json
-from nudging.models.spec import ModelConfig, Rope
-from nudging.models.standard import Family
+from nudging.models.model_config import ModelConfig, Rope
 from nudging.models.windows import check_words
 
 __all__ = ["FAMILIES", "ModelConfig", "Rope", "read_config"]

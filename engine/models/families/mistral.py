@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from nudging.models.raw import RawConfig
-from nudging.models.spec import ModelConfig
-from nudging.models.standard import TENSORS, Family
-from nudging.models.standard import describe as describe_standard
+from nudging.models.families.standard import TENSORS, Family
+from nudging.models.families.standard import describe as describe_standard
+from nudging.models.json_config import RawConfig
+from nudging.models.model_config import ModelConfig
 from nudging.models.windows import layer_windows, sliding_layers, window_of
 
 # What transformers takes for keys that a configuration leaves out; a null window means none.

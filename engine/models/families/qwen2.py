@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from nudging.models.raw import RawConfig
-from nudging.models.spec import ModelConfig
-from nudging.models.standard import MAX_LAYERS, TENSORS, Family
-from nudging.models.standard import describe as describe_standard
+from nudging.models.families.standard import MAX_LAYERS, TENSORS, Family
+from nudging.models.families.standard import describe as describe_standard
+from nudging.models.json_config import RawConfig
+from nudging.models.model_config import ModelConfig
 from nudging.models.windows import layer_windows, sliding_layers, window_of
 
 DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28, "max_position_embeddings": 32768}

@@ -1,9 +1,9 @@
 """Llama 2 and 3.x (arXiv 2307.09288, 2407.21783): the common decoder as it is."""
 
-from nudging.models.raw import RawConfig
-from nudging.models.spec import ModelConfig
-from nudging.models.standard import TENSORS, Family
-from nudging.models.standard import describe as describe_standard
+from nudging.models.families.standard import TENSORS, Family
+from nudging.models.families.standard import describe as describe_standard
+from nudging.models.json_config import RawConfig
+from nudging.models.model_config import ModelConfig
 
 DEFAULTS = {"max_position_embeddings": 2048}  # as in transformers; the first conversions leave it out
 
