@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from nudging import Base, SamplingParams, claims
-from nudging.request import Request
+from nudging.core.request import Request
 from nudging.text.prompts import RolePrompt
 from tests.fake import FixedCosts, fake_engine
 from tests.tiny import HashModel

@@ -27,11 +27,11 @@ from benchmarks.pair import RESULTS, WIDTH, device_name
 from benchmarks.report import quartiles
 from nudging import Base, Nudging, SamplingParams
 from nudging.batch import Batch, KVCache
-from nudging.engine import Engine
+from nudging.core.engine import Engine
+from nudging.core.request import Request
 from nudging.loading import load_roles, make_runners
 from nudging.models.decoder import Decoder
 from nudging.policies.protocol import Policy
-from nudging.request import Request
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 

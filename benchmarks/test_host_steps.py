@@ -19,8 +19,8 @@ from torch import Tensor
 from benchmarks.host_cost import ARMS, opinions
 from nudging import SamplingParams
 from nudging.batch import Batch, KVCache
-from nudging.engine import Engine
-from nudging.request import Request
+from nudging.core.engine import Engine
+from nudging.core.request import Request
 from nudging.runner import ModelRunner
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.prompts import RolePrompt

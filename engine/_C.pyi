@@ -278,7 +278,7 @@ def softmax_stats(
 DECODE_TOKENS: int
 
 class TrackState:
-    """A role's sequence as it enters or leaves the lanes; see `nudging.sequence.Sequence`."""
+    """A role's sequence as it enters or leaves the lanes; see `nudging.core.sequence.Sequence`."""
 
     begin: int
     tokens: list[int]
@@ -337,7 +337,7 @@ Left = tuple[
 Failed = list[tuple[int, int, int, int]]
 
 class Lanes:
-    """Carried requests by number; see `nudging.lanes`."""
+    """Carried requests by number; see `nudging.core.fast_path`."""
 
     def __init__(
         self,

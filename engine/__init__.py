@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from nudging.aio_generation import AsyncGeneration
     from nudging.aio_handle import AsyncHandle, AsyncStream
     from nudging.api import LLM
+    from nudging.core.request_options import RequestOptions
+    from nudging.core.sampling_params import SamplingParams
+    from nudging.core.stats import EngineStats
     from nudging.decide import TokenLogprob
     from nudging.errors import (
         BadRequest,
@@ -24,10 +27,7 @@ if TYPE_CHECKING:
     from nudging.handle import Handle, Stream
     from nudging.loading import LoadedModel
     from nudging.output import CompletionOutput, Delta, PromptOutput, RequestOutput, Segment, Stats
-    from nudging.params import SamplingParams
     from nudging.policies import Base, Guide, Nudging, Policy, Step, View
-    from nudging.request_options import RequestOptions
-    from nudging.totals import EngineStats
 
     __version__: str
 

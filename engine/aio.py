@@ -15,22 +15,22 @@ from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, called, result
 from nudging.api import LLM, POCKET
 from nudging.arguments import Speculate
 from nudging.checks import called_like, strict_call
+from nudging.core.frozen import snapshot
+from nudging.core.request import Request
+from nudging.core.request_options import ChatOptions, RequestOptions, SubmitOptions
+from nudging.core.sampling_params import SamplingParams
+from nudging.core.stats import EngineStats
 from nudging.errors import EngineClosed
-from nudging.frozen import snapshot
 from nudging.generation import scores
 from nudging.handle import Handle
 from nudging.llm_options import LLMOptions
 from nudging.loading import Checkpoint
 from nudging.output import RequestOutput
-from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
-from nudging.request import Request
-from nudging.request_options import ChatOptions, RequestOptions, SubmitOptions
 from nudging.scores import pair_up
 from nudging.text.prompts import Messages, Prompt
 from nudging.text.role_tokenizer import RoleTokenizer
 from nudging.text.roles import Role
-from nudging.totals import EngineStats
 
 
 class AsyncLLM:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Self
 
 from nudging.aio_handle import AsyncHandle
+from nudging.core.sampling_params import SamplingParams
 from nudging.generation import Generation, Leaving, extended, scores
 from nudging.handle import Handle
 from nudging.output import CompletionOutput, RequestOutput
-from nudging.params import SamplingParams
 
 
 class AsyncGeneration:

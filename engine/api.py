@@ -22,8 +22,17 @@ from nudging.arguments import (
     read_templates,
 )
 from nudging.checks import called_like, strict_call
-from nudging.engine import Engine
-from nudging.engine_thread import EngineThread
+from nudging.core.engine import Engine
+from nudging.core.engine_thread import EngineThread
+from nudging.core.request_options import (
+    ChatOptions,
+    RequestOptions,
+    SubmitOptions,
+    read_request_options,
+    read_seconds,
+)
+from nudging.core.sampling_params import SamplingParams
+from nudging.core.trace import Trace, Tracer
 from nudging.generation import Generation, scores
 from nudging.handle import Handle, Owned, Stream
 from nudging.jobs import Jobs, read_policy
@@ -40,20 +49,11 @@ from nudging.loading import (
     read_threads,
 )
 from nudging.output import RequestOutput
-from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.prefill import check_prefill_attention, read_prefill_attention
-from nudging.request_options import (
-    ChatOptions,
-    RequestOptions,
-    SubmitOptions,
-    read_request_options,
-    read_seconds,
-)
 from nudging.scores import pair_up
 from nudging.text.prompts import Messages, Prompt, read_prompt
 from nudging.text.role_tokenizer import find_role
-from nudging.trace import Trace, Tracer
 from nudging.watched import Watched
 
 POCKET = {"base": "pocket:base", "guide": "pocket:guide", "kv_cache_memory": "64MiB"}

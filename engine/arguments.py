@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nudging.checks import plain
-from nudging.drafters import DRAFTERS
+from nudging.core.sampling_params import SamplingParams, is_int
+from nudging.core.speculation.drafters import DRAFTERS
 from nudging.errors import BadRequest
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.loading import Checkpoint, LoadedModel
-from nudging.params import SamplingParams, is_int
 
 Speculate = str | int
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nudging import _C
+from nudging.core.work import Work
 from nudging.kernels.cuda import ARRIVALS
-from nudging.work import Work
 
 # Unused entries of a block table hold an id that no pool has: reading one fails instead of going unnoticed.
 IMPOSSIBLE_BLOCK = 2_147_480_000

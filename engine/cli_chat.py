@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nudging.api import LLM
+    from nudging.core.sampling_params import SamplingParams
     from nudging.output import RequestOutput
-    from nudging.params import SamplingParams
     from nudging.policies.protocol import Policy
 
 HELP = "/reset starts over, /quit ends (or Ctrl-D), Ctrl-C stops an answer"

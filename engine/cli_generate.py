@@ -32,8 +32,8 @@ from nudging.errors import BadRequest
 
 if TYPE_CHECKING:
     from nudging.api import LLM
+    from nudging.core.sampling_params import SamplingParams
     from nudging.handle import Handle
-    from nudging.params import SamplingParams
     from nudging.policies.protocol import Policy
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from nudging.checks import unknown_option
+from nudging.core.request_options import ChatOptions, RequestOptions
+from nudging.core.sampling_params import SamplingParams, is_int
 from nudging.errors import BadRequest
-from nudging.params import SamplingParams, is_int
-from nudging.request_options import ChatOptions, RequestOptions
 
 KEYS = ("prompt", "prompt_token_ids", "messages")
 OPTIONS = tuple(RequestOptions.__annotations__)

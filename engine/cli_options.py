@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
-from nudging.params import SamplingParams
 
 if TYPE_CHECKING:
     from nudging.api import LLM

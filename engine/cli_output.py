@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from nudging.cli_input import Ask, BadLine, read_line
+from nudging.core.sampling_params import SamplingParams, is_int
 from nudging.errors import BadRequest
-from nudging.params import SamplingParams, is_int
 
 if TYPE_CHECKING:
     from nudging.output import CompletionOutput, RequestOutput

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nudging.adaptive import MAX_ADAPTIVE_DRAFT
+from nudging.core.request import Request
+from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT
+from nudging.core.work import Work
 from nudging.cycle import TAIL, LaneBlocks, LaneStart
 from nudging.decide import Wanted
 from nudging.graphs import is_picked_by_head
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.policies.nudging import Nudging
 from nudging.policies.solo import Base, Guide
-from nudging.request import Request
 from nudging.runner import Rows
-from nudging.work import Work
 
 
 @dataclass(eq=False)
@@ -136,7 +136,7 @@ def _drafts_now(request: Request, role: str, roles: tuple[str, ...]) -> int | No
         return None
     if draft is None or draft.tokens:
         return None
-    # A draft may begin with the token that the guide has to write; see `nudging.draft`.
+    # A draft may begin with the token that the guide has to write; see `nudging.core.speculation.drafting`.
     led = draft.start - len(request.output)
     drafts = draft.length + led
     return drafts if led in (0, 1) and 0 < drafts <= MAX_DRAFT else None

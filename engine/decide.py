@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nudging.core.fast_path import Lanes
+from nudging.core.past import NO_PAST, Past, past_of
+from nudging.core.sampling_params import SamplingParams
+from nudging.core.sequence import Row
+from nudging.core.work import Work
 from nudging.errors import BadRequest, NumericalError
 from nudging.kernels.sample import pick
 from nudging.kernels.softmax_stats import softmax_stats
-from nudging.lanes import Lanes
-from nudging.params import SamplingParams
-from nudging.past import NO_PAST, Past, past_of
 from nudging.processing import processed
-from nudging.sequence import Row
-from nudging.work import Work
 
 
 class Wanted(NamedTuple):

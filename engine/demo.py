@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nudging.cli_options import model_options, open_llm, option
-from nudging.params import SamplingParams
+from nudging.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from rich.console import Console

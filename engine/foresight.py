@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from nudging.costs import CycleTime
+from nudging.core.request import Request
+from nudging.core.speculation.pass_costs import CycleTime
+from nudging.core.work import Work
 from nudging.cycle import TAIL, CycleShape, LaneStart, Model, RecordedCycle, Said, Told
 from nudging.cycle_book import CycleBook
 from nudging.cycle_lanes import Lane, begins, blocks_of, drafts_of, is_at_text, lane_start
@@ -29,10 +31,8 @@ from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
 from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
 from nudging.policies.nudging import Nudging
-from nudging.request import Request
 from nudging.runner import ModelRunner, Rows
 from nudging.text.roles import Role
-from nudging.work import Work
 
 # Requests that stand where a cycle begins: how many drafts each wants, and the work that it begins with.
 Starts = dict[Request, tuple[int, Work]]

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nudging.arguments import read_params
 from nudging.checks import plain
+from nudging.core.engine import Engine
+from nudging.core.engine_thread import EngineLoop, EngineThread, Order
+from nudging.core.request import Request
+from nudging.core.request_options import RequestOptions
+from nudging.core.sampling_params import SamplingParams, is_int
+from nudging.core.sequence import Sequence
 from nudging.decide import TokenLogprob
-from nudging.engine import Engine
-from nudging.engine_thread import EngineLoop, EngineThread, Order
 from nudging.errors import BadRequest, EngineClosed
 from nudging.handle import Handle
 from nudging.output import CompletionOutput, RequestOutput
-from nudging.params import SamplingParams, is_int
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
-from nudging.request import Request
-from nudging.request_options import RequestOptions
-from nudging.sequence import Sequence
 from nudging.text.prompts import RolePrompt, read_continuation
 from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer

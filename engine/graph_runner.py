@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from nudging.batch import BatchBuffer, BatchShape
+from nudging.core.fast_path import Lanes
+from nudging.core.request import Request
+from nudging.core.sequence import Row, Sequence
+from nudging.core.work import Work
 from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.foresight import Foresight
@@ -25,13 +29,9 @@ from nudging.graphs import (
 )
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.kernels.lm_head import LINES, TOKEN
-from nudging.lanes import Lanes
 from nudging.models.decoder import Decoder
 from nudging.record_ahead import MAX_AHEAD, Family, family_of, shapes_ahead
-from nudging.request import Request
 from nudging.runner import ModelRunner, Rows, by_work
-from nudging.sequence import Row, Sequence
-from nudging.work import Work
 
 # The rows of a path, by the sequence they were computed for and their position.
 Foreseen = dict[tuple[Sequence, int], Row | NumericalError]

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
+from nudging.core.work import Work
 from nudging.decide import Wanted
 from nudging.kernels.lm_head import LINES, MAX, TOKEN, lm_head
 from nudging.models.decoder import Decoder
-from nudging.work import Work
 
 # Rows of one sequence up to which a pass is recorded: what a draft and its pass have, not what a prompt has.
 MAX_ROWS = 16

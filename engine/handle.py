@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from nudging.checks import plain
+from nudging.core.guard import tell
+from nudging.core.request import Request
+from nudging.core.request_options import read_seconds
+from nudging.core.sampling_params import is_int
+from nudging.core.waiting import Bell
 from nudging.errors import BadRequest, EngineClosed
-from nudging.guard import tell
 from nudging.output import Delta, RequestOutput, logprobs_of, request_output, segments
-from nudging.params import is_int
-from nudging.request import Request
-from nudging.request_options import read_seconds
-from nudging.waiting import Bell
 
 if TYPE_CHECKING:
-    from nudging.engine_thread import EngineThread
+    from nudging.core.engine_thread import EngineThread
 
 
 class Mailbox:

@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nudging.arguments import read_params, read_speculate, spread
-from nudging.engine import Engine
-from nudging.engine_thread import EngineThread
+from nudging.core.engine import Engine
+from nudging.core.engine_thread import EngineThread
+from nudging.core.frozen import owned
+from nudging.core.request import Request
+from nudging.core.request_options import ChatOptions, read_submit_options
+from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
-from nudging.frozen import owned
 from nudging.handle import Handle, Owned
-from nudging.params import SamplingParams
 from nudging.policies import Base, Nudging
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
-from nudging.request import Request
-from nudging.request_options import ChatOptions, read_submit_options
 from nudging.text.prompts import (
     RolePrompt,
     chat_reader,

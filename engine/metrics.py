@@ -15,9 +15,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from nudging.arguments import kind_of
+from nudging.core.request import Request
+from nudging.core.stats import EngineStats
 from nudging.errors import BadRequest
-from nudging.request import Request
-from nudging.totals import EngineStats
 
 PREFIX = "nudging:"
 # Seconds.  A first token takes one pass over the prompt, a later one a fraction of a pass.

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
+from nudging.core.request import Piece, Request
 from nudging.decide import TokenLogprob
-from nudging.request import Piece, Request
 
 
 @dataclass(frozen=True)

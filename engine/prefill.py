@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from nudging.batch import Batch
+from nudging.core.work import Work
 from nudging.errors import BadRequest
 from nudging.graphs import MAX_ROWS
 from nudging.kernels.flash_attn import DTYPES, HEAD_DIM_STEP, MAX_HEAD_DIM, PACKAGES, FlashAttn, Ragged
 from nudging.kernels.paged_attention import paged_attention
 from nudging.models.decoder import Decoder
-from nudging.work import Work
 
 CHOICES = ("nudging", "flash-attn")
 REMEDY = "use prefill_attention='nudging'"

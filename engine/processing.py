@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from nudging.params import SamplingParams
-from nudging.past import NO_PAST, Past
+from nudging.core.past import NO_PAST, Past
+from nudging.core.sampling_params import SamplingParams
 
 
 def processed(logits: Tensor, params: SamplingParams, past: Past = NO_PAST) -> Tensor:

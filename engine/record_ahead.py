@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from nudging.batch import BatchShape
+from nudging.core.work import Work
 from nudging.graphs import SIZES, WIDTHS, at_least
 from nudging.runner import ModelRunner
-from nudging.work import Work
 
 # Up to so many texts at once are recordings made ahead, and so many of each kind of recording: all have to
 # be kept, and a recording of a pass is some hundred kernels.

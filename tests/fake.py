@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nudging.batch import Batch, KVCache
-from nudging.engine import Engine
+from nudging.core.engine import Engine
 from nudging.runner import ModelRunner
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.roles import Role

@@ -17,24 +17,24 @@ from zlib import crc32
 import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
-from nudging.blocks import BlockPool
+from nudging.core.block_pool import BlockPool
+from nudging.core.engine import Engine
+from nudging.core.engine_thread import Command, EngineLoop, EngineThread, Submission
+from nudging.core.fast_path import Lanes
+from nudging.core.prefix_cache import Prefix
+from nudging.core.request import Request
+from nudging.core.sequence import Row
+from nudging.core.work import Work
 from nudging.decide import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
-from nudging.engine import Engine
-from nudging.engine_thread import Command, EngineLoop, EngineThread, Submission
 from nudging.errors import BadRequest, NumericalError, OutOfBlocks
 from nudging.handle import Mailbox
 from nudging.jobs import Jobs
-from nudging.lanes import Lanes
 from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy
-from nudging.prefix_cache import Prefix
-from nudging.request import Request
 from nudging.runner import ModelRunner, Rows, by_work
-from nudging.sequence import Row
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer
-from nudging.work import Work
 from tests import oracle
 from tests.pairs import as_oracle_params, whole_characters
 

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 from nudging.batch import Batch, KVCache
+from nudging.core.fast_path import Lanes
+from nudging.core.sampling_params import SamplingParams
+from nudging.core.sequence import Row
+from nudging.core.work import Work
 from nudging.cycle import RecordedCycle
 from nudging.cycle_book import CycleBook
 from nudging.decide import Wanted
 from nudging.errors import NumericalError
 from nudging.graph_runner import GraphRunner
 from nudging.kernels.lm_head import ARGMAX, LINES, LSE, MAX, TOKEN
-from nudging.lanes import Lanes
 from nudging.loading import foresee
-from nudging.params import SamplingParams
 from nudging.runner import ModelRunner, Rows, by_work
-from nudging.sequence import Row
-from nudging.work import Work
 from tests.simulated import (
     VOCAB,
     FakeModel,
@@ -277,7 +277,7 @@ def late_device(device: Device, setup: CycleSetup, lengths: Callable[[int], int]
         mock.patch.object(KVCache, "copy_blocks", copied),
         mock.patch.object(CycleBook, "_record", recorded),
         mock.patch("nudging.graphs.lm_head", head),
-        mock.patch("nudging.draft.draft_length", length),
+        mock.patch("nudging.core.speculation.drafting.draft_length", length),
         mock.patch("nudging.cycle_book.PATIENCE", setup.patience),
     )
     with torch.inference_mode():

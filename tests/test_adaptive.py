@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nudging import Nudging, SamplingParams
-from nudging.adaptive import ALLOWANCE, LOAN, Account, Drafting, Ledger, draft_length, expected_tokens
-from nudging.costs import PassCosts
-from nudging.drafters import MAX_NGRAM, MIN_NGRAM, look_up
-from nudging.request import Request
+from nudging.core.request import Request
+from nudging.core.speculation.drafters import MAX_NGRAM, MIN_NGRAM, look_up
+from nudging.core.speculation.ledger import (
+    ALLOWANCE,
+    LOAN,
+    Account,
+    Drafting,
+    Ledger,
+    draft_length,
+    expected_tokens,
+)
+from nudging.core.speculation.pass_costs import PassCosts
 from nudging.text.prompts import RolePrompt
 from tests.fake import FixedCosts, TableTokenizer, fake_engine
 

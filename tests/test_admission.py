@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from nudging import Base, SamplingParams
-from nudging.claims import Claims
-from nudging.engine import Engine
-from nudging.ranked import Ranked
-from nudging.request import Request
-from nudging.sequence import Sequence
+from nudging.core.claims import Claims
+from nudging.core.engine import Engine
+from nudging.core.ranked import Ranked
+from nudging.core.request import Request
+from nudging.core.sequence import Sequence
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from tests.fake import FixedCosts, fake_engine

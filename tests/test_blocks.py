@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nudging.blocks import BlockPool, BlockTable
+from nudging.core.block_pool import BlockPool, BlockTable
+from nudging.core.sequence import Row, Sequence
 from nudging.errors import OutOfBlocks
-from nudging.sequence import Row, Sequence
 
 
 def test_an_exhausted_pool_says_so_and_stays_whole() -> None:

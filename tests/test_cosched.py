@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nudging import Base, Nudging, SamplingParams
-from nudging.cosched import cheapest_first, path_steps
-from nudging.engine import Engine
+from nudging.core.coscheduling import cheapest_first, path_steps
+from nudging.core.engine import Engine
+from nudging.core.request import Request
 from nudging.policies.protocol import Policy
-from nudging.request import Request
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from tests.fake import FixedCosts, TableTokenizer, fake_engine
@@ -151,7 +151,7 @@ def test_where_rows_cost_little_guides_write_on_while_others_write(
     policy = Nudging(0.4, "word")
     together = cost_per_token(count, policy, None, COSTS, 0.97)
     assert cost_per_token(count, policy, None, COSTS, 0.97, carries=False) == pytest.approx(together)
-    monkeypatch.setattr("nudging.adaptive.MANY_ROWS", 0)
+    monkeypatch.setattr("nudging.core.speculation.ledger.MANY_ROWS", 0)
     by_themselves = cost_per_token(count, policy, None, COSTS, 0.97, carries=False)
     print(f"{count}: {by_themselves:.3f} -> {together:.3f}")
     assert together < 0.93 * by_themselves

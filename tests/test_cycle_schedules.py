@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from nudging import cycle_lanes, foresight
+from nudging.core.policy_view import RequestView
+from nudging.core.sequence import Sequence
+from nudging.core.work import Work
 from nudging.cycle import LaneStart
 from nudging.cycle_lanes import Lane
 from nudging.foresight import Foresight
-from nudging.sequence import Sequence
-from nudging.view import RequestView
-from nudging.work import Work
 from tests.cycle_schedules import run
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nudging import Base, Nudging, SamplingParams
+from nudging.core.request import Request
 from nudging.policies import Policy
-from nudging.request import Request
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from tests import oracle

@@ -3,11 +3,11 @@
 import pytest
 
 from nudging import Nudging
-from nudging.adaptive import Account, Drafting, Ledger, draft_length, drafting_cost
-from nudging.draft import _length, settle_draft
-from nudging.drafters import GuideDrafter, look_up
-from nudging.request import Draft, Need, Request
-from nudging.view import RequestView
+from nudging.core.policy_view import RequestView
+from nudging.core.request import Draft, Need, Request
+from nudging.core.speculation.drafters import GuideDrafter, look_up
+from nudging.core.speculation.drafting import _length, settle_draft
+from nudging.core.speculation.ledger import Account, Drafting, Ledger, draft_length, drafting_cost
 from tests.fake import FixedCosts, fake_engine
 from tests.simulated import Setup, SimLLM
 from tests.test_scheduler import MODELS, request, small_engine

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from nudging import BadRequest, Base, Nudging, SamplingParams
-from nudging.engine import Engine
+from nudging.core.engine import Engine
+from nudging.core.request import Request
+from nudging.core.trace import Trace
 from nudging.errors import NumericalError
 from nudging.policies import Step, View
-from nudging.request import Request
-from nudging.trace import Trace
 from tests.fake import FixedCosts, fake_engine
 from tests.simulated import Setup, SimLLM
 from tests.simulation import Broken, World

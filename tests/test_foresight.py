@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
 from nudging.batch import Batch, KVCache
-from nudging.costs import PassCosts
+from nudging.core.speculation.pass_costs import PassCosts
+from nudging.core.work import Work
 from nudging.cycle import RecordedCycle
 from nudging.cycle_lanes import Lane
 from nudging.graph_runner import GraphRunner
@@ -29,7 +30,6 @@ from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, Verified
 from nudging.kernels.rms_norm import Norm
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
-from nudging.work import Work
 from tests.pairs import Twin, assert_pools_are_whole, at_once, held, written
 from tests.test_graphs import Recording, one_replay, recording_llm
 
@@ -44,7 +44,7 @@ def let_pay(monkeypatch: pytest.MonkeyPatch, *lengths: int) -> None:
     def length(ledger: Any, reader: str, rows: int, drafting: Any, limit: int) -> int:
         return min(next(turn), limit)
 
-    monkeypatch.setattr("nudging.draft.draft_length", length)
+    monkeypatch.setattr("nudging.core.speculation.drafting.draft_length", length)
 
 
 class Late(Recording):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from nudging import LLM, AsyncLLM, BadRequest, Base, SamplingParams
-from nudging.frozen import owned, snapshot
+from nudging.core.frozen import owned, snapshot
 from nudging.policies import Step, View
 from tests.pairs import PROMPT, one
 from tests.waiting import PATIENCE

@@ -92,7 +92,7 @@ def test_what_is_recorded_ahead_writes_what_is_launched(
     with launched(monkeypatch, **tiny_pair) as llm:
         expected = [[written(r.outputs[0]) for r in llm.generate(prompts, params, *kind)] for kind in kinds]
     monkeypatch.undo()
-    monkeypatch.setattr("nudging.engine_thread.IDLE_SECONDS", 0.01)
+    monkeypatch.setattr("nudging.core.engine_thread.IDLE_SECONDS", 0.01)
     monkeypatch.setattr("nudging.record_ahead.MAX_TEXTS", 3)
     options: dict[str, Any] = {**tiny_pair, "device": "cuda", "kv_cache_memory": "4MiB"}
     with LLM(**options) as one, LLM(**options) as other:

@@ -19,13 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
 from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
+from nudging.core.sequence import Sequence
+from nudging.core.work import Work
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import SIZES, padded, path_shape
 from nudging.kernels.draft_verify import Verified, draft_verify
 from nudging.kernels.lm_head import lm_head
 from nudging.kernels.rms_norm import Norm
-from nudging.sequence import Sequence
-from nudging.work import Work
 from tests.pairs import Twin, assert_pools_are_whole, at_once, written
 
 # What makes the host wait for a device, or lets sizes depend on what was computed.

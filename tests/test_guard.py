@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from nudging import BadRequest, Base, EngineClosed, SamplingParams
+from nudging.core.request import Request
 from nudging.policies.protocol import Step, View
-from nudging.request import Request
 from tests.simulated import Setup, SimLLM
 
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True)

@@ -14,13 +14,13 @@ import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams, adaptive, batch
 from nudging.batch import BatchBuffer, BatchShape, shape_of
+from nudging.core.fast_path import Lanes
+from nudging.core.lane_rules import rule_of
+from nudging.core.request import CARRIED, Counters, Request
+from nudging.core.trace import Trace
 from nudging.errors import NumericalError
-from nudging.lane_rules import rule_of
-from nudging.lanes import Lanes
 from nudging.output import Stats
 from nudging.policies.protocol import Policy
-from nudging.request import CARRIED, Counters, Request
-from nudging.trace import Trace
 from tests.simulated import Setup
 from tests.simulation import World, live
 from tests.test_scheduler import request, small_engine
@@ -328,7 +328,7 @@ def test_real_models_write_the_same_either_way(policy: Policy, monkeypatch: pyte
     texts = []
     for carries in (True, False):
         if not carries:
-            monkeypatch.setattr("nudging.lanes.rule_of", lambda request: None)
+            monkeypatch.setattr("nudging.core.fast_path.rule_of", lambda request: None)
         with LLM.pocket(speculate=3) as llm:
             texts.append([out.outputs[0] for out in llm.generate(prompts, params, policy)])
     for here, there in zip(*texts, strict=True):

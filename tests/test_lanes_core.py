@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nudging import _C
-from nudging.adaptive import (
+from nudging.core.speculation.ledger import (
     MANY_ROWS,
     MAX_ADAPTIVE_DRAFT,
     Account,
@@ -16,8 +16,8 @@ from nudging.adaptive import (
     draft_length,
     drafting_cost,
 )
-from nudging.costs import PassCosts
-from nudging.shared_numbers import address
+from nudging.core.speculation.pass_costs import PassCosts
+from nudging.core.speculation.shared_floats import address
 from tests.fake import FixedCosts
 
 PROMPT = [2, 3, 5, 7]

@@ -123,7 +123,7 @@ def test_the_reader_of_imports_reads_them_all() -> None:
     assert "nudging.errors" in imports("nudging.models.registry")
     assert "nudging.api" in imports("nudging.cli_options")
     assert "nudging.api" not in imports("nudging.cli_options", at_import_time=True)
-    assert "nudging.engine_thread" not in imports("nudging.handle")
+    assert "nudging.core.engine_thread" not in imports("nudging.handle")
     assert "torch" in closure("nudging.api")
     assert len(modules()) > 60
 

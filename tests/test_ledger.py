@@ -2,8 +2,8 @@
 
 import pytest
 
-from nudging.adaptive import FORGETTING, LOAN, PRIOR_AGREEMENT, Account, Ledger
-from nudging.costs import BUCKETS, PassCosts
+from nudging.core.speculation.ledger import FORGETTING, LOAN, PRIOR_AGREEMENT, Account, Ledger
+from nudging.core.speculation.pass_costs import BUCKETS, PassCosts
 from tests.fake import FixedCosts
 
 BASE, GUIDE = FixedCosts(1.0, 0.25), FixedCosts(0.25, 0.125)

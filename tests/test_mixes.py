@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
+from nudging.core.scheduler import Scheduler
+from nudging.core.work import SchedulerOutput
 from nudging.output import CompletionOutput
 from nudging.policies import Policy
-from nudging.scheduler import Scheduler
-from nudging.work import SchedulerOutput
 from tests.pairs import assert_pools_are_whole
 from tests.waiting import PATIENCE
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from nudging import Base, Guide, NumericalError, SamplingParams
+from nudging.core.request import Request
+from nudging.core.sequence import Row
 from nudging.decide import GREEDY, Wanted, decide
 from nudging.graphs import is_picked_by_head
 from nudging.policies import Nudging, Policy
-from nudging.request import Request
-from nudging.sequence import Row
 from nudging.text.prompts import RolePrompt
 from tests.fake import fake_engine
 

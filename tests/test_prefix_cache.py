@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from nudging import LLM, Base, Nudging, SamplingParams
-from nudging.blocks import BlockPool
-from nudging.engine import Engine
-from nudging.prefix_cache import PrefixCache
-from nudging.request import Request
-from nudging.sequence import Sequence as Memo
+from nudging.core.block_pool import BlockPool
+from nudging.core.engine import Engine
+from nudging.core.prefix_cache import PrefixCache
+from nudging.core.request import Request
+from nudging.core.sequence import Sequence as Memo
 from tests.pairs import Twin, assert_pools_are_whole, one, written
 from tests.test_scheduler import assert_all_free, finish, request, small_engine
 

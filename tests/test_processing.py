@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nudging import LLM, BadRequest, Base, Guide, Nudging, NumericalError, SamplingParams
+from nudging.core.past import Past
 from nudging.decide import checked_row, logprob_of, pick_token
-from nudging.past import Past
 from nudging.policies import Policy, Step, View
 from nudging.processing import processed
 from tests import oracle

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
-from nudging import engine_thread as thread_module
 from nudging.batch import BatchBuffer, BatchShape
+from nudging.core import engine_thread as thread_module
 from nudging.graph_runner import GraphRunner
 from nudging.graphs import padded, path_shape
 from nudging.policies import Policy

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from nudging import Base, DeadlineExceeded, SamplingParams
+from nudging.core.request import Need, Request
 from nudging.errors import OutOfBlocks
-from nudging.request import Need, Request
 from nudging.text.prompts import RolePrompt
 from tests.fake import TableTokenizer
 from tests.test_scheduler import finish, request, small_engine

@@ -9,7 +9,7 @@ from torch import Tensor
 from nudging import Base
 from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchBuilder, shape_of
 from nudging.batch import _fields as fields
-from nudging.work import Work
+from nudging.core.work import Work
 from tests.test_scheduler import request, small_engine
 
 

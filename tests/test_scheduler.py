@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from nudging import BadRequest, Base, DeadlineExceeded, Guide, Nudging, SamplingParams
-from nudging.engine import Engine
+from nudging.core.engine import Engine
+from nudging.core.request import Request
 from nudging.policies import Policy
-from nudging.request import Request
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from tests.fake import FixedCosts, fake_engine
@@ -231,7 +231,7 @@ def test_a_preempted_request_can_be_aborted() -> None:
 
 def test_a_failed_allocation_ends_one_request_wherever_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The n-th allocation fails, for every n: that request ends with the error, the others as ever."""
-    from nudging.blocks import BlockPool
+    from nudging.core.block_pool import BlockPool
     from nudging.errors import OutOfBlocks
 
     allocate = BlockPool.allocate

@@ -3,8 +3,8 @@
 import pytest
 
 from nudging import Base, Guide, Nudging, SamplingParams
-from nudging.request import Need
-from nudging.scheduler import DECODE_TOKENS
+from nudging.core.request import Need
+from nudging.core.scheduler import DECODE_TOKENS
 from tests.fake import FixedCosts, fake_engine
 from tests.simulated import Setup
 from tests.simulation import World

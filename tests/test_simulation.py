@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from nudging import Base, Nudging, SamplingParams
-from nudging.blocks import BlockPool, BlockTable
-from nudging.engine import Engine
-from nudging.engine_thread import EngineLoop
+from nudging.core.block_pool import BlockPool, BlockTable
+from nudging.core.engine import Engine
+from nudging.core.engine_thread import EngineLoop
+from nudging.core.policy_view import RequestView
+from nudging.core.prefix_cache import Prefix, PrefixCache
+from nudging.core.request import Request
+from nudging.core.scheduler import Scheduler
+from nudging.core.sequence import Sequence
 from nudging.errors import NumericalError
-from nudging.prefix_cache import Prefix, PrefixCache
-from nudging.request import Request
-from nudging.scheduler import Scheduler
-from nudging.sequence import Sequence
-from nudging.view import RequestView
 from tests.simulated import VOCAB, Setup
 from tests.simulation import World, live
 

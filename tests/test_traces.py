@@ -12,11 +12,11 @@ from torch import Tensor
 
 from nudging import Nudging, SamplingParams
 from nudging.batch import Batch, KVCache
-from nudging.engine import Engine
+from nudging.core.engine import Engine
+from nudging.core.request import Request
+from nudging.core.sequence import Sequence
 from nudging.loading import load_roles, make_runners
 from nudging.models.decoder import Decoder
-from nudging.request import Request
-from nudging.sequence import Sequence
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from tests.pairs import Twin
@@ -68,7 +68,7 @@ def k(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tokens a draft; where that changes, as with adaptive drafts, roles lag behind texts they misjudged."""
     if request.param == "changing":
         lengths = itertools.cycle((8, 0, 0, 3, 0, 1))
-        monkeypatch.setattr("nudging.draft._length", lambda *_: next(lengths))
+        monkeypatch.setattr("nudging.core.speculation.drafting._length", lambda *_: next(lengths))
         return 8
     return request.param
 

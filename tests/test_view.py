@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from nudging import BadRequest, Base, Nudging, SamplingParams
-from nudging.adaptive import Ledger
+from nudging.core.policy_view import MissingRow, RequestView
+from nudging.core.request import Need
+from nudging.core.sequence import Row
+from nudging.core.speculation.ledger import Ledger
 from nudging.policies import Step, View
-from nudging.request import Need
-from nudging.sequence import Row
-from nudging.view import MissingRow, RequestView
 from tests.fake import FixedCosts
 from tests.simulated import Setup, SimLLM, SimTokenizer
 from tests.simulation import Broken, World

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 
 class RowLike(Protocol):
-    """A model's answer after a prefix; see `nudging.sequence.Row`."""
+    """A model's answer after a prefix; see `nudging.core.sequence.Row`."""
 
     @property
     def token(self) -> int: ...

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nudging.checks import plain, unknown_option
+from nudging.core.request_options import ChatOptions, SubmitOptions
+from nudging.core.sampling_params import is_int
 from nudging.errors import BadRequest
-from nudging.params import is_int
-from nudging.request_options import ChatOptions, SubmitOptions
 from nudging.text.roles import Role
 
 Ids = Iterable[int]

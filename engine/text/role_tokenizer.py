@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nudging.checks import plain
+from nudging.core.sampling_params import is_int
 from nudging.errors import BadRequest
-from nudging.params import is_int
 from nudging.text.prompts import Messages, read_ids
 from nudging.text.roles import Role
 

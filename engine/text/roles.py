@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
-from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy
 from nudging.text.chat_template import ChatTemplate, load_chat_template
 from nudging.text.tokenizer import Tokenizer, load_tokenizer

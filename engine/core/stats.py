@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nudging.request import Request
+from nudging.core.request import Request
 
 
 @dataclass

@@ -19,15 +19,15 @@ from functools import partial
 from typing import Any
 
 from nudging import _C
-from nudging.adaptive import Costs, Ledger
-from nudging.blocks import BlockPool
-from nudging.costs import PassCosts
+from nudging.core.block_pool import BlockPool
+from nudging.core.lane_rules import NO_ENDS, Rule, ends_of, face_of, number_of, rule_of
+from nudging.core.request import Counters, Draft, Need, Request
+from nudging.core.sequence import Row
+from nudging.core.sequence import Sequence as TokenSequence
+from nudging.core.speculation.ledger import Costs, Ledger
+from nudging.core.speculation.pass_costs import PassCosts
+from nudging.core.speculation.shared_floats import address
 from nudging.errors import NumericalError, OutOfBlocks
-from nudging.lane_rules import NO_ENDS, Rule, ends_of, face_of, number_of, rule_of
-from nudging.request import Counters, Draft, Need, Request
-from nudging.sequence import Row
-from nudging.sequence import Sequence as TokenSequence
-from nudging.shared_numbers import address
 
 # After so many steps at most, requests are carried again.
 MAX_REST = 8
@@ -196,7 +196,7 @@ class Lanes:
         return self._core.ready(self._models.index(model))
 
     def cap_paths(self, steps: int, running: int) -> None:
-        """Write paths of at most so many tokens; see `nudging.cosched.path_ahead`."""
+        """Write paths of at most so many tokens; see `nudging.core.coscheduling.path_ahead`."""
         self._core.cap_paths(steps, running)
 
     def onward(self) -> None:

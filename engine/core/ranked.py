@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from nudging.request import Request
+from nudging.core.request import Request
 
 
 class Ranked(list[Request]):

@@ -8,18 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nudging.adaptive import MAX_ADAPTIVE_DRAFT
+from nudging.core.sampling_params import SamplingParams
+from nudging.core.sequence import Sequence
+from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT
 from nudging.errors import DeadlineExceeded
-from nudging.params import SamplingParams
 from nudging.policies.protocol import Policy, facts_of
-from nudging.sequence import Sequence
 from nudging.text.detokenizer import Detokenizer, StopChecker
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role, check_ids
 from nudging.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from nudging.lanes import Lanes
+    from nudging.core.fast_path import Lanes
 
 # What a carried request does not have: see `lanes`.
 CARRIED = ("sequences", "output", "need", "draft")

@@ -7,14 +7,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 from nudging import _C
-from nudging.blocks import BlockPool
-from nudging.claims import Claims
+from nudging.core.block_pool import BlockPool
+from nudging.core.claims import Claims
+from nudging.core.fast_path import Lanes, Planned
+from nudging.core.ranked import Ranked
+from nudging.core.request import Request
+from nudging.core.sequence import Sequence
+from nudging.core.work import Found, SchedulerOutput, Work
 from nudging.errors import OutOfBlocks
-from nudging.lanes import Lanes, Planned
-from nudging.ranked import Ranked
-from nudging.request import Request
-from nudging.sequence import Sequence
-from nudging.work import Found, SchedulerOutput, Work
 
 # A request with at most this many tokens to compute is being written, not read: it goes before long prompts.
 DECODE_TOKENS = _C.DECODE_TOKENS

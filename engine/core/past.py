@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nudging.lane_rules import ends_of
-from nudging.request import Request
+from nudging.core.lane_rules import ends_of
+from nudging.core.request import Request
 
 
 class Past(NamedTuple):

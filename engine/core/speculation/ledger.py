@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from nudging.shared_numbers import Number
+from nudging.core.speculation.shared_floats import Number
 
 # What drafting may ever cost beyond lazy, as a share of lazy's own cost.
 ALLOWANCE = 0.02

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nudging.adaptive import Costs, Ledger
-from nudging.work import Work
+from nudging.core.speculation.ledger import Costs, Ledger
+from nudging.core.work import Work
 
 
 def cheapest_first(costs: Mapping[str, Costs]) -> list[str]:

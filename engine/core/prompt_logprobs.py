@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nudging.adaptive import Ledger
+from nudging.core.request import Need, Request
+from nudging.core.speculation.ledger import Ledger
 from nudging.decide import logprob_of
 from nudging.errors import NumericalError
-from nudging.request import Need, Request
 
 
 def prompt_need(request: Request, ledger: Ledger, sharers: Mapping[str, float]) -> Need | None:

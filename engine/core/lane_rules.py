@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nudging.blocks import BlockPool
+from nudging.core.block_pool import BlockPool
+from nudging.core.request import Request
 from nudging.errors import OutOfBlocks
 from nudging.policies.nudging import Nudging
 from nudging.policies.solo import Base, Guide
-from nudging.request import Request
 
 NO_ENDS: frozenset[int] = frozenset()
 # As `enum class Writer` counts them.

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from nudging.checks import plain, unknown_option
+from nudging.core.sampling_params import is_int, is_number
 from nudging.errors import BadRequest
-from nudging.params import is_int, is_number
 
 PRIORITY_LIMIT = 1 << 31
 # How the ids begin that no caller may give.

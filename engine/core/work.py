@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nudging.request import Request
+from nudging.core.request import Request
 
 if TYPE_CHECKING:
-    from nudging.lanes import Lanes
+    from nudging.core.fast_path import Lanes
 
 
 class Work(NamedTuple):

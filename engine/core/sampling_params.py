@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nudging.checks import strict
+from nudging.core.frozen import FrozenMap
 from nudging.errors import BadRequest
-from nudging.frozen import FrozenMap
 
 MAX_TOKENS_LIMIT = 1 << 20
 N_LIMIT = 128

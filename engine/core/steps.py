@@ -6,10 +6,10 @@ from collections.abc import Callable
 from operator import index
 from typing import Any
 
+from nudging.core.request import Request
+from nudging.core.sampling_params import is_text
 from nudging.errors import BadRequest
-from nudging.params import is_text
 from nudging.policies.protocol import Step
-from nudging.request import Request
 
 FINISHES = (None, "stop", "length")
 # A policy may change its state so often without writing anything or asking for a row that is missing: the

@@ -6,9 +6,9 @@ from collections.abc import Sequence as Ids
 from itertools import chain
 from typing import Any, NamedTuple
 
-from nudging.blocks import BlockPool, BlockTable
+from nudging.core.block_pool import BlockPool, BlockTable
+from nudging.core.prefix_cache import Prefix
 from nudging.errors import BadRequest, NumericalError
-from nudging.prefix_cache import Prefix
 
 
 class Row(NamedTuple):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from nudging.adaptive import Ledger
+from nudging.core.lane_rules import NO_ENDS, ends_of
+from nudging.core.past import past_of
+from nudging.core.request import Need, Request
+from nudging.core.sampling_params import is_int
+from nudging.core.sequence import Row, Sequence
+from nudging.core.speculation.ledger import Ledger
 from nudging.decide import checked_row, pick_token
 from nudging.errors import BadRequest, NumericalError
-from nudging.lane_rules import NO_ENDS, ends_of
-from nudging.params import is_int
-from nudging.past import past_of
 from nudging.policies.protocol import Completion
-from nudging.request import Need, Request
-from nudging.sequence import Row, Sequence
 from nudging.text.tokenizer import Tokenizer
 
 

@@ -11,24 +11,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from nudging.adaptive import Account, Ledger
-from nudging.cosched import cap_paths, cheapest_first, longest_in_cycles, path_steps
-from nudging.costs import PassCosts, learn_cycle
+from nudging.core.coscheduling import cap_paths, cheapest_first, longest_in_cycles, path_steps
+from nudging.core.fast_path import Lanes
+from nudging.core.guard import tell
+from nudging.core.policy_view import MissingRow, RequestView
+from nudging.core.prompt_logprobs import prompt_need, take_prompt_rows
+from nudging.core.request import Request
+from nudging.core.scheduler import Scheduler
+from nudging.core.sequence import Row
+from nudging.core.speculation.drafting import draft_ahead, settle_draft
+from nudging.core.speculation.ledger import Account, Ledger
+from nudging.core.speculation.pass_costs import PassCosts, learn_cycle
+from nudging.core.stats import EngineStats, Tally
+from nudging.core.steps import Patience, check_step
+from nudging.core.trace import Tracer
+from nudging.core.work import SchedulerOutput, Work, describe
 from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_of
-from nudging.draft import draft_ahead, settle_draft
 from nudging.errors import BadRequest, OutOfBlocks
-from nudging.guard import tell
-from nudging.lanes import Lanes
-from nudging.prompt_logprobs import prompt_need, take_prompt_rows
-from nudging.request import Request
 from nudging.runner import ModelRunner
-from nudging.scheduler import Scheduler
-from nudging.sequence import Row
-from nudging.steps import Patience, check_step
-from nudging.totals import EngineStats, Tally
-from nudging.trace import Tracer
-from nudging.view import MissingRow, RequestView
-from nudging.work import SchedulerOutput, Work, describe
 
 # How fast the part of the requests that a pass serves follows the passes.
 SHARE_SMOOTHING = 0.2

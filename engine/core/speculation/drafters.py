@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Protocol
 
-from nudging.adaptive import MAX_ADAPTIVE_DRAFT, Drafting
+from nudging.core.policy_view import RequestView
+from nudging.core.request import Request
+from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT, Drafting
 from nudging.policies.protocol import Facts
-from nudging.request import Request
-from nudging.view import RequestView
 
 # How much of the text's end has to occur earlier: a longer match foretells better, one token nothing.
 MAX_NGRAM = 4

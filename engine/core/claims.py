@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from nudging.blocks import BlockPool
-from nudging.lanes import Lanes
-from nudging.ranked import Ranked
-from nudging.request import Request
+from nudging.core.block_pool import BlockPool
+from nudging.core.fast_path import Lanes
+from nudging.core.ranked import Ranked
+from nudging.core.request import Request
 
 # Room to grow, in blocks, that admission leaves to each sequence: preemption is for what nobody foresaw.
 HEADROOM_BLOCKS = 1

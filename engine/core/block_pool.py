@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from nudging.core.prefix_cache import Prefix, PrefixCache
 from nudging.errors import OutOfBlocks
-from nudging.prefix_cache import Prefix, PrefixCache
 
 
 class BlockPool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nudging.adaptive import Drafting, Ledger, draft_length, drafting_cost
-from nudging.drafters import DRAFTERS, Drafter
-from nudging.request import Draft, Need, Request
-from nudging.view import MissingRow, RequestView
+from nudging.core.policy_view import MissingRow, RequestView
+from nudging.core.request import Draft, Need, Request
+from nudging.core.speculation.drafters import DRAFTERS, Drafter
+from nudging.core.speculation.ledger import Drafting, Ledger, draft_length, drafting_cost
 
 
 def draft_ahead(
