@@ -27,7 +27,7 @@ from bandwidth import plain_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nudging import LLM, Base, SamplingParams
-from nudging.batch import Batch, KVCache
+from nudging.executor.batch import Batch, KVCache
 from nudging.models.decoder import Decoder
 from nudging.models.loader import Quantization, load_model
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from benchmarks.host_cost import ARMS, opinions
 from nudging import SamplingParams
-from nudging.batch import Batch, KVCache
 from nudging.core.engine import Engine
 from nudging.core.request import Request
-from nudging.runner import ModelRunner
+from nudging.executor.batch import Batch, KVCache
+from nudging.executor.model_runner import ModelRunner
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role

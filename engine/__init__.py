@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from nudging.core.request_options import RequestOptions
     from nudging.core.sampling_params import SamplingParams
     from nudging.core.stats import EngineStats
-    from nudging.decide import TokenLogprob
     from nudging.errors import (
         BadRequest,
         CheckpointError,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
         NumericalError,
         OutOfBlocks,
     )
+    from nudging.executor.sampler import TokenLogprob
     from nudging.generation import Generation
     from nudging.handle import Handle, Stream
     from nudging.loading import LoadedModel

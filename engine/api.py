@@ -33,6 +33,7 @@ from nudging.core.request_options import (
 )
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.trace import Trace, Tracer
+from nudging.executor.flash_prefill import check_prefill_attention, read_prefill_attention
 from nudging.generation import Generation, scores
 from nudging.handle import Handle, Owned, Stream
 from nudging.jobs import Jobs, read_policy
@@ -50,7 +51,6 @@ from nudging.loading import (
 )
 from nudging.output import RequestOutput
 from nudging.policies.protocol import Policy
-from nudging.prefill import check_prefill_attention, read_prefill_attention
 from nudging.scores import pair_up
 from nudging.text.prompts import Messages, Prompt, read_prompt
 from nudging.text.role_tokenizer import find_role

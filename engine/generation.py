@@ -19,8 +19,8 @@ from nudging.core.request import Request
 from nudging.core.request_options import RequestOptions
 from nudging.core.sampling_params import SamplingParams, is_int
 from nudging.core.sequence import Sequence
-from nudging.decide import TokenLogprob
 from nudging.errors import BadRequest, EngineClosed
+from nudging.executor.sampler import TokenLogprob
 from nudging.handle import Handle
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies.forced import Forced, Owning

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from nudging import _C
 from nudging.errors import BadRequest, CheckpointError
+from nudging.executor.cuda_graphs import CudaRecorder
+from nudging.executor.cycles.overlap import Foresight
+from nudging.executor.graph_runner import GraphRunner
+from nudging.executor.model_runner import ModelRunner, block_bytes
 from nudging.files.hub import download, is_hub_id, read_revisions
-from nudging.foresight import Foresight
-from nudging.graph_runner import GraphRunner
-from nudging.graphs import CudaRecorder
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.decoder import Decoder
 from nudging.models.loader import Quantization, load_model
 from nudging.models.registry import read_config
-from nudging.runner import ModelRunner, block_bytes
 from nudging.text.chat_template import ChatTemplate, plain_chat_template
 from nudging.text.roles import Role, load_text_side
 from nudging.text.tokenizer import Tokenizer

@@ -40,7 +40,7 @@ def pick(
     logits: [vocab] fp32.  The argmax of the logits where `temperature` is below COLD, else of
     warp(logits, ...) + gumbel_noise(seed, position, vocab): a draw from exp(warp).  Where the largest logit
     is not finite, or one is NaN, there is nothing to pick: the token is any id, and the caller has to know
-    (`nudging.decide` does).
+    (`nudging.executor.sampler` does).
     """
     if temperature < COLD:
         return int(logits.argmax())

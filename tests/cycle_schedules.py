@@ -14,8 +14,8 @@ from collections import Counter
 from typing import Any
 
 from nudging import Base, Guide, Nudging, SamplingParams
+from nudging.executor.warmup import record_ahead
 from nudging.policies.protocol import Policy
-from nudging.record_ahead import record_ahead
 from tests.simulated_cycles import CycleLLM, CycleSetup, Device, late_device
 from tests.simulation import Life, World
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, KVCache
 from nudging.core.engine import Engine
-from nudging.runner import ModelRunner
+from nudging.executor.batch import Batch, KVCache
+from nudging.executor.model_runner import ModelRunner
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.core.engine_thread import Order
-from nudging.decide import TokenLogprob, logprob_of
+from nudging.executor.sampler import TokenLogprob, logprob_of
 from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies import Policy
 from nudging.text.tokenizer import Tokenizer

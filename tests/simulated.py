@@ -25,13 +25,13 @@ from nudging.core.prefix_cache import Prefix
 from nudging.core.request import Request
 from nudging.core.sequence import Row
 from nudging.core.work import Work
-from nudging.decide import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
 from nudging.errors import BadRequest, NumericalError, OutOfBlocks
+from nudging.executor.model_runner import ModelRunner, Rows, by_work
+from nudging.executor.sampler import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
 from nudging.handle import Mailbox
 from nudging.jobs import Jobs
 from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy
-from nudging.runner import ModelRunner, Rows, by_work
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer

@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, KVCache
 from nudging.core.fast_path import Lanes
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.sequence import Row
 from nudging.core.work import Work
-from nudging.cycle import RecordedCycle
-from nudging.cycle_book import CycleBook
-from nudging.decide import Wanted
 from nudging.errors import NumericalError
-from nudging.graph_runner import GraphRunner
+from nudging.executor.batch import Batch, KVCache
+from nudging.executor.cycles.cycle_cache import CycleBook
+from nudging.executor.cycles.recorded_cycle import RecordedCycle
+from nudging.executor.graph_runner import GraphRunner
+from nudging.executor.model_runner import ModelRunner, Rows, by_work
+from nudging.executor.sampler import Wanted
 from nudging.kernels.lm_head import ARGMAX, LINES, LSE, MAX, TOKEN
 from nudging.loading import foresee
-from nudging.runner import ModelRunner, Rows, by_work
 from tests.simulated import (
     VOCAB,
     FakeModel,
@@ -276,9 +276,9 @@ def late_device(device: Device, setup: CycleSetup, lengths: Callable[[int], int]
         mock.patch.object(RecordedCycle, "_launch", start),
         mock.patch.object(KVCache, "copy_blocks", copied),
         mock.patch.object(CycleBook, "_record", recorded),
-        mock.patch("nudging.graphs.lm_head", head),
+        mock.patch("nudging.executor.cuda_graphs.lm_head", head),
         mock.patch("nudging.core.speculation.drafting.draft_length", length),
-        mock.patch("nudging.cycle_book.PATIENCE", setup.patience),
+        mock.patch("nudging.executor.cycles.cycle_cache.PATIENCE", setup.patience),
     )
     with torch.inference_mode():
         for patch in patches:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from nudging import cycle_lanes, foresight
 from nudging.core.policy_view import RequestView
 from nudging.core.sequence import Sequence
 from nudging.core.work import Work
-from nudging.cycle import LaneStart
-from nudging.cycle_lanes import Lane
-from nudging.foresight import Foresight
+from nudging.executor.cycles import overlap as foresight
+from nudging.executor.cycles import slots as cycle_lanes
+from nudging.executor.cycles.overlap import Foresight
+from nudging.executor.cycles.recorded_cycle import LaneStart
+from nudging.executor.cycles.slots import Lane
 from tests.cycle_schedules import run
 
 

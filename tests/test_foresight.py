@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
-from nudging.batch import Batch, KVCache
 from nudging.core.speculation.pass_costs import PassCosts
 from nudging.core.work import Work
-from nudging.cycle import RecordedCycle
-from nudging.cycle_lanes import Lane
-from nudging.graph_runner import GraphRunner
+from nudging.executor.batch import Batch, KVCache
+from nudging.executor.cycles.recorded_cycle import RecordedCycle
+from nudging.executor.cycles.slots import Lane
+from nudging.executor.graph_runner import GraphRunner
 from nudging.handle import Handle
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, Verified
 from nudging.kernels.rms_norm import Norm
@@ -256,7 +256,7 @@ def test_drafts_of_changing_length_are_changed_in_flight(
     prompts, params = prompts_and_params(3, max_tokens=60)
     late = Late(monkeypatch)
     let_pay(monkeypatch, 3, 3, 3, 5, 5, 1, 2, 8, 8, 8, 8, 4, 4, 4, 0, 0)
-    monkeypatch.setattr("nudging.cycle_book.PATIENCE", 2)
+    monkeypatch.setattr("nudging.executor.cycles.cycle_cache.PATIENCE", 2)
     with recording_llm(monkeypatch, late, **tiny_pair) as llm:
         twin = Twin(llm)
         expected = [twin.generate(*job, TOKEN) for job in zip(prompts, params, strict=True)]
@@ -323,8 +323,8 @@ def test_what_is_too_large_for_a_recording_is_made_of_passes(
     tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too many rows for two texts of four drafts; and too many blocks for a long one."""
-    monkeypatch.setattr("nudging.foresight.SIZES", (1, 2, 3, 4, 5, 6, 7, 8))
-    monkeypatch.setattr("nudging.foresight.WIDTHS", (8,))
+    monkeypatch.setattr("nudging.executor.cycles.overlap.SIZES", (1, 2, 3, 4, 5, 6, 7, 8))
+    monkeypatch.setattr("nudging.executor.cycles.overlap.WIDTHS", (8,))
     prompts = [[60, 61], [70, 71]]
     short, long = (SamplingParams(max_tokens=n, ignore_eos=True) for n in (30, 150))
     late = Late(monkeypatch)
@@ -427,7 +427,7 @@ def test_where_the_device_foresees_wrongly_the_text_stays(
     late = Late(monkeypatch)
     with recording_llm(monkeypatch, late, **tiny_pair) as llm:
         twin = Twin(llm)
-        monkeypatch.setattr("nudging.cycle.draft_verify", liar)
+        monkeypatch.setattr("nudging.executor.cycles.recorded_cycle.draft_verify", liar)
         for policy, k in ARMS:
             expected = [twin.generate(*job, policy) for job in zip(prompts, params, strict=True)]
             for _ in range(2):

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
-from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
 from nudging.core.sequence import Sequence
 from nudging.core.work import Work
-from nudging.graph_runner import GraphRunner
-from nudging.graphs import SIZES, padded, path_shape
+from nudging.executor.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
+from nudging.executor.cuda_graphs import SIZES, padded, path_shape
+from nudging.executor.graph_runner import GraphRunner
 from nudging.kernels.draft_verify import Verified, draft_verify
 from nudging.kernels.lm_head import lm_head
 from nudging.kernels.rms_norm import Norm
@@ -120,8 +120,8 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
         return made
 
     monkeypatch.setattr("nudging.loading.make_runner", runner)
-    monkeypatch.setattr("nudging.graphs.lm_head", one_kernel)
-    monkeypatch.setattr("nudging.cycle.draft_verify", one_replay)
+    monkeypatch.setattr("nudging.executor.cuda_graphs.lm_head", one_kernel)
+    monkeypatch.setattr("nudging.executor.cycles.recorded_cycle.draft_verify", one_replay)
     llm = LLM(**({"kv_cache_memory": "4MiB", "record_ahead": False} | options))
     # What passes take is the same in every run: prices say what is drafted and in which order models go.
     seconds = partial(next, itertools.count(step=1 / 128))

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache
 from nudging.cli_info import gpu_tiles
-from nudging.cycle import CycleShape, Model, RecordedCycle, cycle_memory
-from nudging.graphs import PickBuffer, RecordedPass, RecordedPath
+from nudging.executor.batch import Batch, BatchBuffer, BatchShape, KVCache
+from nudging.executor.cuda_graphs import PickBuffer, RecordedPass, RecordedPath
+from nudging.executor.cycles.recorded_cycle import CycleShape, Model, RecordedCycle, cycle_memory
 from nudging.kernels.rms_norm import rms_norm
 from nudging.models.decoder import Decoder
 from nudging.models.loader import load_model

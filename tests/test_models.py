@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from nudging.batch import Batch, KVCache
 from nudging.errors import BadRequest
+from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import parts_of
 from nudging.models.decoder import Decoder

@@ -10,8 +10,8 @@ from torch import Tensor
 from nudging import Base, Guide, NumericalError, SamplingParams
 from nudging.core.request import Request
 from nudging.core.sequence import Row
-from nudging.decide import GREEDY, Wanted, decide
-from nudging.graphs import is_picked_by_head
+from nudging.executor.cuda_graphs import is_picked_by_head
+from nudging.executor.sampler import GREEDY, Wanted, decide
 from nudging.policies import Nudging, Policy
 from nudging.text.prompts import RolePrompt
 from tests.fake import fake_engine

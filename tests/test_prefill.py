@@ -16,11 +16,16 @@ import torch
 from torch import Tensor
 
 from nudging import LLM, SamplingParams
-from nudging.batch import Batch
 from nudging.errors import BadRequest
+from nudging.executor.batch import Batch
+from nudging.executor.flash_prefill import (
+    MixedAttention,
+    check_prefill_attention,
+    read_prefill_attention,
+    with_prefill,
+)
 from nudging.kernels.flash_attn import PACKAGES, FlashAttn, Package
 from nudging.kernels.paged_attention import paged_attention
-from nudging.prefill import MixedAttention, check_prefill_attention, read_prefill_attention, with_prefill
 from tests.cases import Attention
 
 FLASH_3, FLASH_2 = PACKAGES

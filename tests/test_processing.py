@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nudging import LLM, BadRequest, Base, Guide, Nudging, NumericalError, SamplingParams
 from nudging.core.past import Past
-from nudging.decide import checked_row, logprob_of, pick_token
+from nudging.executor.processing import processed
+from nudging.executor.sampler import checked_row, logprob_of, pick_token
 from nudging.policies import Policy, Step, View
-from nudging.processing import processed
 from tests import oracle
 from tests.pairs import PROMPT, Twin, as_oracle_params, assert_pools_are_whole, assert_same_text, one, outcome
 from tests.test_mixes import preempt_at_random

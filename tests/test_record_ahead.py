@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
-from nudging.batch import BatchBuffer, BatchShape
 from nudging.core import engine_thread as thread_module
-from nudging.graph_runner import GraphRunner
-from nudging.graphs import padded, path_shape
+from nudging.executor.batch import BatchBuffer, BatchShape
+from nudging.executor.cuda_graphs import padded, path_shape
+from nudging.executor.graph_runner import GraphRunner
+from nudging.executor.model_runner import ModelRunner
+from nudging.executor.warmup import MAX_TEXTS, Family, family_of, record_ahead, widths
 from nudging.policies import Policy
-from nudging.record_ahead import MAX_TEXTS, Family, family_of, record_ahead, widths
-from nudging.runner import ModelRunner
 from tests.pairs import Twin, assert_pools_are_whole, written
 from tests.test_foresight import Late, prompts_and_params
 from tests.test_graphs import Recording, recording_llm, work
@@ -83,8 +83,8 @@ def one_more(llm: LLM) -> bool:
 def test_those_of_the_fewest_texts_come_first_change_nothing_and_serve_what_comes(
     tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nudging.record_ahead.MAX_TEXTS", 5)
-    monkeypatch.setattr("nudging.graph_runner.MAX_AHEAD", 10_000)
+    monkeypatch.setattr("nudging.executor.warmup.MAX_TEXTS", 5)
+    monkeypatch.setattr("nudging.executor.graph_runner.MAX_AHEAD", 10_000)
     prompts, params = prompts_and_params(4, max_tokens=24)
     # Alike, so that in each step all are asked for equally much.
     params = [replace(one, ignore_eos=True) for one in params]
@@ -186,8 +186,8 @@ def test_what_records_nothing_and_who_is_told_not_to_sleep(
 
 
 def test_number_and_memory_are_bounded(tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nudging.graph_runner.MAX_AHEAD", 3)
-    monkeypatch.setattr("nudging.cycle_book.MAX_AHEAD", 2)
+    monkeypatch.setattr("nudging.executor.graph_runner.MAX_AHEAD", 3)
+    monkeypatch.setattr("nudging.executor.cycles.cycle_cache.MAX_AHEAD", 2)
     room = False
     recording = Recording()
     monkeypatch.setattr(recording, "has_room", lambda: room)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from nudging import Base
-from nudging.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchBuilder, shape_of
-from nudging.batch import _fields as fields
 from nudging.core.work import Work
+from nudging.executor.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchBuilder, shape_of
+from nudging.executor.batch import _fields as fields
 from tests.test_scheduler import request, small_engine
 
 
@@ -54,7 +54,7 @@ def test_a_larger_shape_has_one_more_sequence_that_owns_what_pads_it() -> None:
 
 
 def test_the_shapes_used_last_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nudging.batch.KEPT_SHAPES", 2)
+    monkeypatch.setattr("nudging.executor.batch.KEPT_SHAPES", 2)
     builder = BatchBuilder(4, torch.device("cpu"), 80)
     a, b, c = ([work("a", 0, end, end)] for end in (3, 5, 7))
     kept = builder.build(a)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nudging import _C
-from nudging.batch import Batch, KVCache
+from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.cpu import team, use_team
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import look_up

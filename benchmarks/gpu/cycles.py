@@ -20,9 +20,16 @@ from benchmarks.pair import pocket_prompts
 from benchmarks.report import quartiles
 from benchmarks.rounds import DifferentText
 from nudging import LLM, Base, Nudging, SamplingParams
-from nudging.cycle import CycleShape, LaneBlocks, LaneStart, RecordedCycle, Said, cycle_memory
-from nudging.cycle import Model as CycleModel
-from nudging.graph_runner import GraphRunner
+from nudging.executor.cycles.recorded_cycle import (
+    CycleShape,
+    LaneBlocks,
+    LaneStart,
+    RecordedCycle,
+    Said,
+    cycle_memory,
+)
+from nudging.executor.cycles.recorded_cycle import Model as CycleModel
+from nudging.executor.graph_runner import GraphRunner
 from nudging.models.decoder import Decoder
 from nudging.policies import Policy
 

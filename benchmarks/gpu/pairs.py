@@ -26,8 +26,8 @@ from benchmarks.pair import agreement, pass_bytes, pocket_prompts
 from benchmarks.report import figures
 from benchmarks.rounds import Record, run_rounds
 from nudging import LLM, Base, Guide, LoadedModel, Nudging, SamplingParams
+from nudging.executor.model_runner import block_bytes
 from nudging.loading import resolve
-from nudging.runner import block_bytes
 
 POLICY = Nudging(0.4, "word")
 TOKEN = Nudging(0.4, "token")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.report import quartiles
-from nudging.graph_runner import GraphRunner
-from nudging.graphs import CudaRecorder, Recorder
+from nudging.executor.cuda_graphs import CudaRecorder, Recorder
+from nudging.executor.graph_runner import GraphRunner
 from nudging.models.decoder import Decoder
 
 # Lower quartile, median and upper quartile of seconds.

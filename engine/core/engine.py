@@ -26,9 +26,9 @@ from nudging.core.stats import EngineStats, Tally
 from nudging.core.steps import Patience, check_step
 from nudging.core.trace import Tracer
 from nudging.core.work import SchedulerOutput, Work, describe
-from nudging.decide import TokenLogprob, Wanted, logprob_of, wanted_of
 from nudging.errors import BadRequest, OutOfBlocks
-from nudging.runner import ModelRunner
+from nudging.executor.model_runner import ModelRunner
+from nudging.executor.sampler import TokenLogprob, Wanted, logprob_of, wanted_of
 
 # How fast the part of the requests that a pass serves follows the passes.
 SHARE_SMOOTHING = 0.2

@@ -20,8 +20,8 @@ from nudging.core.guard import LOGGER, tell
 from nudging.core.request import Request
 from nudging.core.waiting import Bell, Call
 from nudging.errors import BadRequest, EngineClosed
+from nudging.executor.warmup import record_ahead
 from nudging.handle import Mailbox
-from nudging.record_ahead import record_ahead
 
 T = TypeVar("T")
 # Nothing is recorded ahead before it has been quiet for so long: who sends one request after the other shall

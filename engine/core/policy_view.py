@@ -10,8 +10,8 @@ from nudging.core.request import Need, Request
 from nudging.core.sampling_params import is_int
 from nudging.core.sequence import Row, Sequence
 from nudging.core.speculation.ledger import Ledger
-from nudging.decide import checked_row, pick_token
 from nudging.errors import BadRequest, NumericalError
+from nudging.executor.sampler import checked_row, pick_token
 from nudging.policies.protocol import Completion
 from nudging.text.tokenizer import Tokenizer
 

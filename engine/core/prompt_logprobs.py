@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from nudging.core.request import Need, Request
 from nudging.core.speculation.ledger import Ledger
-from nudging.decide import logprob_of
 from nudging.errors import NumericalError
+from nudging.executor.sampler import logprob_of
 
 
 def prompt_need(request: Request, ledger: Ledger, sharers: Mapping[str, float]) -> Need | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nudging import _C
-from nudging.batch import Batch, KVCache
+from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.cpu import BEST, DTYPES, require, team
 from nudging.kernels.gated_act import ACTIVATIONS
 from nudging.kernels.linear import linear

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, KVCache
 from nudging.errors import BadRequest
+from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.add_rms_norm import add_rms_norm
 from nudging.kernels.embed import embed
 from nudging.kernels.gated_linear import gated_linear

@@ -8,18 +8,18 @@ from itertools import islice
 import torch
 
 from nudging import _C
-from nudging.batch import BatchBuilder, KVCache
 from nudging.core.block_pool import BlockPool
 from nudging.core.fast_path import Lanes
 from nudging.core.sequence import Row
 from nudging.core.speculation.pass_costs import CycleTime
 from nudging.core.work import Work
-from nudging.decide import Wanted, decide, tell
 from nudging.errors import NumericalError
+from nudging.executor.batch import BatchBuilder, KVCache
+from nudging.executor.flash_prefill import with_prefill
+from nudging.executor.sampler import Wanted, decide, tell
 from nudging.kernels.cpu import use_team
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.decoder import Decoder
-from nudging.prefill import with_prefill
 
 # The rows of one work; a row that is not finite is an error of its own.
 Rows = list[Row | NumericalError]

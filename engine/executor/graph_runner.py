@@ -1,4 +1,4 @@
-"""A model's runner that replays recorded passes; see `nudging.graphs`."""
+"""A model's runner that replays recorded passes; see `nudging.executor.cuda_graphs`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from nudging.batch import BatchBuffer, BatchShape
 from nudging.core.fast_path import Lanes
 from nudging.core.request import Request
 from nudging.core.sequence import Row, Sequence
 from nudging.core.work import Work
-from nudging.decide import Wanted, row_of
 from nudging.errors import NumericalError, OutOfBlocks
-from nudging.foresight import Foresight
-from nudging.graphs import (
+from nudging.executor.batch import BatchBuffer, BatchShape
+from nudging.executor.cuda_graphs import (
     WIDTHS,
     PickBuffer,
     RecordedPass,
@@ -27,11 +25,13 @@ from nudging.graphs import (
     path_shape,
     read,
 )
+from nudging.executor.cycles.overlap import Foresight
+from nudging.executor.model_runner import ModelRunner, Rows, by_work
+from nudging.executor.sampler import Wanted, row_of
+from nudging.executor.warmup import MAX_AHEAD, Family, family_of, shapes_ahead
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.kernels.lm_head import LINES, TOKEN
 from nudging.models.decoder import Decoder
-from nudging.record_ahead import MAX_AHEAD, Family, family_of, shapes_ahead
-from nudging.runner import ModelRunner, Rows, by_work
 
 # The rows of a path, by the sequence they were computed for and their position.
 Foreseen = dict[tuple[Sequence, int], Row | NumericalError]

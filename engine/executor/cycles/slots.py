@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from nudging.core.request import Request
 from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT
 from nudging.core.work import Work
-from nudging.cycle import TAIL, LaneBlocks, LaneStart
-from nudging.decide import Wanted
-from nudging.graphs import is_picked_by_head
+from nudging.executor.cuda_graphs import is_picked_by_head
+from nudging.executor.cycles.recorded_cycle import TAIL, LaneBlocks, LaneStart
+from nudging.executor.model_runner import Rows
+from nudging.executor.sampler import Wanted
 from nudging.kernels.draft_verify import MAX_DRAFT
 from nudging.policies.nudging import Nudging
 from nudging.policies.solo import Base, Guide
-from nudging.runner import Rows
 
 
 @dataclass(eq=False)

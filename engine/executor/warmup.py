@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from nudging.batch import BatchShape
 from nudging.core.work import Work
-from nudging.graphs import SIZES, WIDTHS, at_least
-from nudging.runner import ModelRunner
+from nudging.executor.batch import BatchShape
+from nudging.executor.cuda_graphs import SIZES, WIDTHS, at_least
+from nudging.executor.model_runner import ModelRunner
 
 # Up to so many texts at once are recordings made ahead, and so many of each kind of recording: all have to
 # be kept, and a recording of a pass is some hundred kernels.
@@ -32,7 +32,7 @@ class Family(NamedTuple):
     steps: int
 
     def shape(self, texts: int) -> BatchShape | None:
-        """What a batch of so many texts is padded to, see `nudging.graphs.padded`; None where it is too
+        """What a batch of so many texts is padded to, see `nudging.executor.cuda_graphs.padded`; None where it is too
         large.
         """
         if texts * self.rows > SIZES[-1]:

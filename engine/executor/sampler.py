@@ -15,9 +15,9 @@ from nudging.core.sampling_params import SamplingParams
 from nudging.core.sequence import Row
 from nudging.core.work import Work
 from nudging.errors import BadRequest, NumericalError
+from nudging.executor.processing import processed
 from nudging.kernels.sample import pick
 from nudging.kernels.softmax_stats import softmax_stats
-from nudging.processing import processed
 
 
 class Wanted(NamedTuple):

@@ -1,6 +1,6 @@
 """Cycles of drafting and verifying that the device runs ahead of the host.
 
-The device goes from one cycle straight to the next (`nudging.cycle`); the host starts each one before it
+The device goes from one cycle straight to the next (`nudging.executor.cycles.recorded_cycle`); the host starts each one before it
 looks at what the last one said, so that the device never waits for it.  What a cycle said are rows like any
 others: where the engine asks for rows that a cycle has computed, they are handed out, and the policy decides
 from them.  So what the device has decided is a foresight only: where the policy decides otherwise, where a
@@ -22,16 +22,24 @@ import torch
 from nudging.core.request import Request
 from nudging.core.speculation.pass_costs import CycleTime
 from nudging.core.work import Work
-from nudging.cycle import TAIL, CycleShape, LaneStart, Model, RecordedCycle, Said, Told
-from nudging.cycle_book import CycleBook
-from nudging.cycle_lanes import Lane, begins, blocks_of, drafts_of, is_at_text, lane_start
-from nudging.decide import Wanted, row_of
 from nudging.errors import OutOfBlocks
-from nudging.graphs import SIZES, WIDTHS, Recorder, at_least
+from nudging.executor.cuda_graphs import SIZES, WIDTHS, Recorder, at_least
+from nudging.executor.cycles.cycle_cache import CycleBook
+from nudging.executor.cycles.recorded_cycle import (
+    TAIL,
+    CycleShape,
+    LaneStart,
+    Model,
+    RecordedCycle,
+    Said,
+    Told,
+)
+from nudging.executor.cycles.slots import Lane, begins, blocks_of, drafts_of, is_at_text, lane_start
+from nudging.executor.model_runner import ModelRunner, Rows
+from nudging.executor.sampler import Wanted, row_of
 from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
 from nudging.policies.nudging import Nudging
-from nudging.runner import ModelRunner, Rows
 from nudging.text.roles import Role
 
 # Requests that stand where a cycle begins: how many drafts each wants, and the work that it begins with.

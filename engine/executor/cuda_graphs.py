@@ -6,7 +6,7 @@ recording of several passes: each token goes from the statistics of one pass to 
 device, and the host waits once, at the end.
 
 Nothing waits for a recording: a shape is run as it is when it first comes, and recorded when it comes again,
-or before, while there is nothing else to do (`nudging.record_ahead`).
+or before, while there is nothing else to do (`nudging.executor.warmup`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
 from nudging.core.work import Work
-from nudging.decide import Wanted
+from nudging.executor.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
+from nudging.executor.sampler import Wanted
 from nudging.kernels.lm_head import LINES, MAX, TOKEN, lm_head
 from nudging.models.decoder import Decoder
 

@@ -6,7 +6,7 @@ looked at what this one said.  The host only says which blocks the texts own and
 Without a guide nothing is drafted, and a cycle is the next token of each text.
 
 What the device decides is no text: it foresees what the policy will decide from the same rows; see
-`nudging.foresight`.
+`nudging.executor.cycles.overlap`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nudging.batch import Batch, KVCache
-from nudging.graphs import Picks, Recorder, answer, read
+from nudging.executor.batch import Batch, KVCache
+from nudging.executor.cuda_graphs import Picks, Recorder, answer, read
 from nudging.kernels.cycle_advance import cycle_advance
 from nudging.kernels.cycle_rows import STATES, CycleRows, cycle_rows
 from nudging.kernels.draft_verify import MAX_DRAFT, draft_verify
@@ -31,7 +31,7 @@ TAIL = 2
 # A field's dtype and shape.
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 Views = Mapping[str, Tensor]
-# The token picked, the likeliest one, max and lse of a row; see `nudging.graphs.read`.
+# The token picked, the likeliest one, max and lse of a row; see `nudging.executor.cuda_graphs.read`.
 Told = tuple[int, int, float, float]
 
 

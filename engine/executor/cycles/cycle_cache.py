@@ -11,9 +11,9 @@ from itertools import product
 
 from torch import Tensor
 
-from nudging.cycle import CycleShape, Model, RecordedCycle, cycle_memory
-from nudging.graphs import SIZES, Recorder, at_least
-from nudging.record_ahead import MAX_AHEAD, widths
+from nudging.executor.cuda_graphs import SIZES, Recorder, at_least
+from nudging.executor.cycles.recorded_cycle import CycleShape, Model, RecordedCycle, cycle_memory
+from nudging.executor.warmup import MAX_AHEAD, widths
 
 # So many cycles with other drafts than are wanted, and theirs are recorded at once.
 PATIENCE = 32
