@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from nudging.api.loading import resolve
 from nudging.errors import BadRequest
-from nudging.loading import resolve
 from nudging.models.checkpoint import list_tensors
 from nudging.models.registry import ModelConfig, read_config
 

@@ -26,10 +26,10 @@ from torch import Tensor
 from benchmarks.pair import RESULTS, WIDTH, device_name
 from benchmarks.report import quartiles
 from nudging import Base, Nudging, SamplingParams
+from nudging.api.loading import load_roles, make_runners
 from nudging.core.engine import Engine
 from nudging.core.request import Request
 from nudging.executor.batch import Batch, KVCache
-from nudging.loading import load_roles, make_runners
 from nudging.models.decoder import Decoder
 from nudging.policies.protocol import Policy
 from nudging.text.prompts import RolePrompt

@@ -35,8 +35,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nudging import LoadedModel
+from nudging.api.loading import read_dtype, resolve
 from nudging.errors import BadRequest
-from nudging.loading import read_dtype, resolve
 
 NOISE = 1e-12
 CONSTANT = 2.0**-10  # of the embedding's own root mean square: a norm does not see it

@@ -32,8 +32,8 @@ from benchmarks.report import Figures, figures, show, write
 from benchmarks.rivals import Likeness, likeness, open_rivals
 from benchmarks.rounds import Record, run_rounds
 from nudging import LLM, Base, Nudging, SamplingParams
+from nudging.api.loading import resolve
 from nudging.errors import BadRequest
-from nudging.loading import resolve
 from nudging.pocket.grade import load_questions
 from nudging.text.prompts import read_chat
 

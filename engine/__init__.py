@@ -6,10 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nudging.aio import AsyncLLM
-    from nudging.aio_generation import AsyncGeneration
-    from nudging.aio_handle import AsyncHandle, AsyncStream
-    from nudging.api import LLM
+    from nudging.api.async_generation import AsyncGeneration
+    from nudging.api.async_handle import AsyncHandle, AsyncStream
+    from nudging.api.async_llm import AsyncLLM
+    from nudging.api.generation import Generation
+    from nudging.api.handle import Handle, Stream
+    from nudging.api.llm import LLM
+    from nudging.api.loading import LoadedModel
+    from nudging.api.outputs import CompletionOutput, Delta, PromptOutput, RequestOutput, Segment, Stats
     from nudging.core.request_options import RequestOptions
     from nudging.core.sampling_params import SamplingParams
     from nudging.core.stats import EngineStats
@@ -23,10 +27,6 @@ if TYPE_CHECKING:
         OutOfBlocks,
     )
     from nudging.executor.sampler import TokenLogprob
-    from nudging.generation import Generation
-    from nudging.handle import Handle, Stream
-    from nudging.loading import LoadedModel
-    from nudging.output import CompletionOutput, Delta, PromptOutput, RequestOutput, Segment, Stats
     from nudging.policies import Base, Guide, Nudging, Policy, Step, View
 
     __version__: str

@@ -26,9 +26,9 @@ from nudging.errors import BadRequest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nudging.api import LLM
+    from nudging.api.llm import LLM
+    from nudging.api.outputs import RequestOutput
     from nudging.core.sampling_params import SamplingParams
-    from nudging.output import RequestOutput
     from nudging.policies.protocol import Policy
 
 HELP = "/reset starts over, /quit ends (or Ctrl-D), Ctrl-C stops an answer"

@@ -31,9 +31,9 @@ from nudging.cli_stream import Stream
 from nudging.errors import BadRequest
 
 if TYPE_CHECKING:
-    from nudging.api import LLM
+    from nudging.api.handle import Handle
+    from nudging.api.llm import LLM
     from nudging.core.sampling_params import SamplingParams
-    from nudging.handle import Handle
     from nudging.policies.protocol import Policy
 
 

@@ -113,7 +113,7 @@ def weights(tensors: dict[str, TensorInfo]) -> str:
 
 def checkpoint_facts(name: str) -> Facts:
     """A checkpoint from its headers.  Raises CheckpointError, BadRequest."""
-    from nudging.loading import resolve
+    from nudging.api.loading import resolve
     from nudging.models.checkpoint import list_tensors
     from nudging.models.registry import read_config
     from nudging.text.chat_template import plain_chat_template

@@ -13,7 +13,7 @@ from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
 
 if TYPE_CHECKING:
-    from nudging.api import LLM
+    from nudging.api.llm import LLM
     from nudging.policies.protocol import Policy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -235,7 +235,7 @@ def read_template(value: str | None) -> str | None:
 
 def open_llm(flags: Flags, base: str, guide: str | None, progress: bool) -> LLM:
     """The models that the flags name.  Raises BadRequest, CheckpointError."""
-    from nudging.api import LLM
+    from nudging.api.llm import LLM
 
     return LLM(
         base,

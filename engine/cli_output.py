@@ -21,7 +21,7 @@ from nudging.core.sampling_params import SamplingParams, is_int
 from nudging.errors import BadRequest
 
 if TYPE_CHECKING:
-    from nudging.output import CompletionOutput, RequestOutput
+    from nudging.api.outputs import CompletionOutput, RequestOutput
 
 # How every record begins.
 BEGINNING = b'{"index": '

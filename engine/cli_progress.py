@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from nudging.handle import Handle
+    from nudging.api.handle import Handle
 
 REFRESH_S = 0.1
 

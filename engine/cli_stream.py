@@ -18,10 +18,10 @@ from nudging.cli_signals import Interrupted, Signals
 from nudging.errors import BadRequest
 
 if TYPE_CHECKING:
+    from nudging.api.handle import Handle
     from nudging.cli_output import Writer
     from nudging.cli_progress import Meter
     from nudging.core.sampling_params import SamplingParams
-    from nudging.handle import Handle
 
 # So many prompts are in the engine at once; the first ones only FIRST, so that the first texts come soon.
 WINDOW, FIRST = 256, 32

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from nudging.api import LLM
-    from nudging.output import CompletionOutput
+    from nudging.api.llm import LLM
+    from nudging.api.outputs import CompletionOutput
     from nudging.pocket.grade import Question
     from nudging.policies.protocol import Policy
 

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from nudging.arguments import kind_of
+from nudging.api.arguments import kind_of
 from nudging.core.request import Request
 from nudging.core.stats import EngineStats
 from nudging.errors import BadRequest

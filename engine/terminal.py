@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
-from nudging.output import Segment
+from nudging.api.outputs import Segment
 
 GUIDE_STYLE = "bold cyan"
 # A model may write anything: nothing of it is to command the terminal.

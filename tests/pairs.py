@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
+from nudging.api.outputs import CompletionOutput, RequestOutput
 from nudging.core.engine_thread import Order
 from nudging.executor.sampler import TokenLogprob, logprob_of
-from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies import Policy
 from nudging.text.tokenizer import Tokenizer
 from tests import oracle

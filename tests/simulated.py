@@ -17,6 +17,8 @@ from zlib import crc32
 import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
+from nudging.api.handle import Mailbox
+from nudging.api.jobs import Jobs
 from nudging.core.block_pool import BlockPool
 from nudging.core.engine import Engine
 from nudging.core.engine_thread import Command, EngineLoop, EngineThread, Submission
@@ -28,8 +30,6 @@ from nudging.core.work import Work
 from nudging.errors import BadRequest, NumericalError, OutOfBlocks
 from nudging.executor.model_runner import ModelRunner, Rows, by_work
 from nudging.executor.sampler import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
-from nudging.handle import Mailbox
-from nudging.jobs import Jobs
 from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy
 from nudging.text.chat_template import plain_chat_template

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nudging.api.loading import foresee
 from nudging.core.fast_path import Lanes
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.sequence import Row
@@ -32,7 +33,6 @@ from nudging.executor.graph_runner import GraphRunner
 from nudging.executor.model_runner import ModelRunner, Rows, by_work
 from nudging.executor.sampler import Wanted
 from nudging.kernels.lm_head import ARGMAX, LINES, LSE, MAX, TOKEN
-from nudging.loading import foresee
 from tests.simulated import (
     VOCAB,
     FakeModel,

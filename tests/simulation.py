@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 from zlib import crc32
 
 from nudging import BadRequest, Base, Guide, Nudging, SamplingParams
+from nudging.api.generation import Generation, extended
+from nudging.api.handle import Handle
+from nudging.api.outputs import Stats
 from nudging.core.block_pool import BlockPool
 from nudging.core.request import Request
 from nudging.core.scheduler import Scheduler
 from nudging.core.work import SchedulerOutput
 from nudging.errors import DeadlineExceeded, NumericalError
-from nudging.generation import Generation, extended
-from nudging.handle import Handle
-from nudging.output import Stats
 from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy, Step, View
 from tests.simulated import VOCAB, Expected, InlineThread, NotFinite, Setup, SimLLM, expect, expect_scores

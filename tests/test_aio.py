@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import nudging.jobs
+import nudging.api.jobs
 from nudging import LLM, AsyncLLM, BadRequest, EngineClosed, Nudging, SamplingParams
-from nudging.aio import results
+from nudging.api.async_llm import results
 from tests.waiting import PATIENCE, Stopped, wait_in_loop
 
 Pair = dict[str, Path]
@@ -273,7 +273,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.came, self.opened, self.read = threading.Event(), threading.Event(), []
-        original = nudging.jobs.read_prompt
+        original = nudging.api.jobs.read_prompt
 
         def read(prompt: object, *roles: object) -> object:
             self.came.set()
@@ -282,7 +282,7 @@ class Gate:
             self.read.append(prompt)
             return original(prompt, *roles)
 
-        monkeypatch.setattr(nudging.jobs, "read_prompt", read)
+        monkeypatch.setattr(nudging.api.jobs, "read_prompt", read)
 
     async def reached(self) -> None:
         await wait_in_loop(self.came.is_set)

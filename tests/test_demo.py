@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from nudging import LLM, Nudging
+from nudging.api.outputs import Segment
 from nudging.cli import main
 from nudging.demo import (
     Arm,
@@ -20,7 +21,6 @@ from nudging.demo import (
     score_table,
     spread_over_kinds,
 )
-from nudging.output import Segment
 from nudging.pocket.grade import Question, load_questions
 from nudging.terminal import Ink
 

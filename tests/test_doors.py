@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nudging import LLM, AsyncLLM, BadRequest, Base, CheckpointError, Nudging, SamplingParams
-from nudging.llm_options import LLMOptions
+from nudging.api.llm_options import LLMOptions
 from tests.pairs import PROMPT, assert_pools_are_whole, one, written
 
 QUICK = SamplingParams(max_tokens=1)

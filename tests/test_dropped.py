@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nudging import LLM, Base, SamplingParams
-from nudging.aio_handle import AsyncHandle, AsyncStream
+from nudging.api.async_handle import AsyncHandle, AsyncStream
 from tests.simulated import Setup, SimLLM
 
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True)

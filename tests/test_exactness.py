@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.arms.ours import Eager
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
-from nudging.output import CompletionOutput
+from nudging.api.outputs import CompletionOutput
 from nudging.policies import Policy
 from tests import oracle
 from tests.pairs import Outcome, Twin, assert_pools_are_whole, assert_same_text, outcome, written

@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
+from nudging.api.handle import Handle
+from nudging.api.outputs import CompletionOutput
 from nudging.core.speculation.pass_costs import PassCosts
 from nudging.core.work import Work
 from nudging.executor.batch import Batch, KVCache
 from nudging.executor.cycles.recorded_cycle import RecordedCycle
 from nudging.executor.cycles.slots import Lane
 from nudging.executor.graph_runner import GraphRunner
-from nudging.handle import Handle
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, Verified
 from nudging.kernels.rms_norm import Norm
-from nudging.output import CompletionOutput
 from nudging.policies import Policy
 from tests.pairs import Twin, assert_pools_are_whole, at_once, held, written
 from tests.test_graphs import Recording, one_replay, recording_llm

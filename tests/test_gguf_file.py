@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.gguf_file import check_plain_llama, interleave, write_gguf
 from benchmarks.inflate import inflate_checkpoint, shape
+from nudging.api.loading import resolve
 from nudging.errors import BadRequest
-from nudging.loading import resolve
 from nudging.models.registry import read_config
 
 # Where all tests are collected for the GPU's sake, it may be missing.

@@ -50,7 +50,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, **options: Any) -> LLM:
     ) -> ModelRunner:
         return ModelRunner(decoder, num_blocks, block_size, prefix_caching, team, flash)
 
-    monkeypatch.setattr("nudging.loading.make_runner", runner)
+    monkeypatch.setattr("nudging.api.loading.make_runner", runner)
     return LLM(device="cuda", kv_cache_memory="4MiB", **options)
 
 

@@ -119,7 +119,7 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
         made.poison()
         return made
 
-    monkeypatch.setattr("nudging.loading.make_runner", runner)
+    monkeypatch.setattr("nudging.api.loading.make_runner", runner)
     monkeypatch.setattr("nudging.executor.cuda_graphs.lm_head", one_kernel)
     monkeypatch.setattr("nudging.executor.cycles.recorded_cycle.draft_verify", one_replay)
     llm = LLM(**({"kv_cache_memory": "4MiB", "record_ahead": False} | options))

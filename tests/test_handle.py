@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from nudging import Base, EngineClosed, SamplingParams
+from nudging.api.handle import Handle
+from nudging.api.outputs import Segment
 from nudging.core.engine_thread import EngineThread
 from nudging.core.request import Piece, Request
-from nudging.handle import Handle
-from nudging.output import Segment
 from tests.simulated import Setup, SimLLM
 from tests.simulation import World
 from tests.test_output import ended

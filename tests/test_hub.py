@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nudging import LLM, BadRequest, CheckpointError
+from nudging.api.loading import LoadedModel, read_dtype
 from nudging.files.hub import read_revisions
-from nudging.loading import LoadedModel, read_dtype
 
 
 @pytest.fixture

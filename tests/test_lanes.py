@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams, adaptive, batch
+from nudging.api.outputs import Stats
 from nudging.core.fast_path import Lanes
 from nudging.core.lane_rules import rule_of
 from nudging.core.request import CARRIED, Counters, Request
 from nudging.core.trace import Trace
 from nudging.errors import NumericalError
 from nudging.executor.batch import BatchBuffer, BatchShape, shape_of
-from nudging.output import Stats
 from nudging.policies.protocol import Policy
 from tests.simulated import Setup
 from tests.simulation import World, live

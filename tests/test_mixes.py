@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
+from nudging.api.outputs import CompletionOutput
 from nudging.core.scheduler import Scheduler
 from nudging.core.work import SchedulerOutput
-from nudging.output import CompletionOutput
 from nudging.policies import Policy
 from tests.pairs import assert_pools_are_whole
 from tests.waiting import PATIENCE

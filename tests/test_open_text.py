@@ -5,7 +5,7 @@ from itertools import accumulate
 import pytest
 
 from nudging import BadRequest, Base, EngineClosed, Guide, Nudging, SamplingParams
-from nudging.generation import Generation
+from nudging.api.generation import Generation
 from tests.simulated import TOKENIZER, VOCAB, Setup, SimLLM
 from tests.simulation import World
 

@@ -2,11 +2,11 @@
 
 import pytest
 
+from nudging.api.outputs import CompletionOutput, Segment, completion_output, segments, stats
 from nudging.core.request import Piece, Request
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.stats import Totals
 from nudging.executor.sampler import TokenLogprob
-from nudging.output import CompletionOutput, Segment, completion_output, segments, stats
 from tests.fake import TableTokenizer
 from tests.test_scheduler import request, small_engine
 

@@ -317,7 +317,7 @@ def test_an_engine_reads_prompts_with_it_and_says_so(
     ours, precision = score()
     assert precision == {"bfloat16"}
     assert not stand_in.asked
-    monkeypatch.setattr("nudging.api.read_prefill_attention", lambda *_: flash)
+    monkeypatch.setattr("nudging.api.llm.read_prefill_attention", lambda *_: flash)
     theirs, precision = score()
     assert precision == {"bfloat16, prompts by flash-attn-3 3.0.0b1"}
     assert stand_in.asked

@@ -189,7 +189,7 @@ def test_a_hub_id_may_have_no_owner(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         asked.append(hub_id)
         return tmp_path
 
-    monkeypatch.setattr("nudging.loading.download", fetch)
+    monkeypatch.setattr("nudging.api.loading.download", fetch)
     with pytest.raises(Exception, match=r"config\.json"):
         LLM("gpt2")
     assert asked == ["gpt2"]

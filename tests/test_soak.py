@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
-from nudging.aio import AsyncHandle
-from nudging.handle import Handle
+from nudging.api.async_llm import AsyncHandle
+from nudging.api.handle import Handle
 from tests.simulated import VOCAB, Setup, SimLLM
 from tests.waiting import PATIENCE
 

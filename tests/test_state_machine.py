@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from nudging import BadRequest, Base, Guide, Nudging, SamplingParams
-from nudging.generation import Generation
+from nudging.api.generation import Generation
 from nudging.policies.protocol import Policy
 from tests.simulated import VOCAB, Setup
 from tests.simulation import World

@@ -22,9 +22,9 @@ from nudging import (
     Nudging,
     SamplingParams,
 )
-from nudging.aio_handle import AsyncStream
-from nudging.handle import Stream
-from nudging.llm_options import LLMOptions
+from nudging.api.async_handle import AsyncStream
+from nudging.api.handle import Stream
+from nudging.api.llm_options import LLMOptions
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from nudging import Nudging, SamplingParams
+from nudging.api.loading import load_roles, make_runners
 from nudging.core.engine import Engine
 from nudging.core.request import Request
 from nudging.core.sequence import Sequence
 from nudging.executor.batch import Batch, KVCache
-from nudging.loading import load_roles, make_runners
 from nudging.models.decoder import Decoder
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role

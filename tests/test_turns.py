@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nudging import AsyncLLM, BadRequest, Base, EngineClosed, SamplingParams
-from nudging.aio_generation import AsyncGeneration
-from nudging.aio_handle import called
+from nudging.api.async_generation import AsyncGeneration
+from nudging.api.async_handle import called
+from nudging.api.generation import Generation
 from nudging.errors import DeadlineExceeded
-from nudging.generation import Generation
 from tests.simulated import Setup, SimLLM
 from tests.test_dropped import idle, wait_until
 

@@ -26,8 +26,8 @@ from benchmarks.pair import agreement, pass_bytes, pocket_prompts
 from benchmarks.report import figures
 from benchmarks.rounds import Record, run_rounds
 from nudging import LLM, Base, Guide, LoadedModel, Nudging, SamplingParams
+from nudging.api.loading import resolve
 from nudging.executor.model_runner import block_bytes
-from nudging.loading import resolve
 
 POLICY = Nudging(0.4, "word")
 TOKEN = Nudging(0.4, "token")
@@ -70,7 +70,7 @@ class Pair:
         options = {"kv_cache_memory": memory, "progress": False, "record_ahead": False} | options
         if self.device.type == "cuda":
             return LLM(*self.models, device=str(self.device), **options)
-        with mock.patch("nudging.loading.make_runner", rehearsed_runner):
+        with mock.patch("nudging.api.loading.make_runner", rehearsed_runner):
             return LLM(*self.models, device=str(self.device), **options)
 
     def checkpoints(self) -> tuple[Path, Path]:

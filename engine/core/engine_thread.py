@@ -15,13 +15,13 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
+from nudging.api.handle import Mailbox
 from nudging.core.engine import Engine
 from nudging.core.guard import LOGGER, tell
 from nudging.core.request import Request
 from nudging.core.waiting import Bell, Call
 from nudging.errors import BadRequest, EngineClosed
 from nudging.executor.warmup import record_ahead
-from nudging.handle import Mailbox
 
 T = TypeVar("T")
 # Nothing is recorded ahead before it has been quiet for so long: who sends one request after the other shall

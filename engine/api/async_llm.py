@@ -10,10 +10,16 @@ from typing import Any, Self, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from nudging.aio_generation import AsyncGeneration
-from nudging.aio_handle import AsyncHandle, AsyncStream, awaited, called, results
-from nudging.api import LLM, POCKET
-from nudging.arguments import Speculate
+from nudging.api.arguments import Speculate
+from nudging.api.async_generation import AsyncGeneration
+from nudging.api.async_handle import AsyncHandle, AsyncStream, awaited, called, results
+from nudging.api.generation import scores
+from nudging.api.handle import Handle
+from nudging.api.llm import LLM, POCKET
+from nudging.api.llm_options import LLMOptions
+from nudging.api.loading import Checkpoint
+from nudging.api.outputs import RequestOutput
+from nudging.api.scores import pair_up
 from nudging.checks import called_like, strict_call
 from nudging.core.frozen import snapshot
 from nudging.core.request import Request
@@ -21,13 +27,7 @@ from nudging.core.request_options import ChatOptions, RequestOptions, SubmitOpti
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.stats import EngineStats
 from nudging.errors import EngineClosed
-from nudging.generation import scores
-from nudging.handle import Handle
-from nudging.llm_options import LLMOptions
-from nudging.loading import Checkpoint
-from nudging.output import RequestOutput
 from nudging.policies.protocol import Policy
-from nudging.scores import pair_up
 from nudging.text.prompts import Messages, Prompt
 from nudging.text.role_tokenizer import RoleTokenizer
 from nudging.text.roles import Role

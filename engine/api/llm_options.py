@@ -8,8 +8,8 @@ from typing import TypedDict
 
 import torch
 
-from nudging.arguments import Speculate
-from nudging.loading import Checkpoint
+from nudging.api.arguments import Speculate
+from nudging.api.loading import Checkpoint
 
 
 class LLMOptions(TypedDict, total=False):

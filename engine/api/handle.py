@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+from nudging.api.outputs import Delta, RequestOutput, logprobs_of, request_output, segments
 from nudging.checks import plain
 from nudging.core.guard import tell
 from nudging.core.request import Request
@@ -12,7 +13,6 @@ from nudging.core.request_options import read_seconds
 from nudging.core.sampling_params import is_int
 from nudging.core.waiting import Bell
 from nudging.errors import BadRequest, EngineClosed
-from nudging.output import Delta, RequestOutput, logprobs_of, request_output, segments
 
 if TYPE_CHECKING:
     from nudging.core.engine_thread import EngineThread

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Self
 
-from nudging.aio_handle import AsyncHandle
+from nudging.api.async_handle import AsyncHandle
+from nudging.api.generation import Generation, Leaving, extended, scores
+from nudging.api.handle import Handle
+from nudging.api.outputs import CompletionOutput, RequestOutput
 from nudging.core.sampling_params import SamplingParams
-from nudging.generation import Generation, Leaving, extended, scores
-from nudging.handle import Handle
-from nudging.output import CompletionOutput, RequestOutput
 
 
 class AsyncGeneration:

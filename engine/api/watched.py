@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nudging.api.jobs import Jobs, default_policy
 from nudging.core.engine import Engine
 from nudging.core.engine_thread import EngineThread
 from nudging.core.request import Request
 from nudging.core.stats import EngineStats
 from nudging.errors import BadRequest, EngineClosed
-from nudging.jobs import Jobs, default_policy
 from nudging.policies.protocol import Policy
 from nudging.text.role_tokenizer import RoleTokenizer, find_role
 from nudging.text.roles import Role

@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nudging.arguments import read_params, read_speculate, spread
+from nudging.api.arguments import read_params, read_speculate, spread
+from nudging.api.handle import Handle, Owned
 from nudging.core.engine import Engine
 from nudging.core.engine_thread import EngineThread
 from nudging.core.frozen import owned
@@ -16,7 +17,6 @@ from nudging.core.request import Request
 from nudging.core.request_options import ChatOptions, read_submit_options
 from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
-from nudging.handle import Handle, Owned
 from nudging.policies import Base, Nudging
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy

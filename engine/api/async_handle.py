@@ -7,10 +7,10 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Self, TypeVar
 
+from nudging.api.handle import Handle
+from nudging.api.outputs import Delta, RequestOutput
 from nudging.core.engine_thread import EngineThread
 from nudging.core.waiting import Call
-from nudging.handle import Handle
-from nudging.output import Delta, RequestOutput
 
 T = TypeVar("T")
 

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING, NamedTuple
 
-from nudging.arguments import read_params
+from nudging.api.arguments import read_params
+from nudging.api.handle import Handle
+from nudging.api.outputs import CompletionOutput, RequestOutput
 from nudging.checks import plain
 from nudging.core.engine import Engine
 from nudging.core.engine_thread import EngineLoop, EngineThread, Order
@@ -21,8 +23,6 @@ from nudging.core.sampling_params import SamplingParams, is_int
 from nudging.core.sequence import Sequence
 from nudging.errors import BadRequest, EngineClosed
 from nudging.executor.sampler import TokenLogprob
-from nudging.handle import Handle
-from nudging.output import CompletionOutput, RequestOutput
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
 from nudging.text.prompts import RolePrompt, read_continuation

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nudging.arguments import (
+from nudging.api.arguments import (
     Speculate,
     check_file,
     check_flags,
@@ -21,6 +21,24 @@ from nudging.arguments import (
     read_speculate,
     read_templates,
 )
+from nudging.api.generation import Generation, scores
+from nudging.api.handle import Handle, Owned, Stream
+from nudging.api.jobs import Jobs, read_policy
+from nudging.api.llm_options import LLMOptions
+from nudging.api.loading import (
+    Checkpoint,
+    describe_models,
+    load_roles,
+    make_runners,
+    read_bytes,
+    read_device,
+    read_dtype,
+    read_quantization,
+    read_threads,
+)
+from nudging.api.outputs import RequestOutput
+from nudging.api.scores import pair_up
+from nudging.api.watched import Watched
 from nudging.checks import called_like, strict_call
 from nudging.core.engine import Engine
 from nudging.core.engine_thread import EngineThread
@@ -34,27 +52,9 @@ from nudging.core.request_options import (
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.trace import Trace, Tracer
 from nudging.executor.flash_prefill import check_prefill_attention, read_prefill_attention
-from nudging.generation import Generation, scores
-from nudging.handle import Handle, Owned, Stream
-from nudging.jobs import Jobs, read_policy
-from nudging.llm_options import LLMOptions
-from nudging.loading import (
-    Checkpoint,
-    describe_models,
-    load_roles,
-    make_runners,
-    read_bytes,
-    read_device,
-    read_dtype,
-    read_quantization,
-    read_threads,
-)
-from nudging.output import RequestOutput
 from nudging.policies.protocol import Policy
-from nudging.scores import pair_up
 from nudging.text.prompts import Messages, Prompt, read_prompt
 from nudging.text.role_tokenizer import find_role
-from nudging.watched import Watched
 
 POCKET = {"base": "pocket:base", "guide": "pocket:guide", "kv_cache_memory": "64MiB"}
 
