@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from nudging import LLM, AsyncLLM, BadRequest, Base, EngineClosed, Nudging, SamplingParams
 from nudging.cli import main
 from nudging.core.trace import Trace, Tracer
-from nudging.metrics import Metrics
+from nudging.server.metrics import Metrics
 
 PROMPTS = ["Question: What is 3 + 4?\nAnswer:", "Once there was a"]
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
