@@ -1,5 +1,5 @@
 """`python -m nudging`."""
 
-from nudging.cli import main
+from nudging.cli.main import main
 
 main(prog_name="nudging")

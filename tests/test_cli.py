@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
-from nudging.cli import main
+from nudging.cli.main import main
 from nudging.policies import Policy
 
 Pair = dict[str, Path]
@@ -61,7 +61,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 def test_help_loads_nothing_heavy() -> None:
     """How long it takes is measured by `python -m benchmarks.startup`; this is why it is short."""
     code = (
-        "import sys; from nudging.cli import main; main(['--help'], standalone_mode=False);"
+        "import sys; from nudging.cli.main import main; main(['--help'], standalone_mode=False);"
         "print(*sys.modules, file=sys.stderr)"
     )
     bare = "import sys; print(*sys.modules, file=sys.stderr)"

@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nudging import LLM, BadRequest, SamplingParams, cli_input, cli_stream
-from nudging.cli import main
-from nudging.cli_input import BOM, read_line, read_lines, split_lines
-from nudging.cli_progress import Meter
-from nudging.cli_signals import Interrupted, Signals
-from nudging.cli_stream import Stream
+from nudging.cli.input import BOM, read_line, read_lines, split_lines
+from nudging.cli.main import main
+from nudging.cli.progress import Meter
+from nudging.cli.signals import Interrupted, Signals
+from nudging.cli.stream import Stream
 from tests.waiting import PATIENCE, wait_until
 
 Pair = dict[str, Path]

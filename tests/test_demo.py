@@ -11,8 +11,7 @@ from rich.console import Console
 
 from nudging import LLM, Nudging
 from nudging.api.outputs import Segment
-from nudging.cli import main
-from nudging.demo import (
+from nudging.cli.demo import (
     Arm,
     ask_in_batches,
     ask_one_by_one,
@@ -21,8 +20,9 @@ from nudging.demo import (
     score_table,
     spread_over_kinds,
 )
+from nudging.cli.main import main
+from nudging.cli.terminal import Ink
 from nudging.pocket.grade import Question, load_questions
-from nudging.terminal import Ink
 
 QUESTIONS = [
     Question("a", "sum", "How much is 2 + 3?", "5", None),

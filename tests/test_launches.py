@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nudging.cli_info import gpu_tiles
+from nudging.cli.info import gpu_tiles
 from nudging.executor.batch import Batch, BatchBuffer, BatchShape, KVCache
 from nudging.executor.cuda_graphs import PickBuffer, RecordedPass, RecordedPath
 from nudging.executor.cycles.recorded_cycle import CycleShape, Model, RecordedCycle, cycle_memory

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from nudging import LLM, AsyncLLM, BadRequest, Base, EngineClosed, Nudging, SamplingParams
-from nudging.cli import main
+from nudging.cli.main import main
 from nudging.core.trace import Trace, Tracer
 from nudging.server.metrics import Metrics
 

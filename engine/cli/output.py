@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from nudging.cli_input import Ask, BadLine, read_line
+from nudging.cli.input import Ask, BadLine, read_line
 from nudging.core.sampling_params import SamplingParams, is_int
 from nudging.errors import BadRequest
 

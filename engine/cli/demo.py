@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nudging.cli_options import model_options, open_llm, option
+from nudging.cli.options import model_options, open_llm, option
 from nudging.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def demo(questions: int, threshold: float, **flags: Any) -> None:
     The same questions are answered by the base alone, the guide alone, the nudged pair and the large aligned
     model; what the guide writes is coloured.
     """
+    from nudging.cli.terminal import Terminal
     from nudging.pocket.grade import load_questions
     from nudging.policies import Nudging
-    from nudging.terminal import Terminal
 
     console = Terminal()
     policy = Nudging(threshold)
@@ -120,7 +120,7 @@ def spread_over_kinds(questions: Sequence[Question], number: int) -> list[Questi
 
 def ask_one_by_one(console: Console, arms: list[Arm], questions: Iterable[Question]) -> None:
     """Every question to every arm, shown as it is answered."""
-    from nudging.terminal import Ink
+    from nudging.cli.terminal import Ink
 
     console.print(Ink(console).legend(), highlight=False)
     for question in questions:
@@ -144,7 +144,7 @@ def answer_line(console: Console, arm: Arm, output: CompletionOutput, is_right: 
     from rich.table import Table
     from rich.text import Text
 
-    from nudging.terminal import Ink
+    from nudging.cli.terminal import Ink
 
     ink = Ink(console)
     one_line = [replace(part, text=part.text.replace("\n", " / ")) for part in output.segments]
@@ -162,7 +162,7 @@ def ask_in_batches(arms: list[Arm], questions: Sequence[Question]) -> None:
     """Every question to every arm, many at once, behind a bar on standard error."""
     from rich.progress import track
 
-    from nudging.terminal import Terminal
+    from nudging.cli.terminal import Terminal
 
     console = Terminal(stderr=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nudging.cli_options import (
+from nudging.cli.options import (
     TokenLimit,
     model_options,
     open_llm,
@@ -59,7 +59,7 @@ def chat(base: str | None, guide: str | None, message: str | None, **flags: Any)
 
     What the guide writes is coloured.
     """
-    from nudging.terminal import Terminal
+    from nudging.cli.terminal import Terminal
 
     if message is None and sys.stdin is None:
         raise BadRequest("standard input is closed; give --message")
@@ -86,7 +86,7 @@ class Talk:
 
     def run(self) -> None:
         """Read and answer until the end of the input."""
-        from nudging.terminal import Ink
+        from nudging.cli.terminal import Ink
 
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - importing it gives input() line editing
@@ -125,7 +125,7 @@ class Talk:
 
         Raises BadRequest, and the error that ended the answer.
         """
-        from nudging.terminal import Ink, show
+        from nudging.cli.terminal import Ink, show
 
         asked = {"role": "user", "content": message}
         handle = self._llm.submit_chat([*self._messages, asked], self._params, self._policy)

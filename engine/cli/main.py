@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from nudging.cli_bench import bench
-from nudging.cli_chat import chat
-from nudging.cli_generate import generate
-from nudging.cli_info import info
-from nudging.cli_signals import Interrupted
-from nudging.demo import demo
+from nudging.cli.bench import bench
+from nudging.cli.chat import chat
+from nudging.cli.demo import demo
+from nudging.cli.generate import generate
+from nudging.cli.info import info
+from nudging.cli.signals import Interrupted
 from nudging.errors import BadRequest, CheckpointError, NudgingError
 
 INTERRUPTED = 130

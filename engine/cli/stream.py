@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nudging.cli_input import Ask, BadLine, read_line
-from nudging.cli_signals import Interrupted, Signals
+from nudging.cli.input import Ask, BadLine, read_line
+from nudging.cli.signals import Interrupted, Signals
 from nudging.errors import BadRequest
 
 if TYPE_CHECKING:
     from nudging.api.handle import Handle
-    from nudging.cli_output import Writer
-    from nudging.cli_progress import Meter
+    from nudging.cli.output import Writer
+    from nudging.cli.progress import Meter
     from nudging.core.sampling_params import SamplingParams
 
 # So many prompts are in the engine at once; the first ones only FIRST, so that the first texts come soon.

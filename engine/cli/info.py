@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nudging.cli_options import option
+from nudging.cli.options import option
 
 if TYPE_CHECKING:
     from nudging.models.checkpoint import TensorInfo

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nudging.cli_input import Ask, open_input, read_lines
-from nudging.cli_options import (
+from nudging.cli.input import Ask, open_input, read_lines
+from nudging.cli.options import (
     TokenLimit,
     model_options,
     open_llm,
@@ -24,10 +24,10 @@ from nudging.cli_options import (
     sampling_options,
     stop_options,
 )
-from nudging.cli_output import Writer, Written, check_files, open_output, read_written
-from nudging.cli_progress import Meter
-from nudging.cli_signals import Interrupted
-from nudging.cli_stream import Stream
+from nudging.cli.output import Writer, Written, check_files, open_output, read_written
+from nudging.cli.progress import Meter
+from nudging.cli.signals import Interrupted
+from nudging.cli.stream import Stream
 from nudging.errors import BadRequest
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ def make_bar() -> Progress:
     """A bar of jobs; of how many, and how long it takes, where that is known."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from nudging.terminal import Terminal
+    from nudging.cli.terminal import Terminal
 
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     return Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True))
