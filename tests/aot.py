@@ -35,7 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITCallable, JITFunction
 
 from nudging.kernels import gpu
-from nudging.kernels.gpu import configs
+from nudging.kernels.gpu.common import configs
 from tests import demand, machine_code
 from tests.shipped import SHIPPED
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import triton
 
-from nudging.kernels.gpu.tile import SHARES
+from nudging.kernels.gpu.common.tile import SHARES
 from tests.demand import Demand, constants, demand
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

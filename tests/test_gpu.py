@@ -214,7 +214,7 @@ def test_layers_have_the_same_bits_every_time_fused_or_not_and_starting_early_or
     rows: int, pdl: bool
 ) -> None:
     """A race would show in some of 300 replays: programs that arrive together, kernels that overlap."""
-    from nudging.kernels.gpu import configs
+    from nudging.kernels.gpu.common import configs
 
     device = torch.device("cuda")
     capability = torch.cuda.get_device_capability(device)

@@ -213,8 +213,8 @@ def test_every_name_that_the_sanitizer_chooses_by_is_a_case() -> None:
 
 
 def test_tiles_that_are_tried_fit_and_hold_what_is_shipped() -> None:
-    from nudging.kernels.gpu.configs import DEFAULT
-    from nudging.kernels.gpu.tile import SHARES
+    from nudging.kernels.gpu.common.configs import DEFAULT
+    from nudging.kernels.gpu.common.tile import SHARES
 
     for rows in (8, 16):
         shapes = candidates(rows)

@@ -98,7 +98,7 @@ def test_a_layer_is_so_many_launches_and_they_compute_what_the_cpu_does(family: 
 
 
 def test_norms_are_launches_of_their_own_where_the_table_says_so(tmp_path: Path) -> None:
-    from nudging.kernels.gpu import configs
+    from nudging.kernels.gpu.common import configs
 
     decoder = load_model(write_tiny_checkpoint(tmp_path, "llama", **SMALL), torch.bfloat16, packed=False)
     apart, found = replace(configs.DEFAULT, fused_norms=False), Launches()
@@ -111,7 +111,7 @@ def test_norms_are_launches_of_their_own_where_the_table_says_so(tmp_path: Path)
 
 
 def test_a_gpu_without_a_table_works_by_the_default_one() -> None:
-    from nudging.kernels.gpu.configs import DEFAULT, TABLE, config_of
+    from nudging.kernels.gpu.common.configs import DEFAULT, TABLE, config_of
 
     device, capability = torch.device("cuda"), "torch.cuda.get_device_capability"
     with mock.patch.dict(TABLE, {(9, 0): replace(DEFAULT, pdl=True)}):

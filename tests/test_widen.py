@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nudging.kernels.gpu.widen import widened
+from nudging.kernels.gpu.common.widen_int8 import widened
 from tests.compare import per_dtype
 from tests.interpreter import DEVICE
 

@@ -150,7 +150,7 @@ def configured(device: torch.device, **changes: Any) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    from nudging.kernels.gpu.configs import TABLE, config_of
+    from nudging.kernels.gpu.common.configs import TABLE, config_of
 
     changed = replace(config_of(device), **changes)
     with mock.patch.dict(TABLE, {torch.cuda.get_device_capability(device): changed}):

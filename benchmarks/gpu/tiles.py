@@ -70,7 +70,7 @@ def products_of(shape: Shape, device: torch.device) -> dict[str, Any]:
     """The table's products, if all had this tile."""
     if device.type != "cuda":
         return {}
-    from nudging.kernels.gpu.configs import Tile
+    from nudging.kernels.gpu.common.configs import Tile
 
     return {"products": {(2, 2): {None: {None: Tile(*shape)}}}}
 

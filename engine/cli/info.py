@@ -83,7 +83,7 @@ def gpu_tiles(index: int) -> str:
     """Whose tiles, warps and stages the kernels take there."""
     import torch
 
-    from nudging.kernels.gpu.configs import TABLE, capability
+    from nudging.kernels.gpu.common.configs import TABLE, capability
 
     found = capability(torch.device("cuda", index))
     if found is None or found not in TABLE:

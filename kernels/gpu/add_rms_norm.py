@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from .configs import config_of
-from .math import rms_normed
-from .pdl import begin
-from .row import Row
+from nudging.kernels.check import require, sizes
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.math import rms_normed
+from nudging.kernels.gpu.common.pdl import begin
+from nudging.kernels.gpu.common.row import Row
 
 
 @triton.jit

@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from ..cycle_rows import ALIVE, BEFORE, LAG, LAST, ROOM, STATES, WRITTEN
-from ..draft_verify import RUNNING
-from ..draft_verify import WIDTH as TOKENS
-from ..lm_head import LINES, LSE, MAX
+from nudging.kernels.check import require, sizes
+from nudging.kernels.cycle_rows import ALIVE, BEFORE, LAG, LAST, ROOM, STATES, WRITTEN
+from nudging.kernels.draft_verify import RUNNING
+from nudging.kernels.draft_verify import WIDTH as TOKENS
+from nudging.kernels.lm_head import LINES, LSE, MAX
 
 
 @triton.jit

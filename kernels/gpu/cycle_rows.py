@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from ..cycle_rows import ALIVE, BEFORE, LAG, LAST, ROOM, STATES, WRITTEN, CycleRows
+from nudging.kernels.check import require, sizes
+from nudging.kernels.cycle_rows import ALIVE, BEFORE, LAG, LAST, ROOM, STATES, WRITTEN, CycleRows
 
 
 @triton.jit

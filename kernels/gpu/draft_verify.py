@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from ..draft_verify import (
+from nudging.kernels.check import require, sizes
+from nudging.kernels.draft_verify import (
     BASE_EOS,
     GUIDE_EOS,
     LENGTH,

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import sizes
-from ..linear_add import Stream
-from .configs import config_of
-from .pdl import begin
-from .row import Row
-from .squares import GROUP, groups_of, sums_of_squares
+from nudging.kernels.check import sizes
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.pdl import begin
+from nudging.kernels.gpu.common.row import Row
+from nudging.kernels.gpu.common.sums_of_squares import GROUP, groups_of, sums_of_squares
+from nudging.kernels.linear_add import Stream
 
 
 @triton.jit

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import sizes
-from .math import activate
+from nudging.kernels.check import sizes
+from nudging.kernels.gpu.common.math import activate
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 BLOCK = 1024

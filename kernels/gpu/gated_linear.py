@@ -4,14 +4,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rms_norm import Norm
-from ..weight import Weight
-from .configs import config_of
-from .gated_act import check_activation, gated_act
-from .linear import linear
-from .math import activate
-from .source import Source
-from .tile import SHARES, all_partitions, begin_product, finished, partition, split_pairs
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.math import activate
+from nudging.kernels.gpu.common.product_input import Source
+from nudging.kernels.gpu.common.tile import (
+    SHARES,
+    all_partitions,
+    begin_product,
+    finished,
+    partition,
+    split_pairs,
+)
+from nudging.kernels.gpu.gated_act import check_activation, gated_act
+from nudging.kernels.gpu.linear import linear
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.weight import Weight
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -7,7 +7,7 @@ The noise of a token is one function of (seed, position, token) in every kernel.
 import triton
 import triton.language as tl
 
-from ..sample import COLD as COLD_TEMPERATURE
+from nudging.kernels.sample import COLD as COLD_TEMPERATURE
 
 COLD = tl.constexpr(COLD_TEMPERATURE)
 

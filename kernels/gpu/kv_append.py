@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
+from nudging.kernels.check import require, sizes
 
 
 @triton.jit

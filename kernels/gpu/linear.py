@@ -5,12 +5,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rms_norm import Norm
-from ..weight import Weight
-from .configs import config_of
-from .source import Source
-from .squares import inverse_rms
-from .tile import SHARES, all_partitions, begin_product, dot_tile, finished, partition
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.product_input import Source
+from nudging.kernels.gpu.common.sums_of_squares import inverse_rms
+from nudging.kernels.gpu.common.tile import (
+    SHARES,
+    all_partitions,
+    begin_product,
+    dot_tile,
+    finished,
+    partition,
+)
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.weight import Weight
 
 BLOCK = 1024
 

@@ -9,14 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require
-from ..linear_add import Stream
-from ..weight import Weight
-from .arrive import arrives_last, check_arrivals
-from .configs import config_of
-from .source import Source
-from .squares import GROUP, groups_of, sums_of_squares
-from .tile import SHARES, all_partitions, begin_product, dot_tile, finished, partition
+from nudging.kernels.check import require
+from nudging.kernels.gpu.common.arrivals import arrives_last, check_arrivals
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.product_input import Source
+from nudging.kernels.gpu.common.sums_of_squares import GROUP, groups_of, sums_of_squares
+from nudging.kernels.gpu.common.tile import (
+    SHARES,
+    all_partitions,
+    begin_product,
+    dot_tile,
+    finished,
+    partition,
+)
+from nudging.kernels.linear_add import Stream
+from nudging.kernels.weight import Weight
 
 
 @triton.jit

@@ -7,21 +7,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from ..cuda import ARRIVALS
-from ..linear_rope_append import split_heads
-from ..rms_norm import Norm
-from ..rope_append import HeadNorm
-from ..weight import Weight
-from .arrive import arrives_last, check_arrivals
-from .configs import FEW_ROWS, config_of
-from .kv_append import check_cache
-from .linear import linear
-from .rope import rotated
-from .rope_append import rope_append
-from .source import Source
-from .stats import tree_sum
-from .tile import SHARES, all_partitions, begin_product, finished, partition, split_pairs
+from nudging.kernels.check import require, sizes
+from nudging.kernels.cuda import ARRIVALS
+from nudging.kernels.gpu.common.arrivals import arrives_last, check_arrivals
+from nudging.kernels.gpu.common.configs import FEW_ROWS, config_of
+from nudging.kernels.gpu.common.product_input import Source
+from nudging.kernels.gpu.common.stats import tree_sum
+from nudging.kernels.gpu.common.tile import (
+    SHARES,
+    all_partitions,
+    begin_product,
+    finished,
+    partition,
+    split_pairs,
+)
+from nudging.kernels.gpu.kv_append import check_cache
+from nudging.kernels.gpu.linear import linear
+from nudging.kernels.gpu.rope import rotated
+from nudging.kernels.gpu.rope_append import rope_append
+from nudging.kernels.linear_rope_append import split_heads
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.rope_append import HeadNorm
+from nudging.kernels.weight import Weight
 
 
 @triton.jit

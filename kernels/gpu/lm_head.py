@@ -10,17 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from ..lm_head import ARGMAX, LINES, LSE, MAX, TOKEN
-from ..rms_norm import Norm
-from ..weight import Weight
-from .configs import config_of
-from .gumbel import scores
-from .math import cap_logits
-from .pdl import begin
-from .source import Source
-from .stats import LEVELS, PART, first_largest, merged_parts, part_stats
-from .tile import SHARES, all_partitions, begin_product, finished, partition
+from nudging.kernels.check import require, sizes
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.math import cap_logits
+from nudging.kernels.gpu.common.pdl import begin
+from nudging.kernels.gpu.common.product_input import Source
+from nudging.kernels.gpu.common.stats import LEVELS, PART, first_largest, merged_parts, part_stats
+from nudging.kernels.gpu.common.tile import SHARES, all_partitions, begin_product, finished, partition
+from nudging.kernels.gpu.gumbel import scores
+from nudging.kernels.lm_head import ARGMAX, LINES, LSE, MAX, TOKEN
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.weight import Weight
 
 
 @triton.jit(do_not_specialize=["rows", "count"])

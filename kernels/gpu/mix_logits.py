@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from .rank import above, last_key, loaded, rank_key, top_and_mass
-from .softmax_stats import softmax_stats
+from nudging.kernels.check import require, sizes
+from nudging.kernels.gpu.common.radix_select import above, last_key, loaded, rank_key, top_and_mass
+from nudging.kernels.gpu.softmax_stats import softmax_stats
 
 BLOCK = 1024
 DIGIT = 4

@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from ..cuda import ARRIVALS
-from .arrive import arrives_last, check_arrivals
-from .configs import config_of
-from .math import cap_logits
-from .pdl import begin
+from nudging.kernels.check import require, sizes
+from nudging.kernels.cuda import ARRIVALS
+from nudging.kernels.gpu.common.arrivals import arrives_last, check_arrivals
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.math import cap_logits
+from nudging.kernels.gpu.common.pdl import begin
 
 SPLIT = 128  # Keys per split, a multiple of every tile.
 ROWS = 16  # Query rows, times heads of a group, of a program: the rows of one matrix instruction.

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from .gumbel import COLD, scores
-from .rank import above, last_key, top_and_mass
-from .stats import LEVELS, PART, first_largest, merge_picks
+from nudging.kernels.check import require, sizes
+from nudging.kernels.gpu.common.radix_select import above, last_key, top_and_mass
+from nudging.kernels.gpu.common.stats import LEVELS, PART, first_largest, merge_picks
+from nudging.kernels.gpu.gumbel import COLD, scores
 
 PARTS = 16  # Parts of a program, or of a step of one.
 DIGIT = 4  # Bits of the k-th largest logit that a pass over the row finds.

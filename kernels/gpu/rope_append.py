@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require, sizes
-from ..rope_append import HeadNorm
-from .configs import config_of
-from .kv_append import check_cache, dense_rows
-from .math import inverse_root
-from .pdl import begin
-from .rope import Parts, copy_rest, rotate_head
-from .row import Row
+from nudging.kernels.check import require, sizes
+from nudging.kernels.gpu.common.configs import config_of
+from nudging.kernels.gpu.common.math import inverse_root
+from nudging.kernels.gpu.common.pdl import begin
+from nudging.kernels.gpu.common.row import Row
+from nudging.kernels.gpu.kv_append import check_cache, dense_rows
+from nudging.kernels.gpu.rope import Parts, copy_rest, rotate_head
+from nudging.kernels.rope_append import HeadNorm
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .math import cap_logits
+from nudging.kernels.gpu.common.math import cap_logits
 
 BLOCK = 1024
 

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import sizes
-from ..softmax_stats import SoftmaxStats
-from .stats import LEVELS, PART, merge_parts, part_stats
+from nudging.kernels.check import sizes
+from nudging.kernels.gpu.common.stats import LEVELS, PART, merge_parts, part_stats
+from nudging.kernels.softmax_stats import SoftmaxStats
 
 PARTS = 16  # Parts of a program.
 

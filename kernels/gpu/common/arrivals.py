@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..check import require
-from ..cuda import ARRIVALS
+from nudging.kernels.check import require
+from nudging.kernels.cuda import ARRIVALS
 
 
 @triton.jit

@@ -8,7 +8,7 @@ stream adds up the rest and has rms_norm's bits.
 import triton
 import triton.language as tl
 
-from .stats import tree_sum
+from nudging.kernels.gpu.common.stats import tree_sum
 
 GROUP, GROUP_LEVELS = tl.constexpr(16), tl.constexpr(4)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import triton
 
-from .stats import PART
+from nudging.kernels.gpu.common.stats import PART
 
 T = TypeVar("T")
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..check import require, sizes
-from ..rms_norm import Norm
-from ..weight import Int8Weight, PackedWeight, Weight
-from .rms_norm import rms_norm
-from .squares import groups_of
+from nudging.kernels.check import require, sizes
+from nudging.kernels.gpu.common.sums_of_squares import groups_of
+from nudging.kernels.gpu.rms_norm import rms_norm
+from nudging.kernels.rms_norm import Norm
+from nudging.kernels.weight import Int8Weight, PackedWeight, Weight
 
 
 class Source(NamedTuple):

@@ -22,9 +22,9 @@ instruction gets other 16 than with a weight of 16 bits, but the same ones in ev
 import triton
 import triton.language as tl
 
-from .pdl import begin
-from .squares import inverse_rms
-from .widen import widened
+from nudging.kernels.gpu.common.pdl import begin
+from nudging.kernels.gpu.common.sums_of_squares import inverse_rms
+from nudging.kernels.gpu.common.widen_int8 import widened
 
 # Partitions begin at multiples of this.
 UNIT = 256
