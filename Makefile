@@ -35,7 +35,7 @@ check: $(STAMP)
 	@$(MAKE) --no-print-directory -j 2 lint quick
 
 quick: $(STAMP)
-	$(PYTEST) $(JOBS) $(LONG:%=--ignore=tests/test_%.py)
+	$(PYTEST) $(JOBS) $(foreach test,$(LONG),--ignore-glob='*/test_$(test).py')
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .
@@ -57,7 +57,7 @@ serve: $(STAMP)
 # On a machine that has everything already (and perhaps no network), its own Python is used as it is.
 # Ends within nine minutes: each step has its limit, the benchmark what is left. One that fails stops no other.
 GPU_SECONDS := 525
-GPU_TESTS := tests/test_gpu.py tests/test_triton.py tests/test_triton_attention.py tests/test_triton_picks.py tests/test_lm_head.py tests/test_draft_verify.py tests/test_cycle_ops.py tests/test_widen.py
+GPU_TESTS := tests/kernels/test_gpu.py tests/kernels/test_triton.py tests/kernels/test_triton_attention.py tests/kernels/test_triton_picks.py tests/kernels/test_lm_head.py tests/kernels/test_draft_verify.py tests/kernels/test_cycle_ops.py tests/kernels/test_widen.py
 gpu:
 	@end=$$(($$(date +%s) + $(GPU_SECONDS))); status=0; \
 	if $(PYTHON) -c "import torch, triton, pybind11, cmake, pytest, tokenizers, jinja2, click, rich" 2>/dev/null; then \
@@ -65,7 +65,7 @@ gpu:
 	else $(MAKE) $(STAMP) || exit 1; py=$(BIN)/python; fi; \
 	out=$${OUT:-benchmarks/results}; mkdir -p $$out; \
 	$$py -c "import xdist" 2>/dev/null && jobs="-n 8" || jobs=; \
-	timeout -s INT -k 10 240 $$py -m pytest -q -m slow tests/test_aot.py & grid=$$!; \
+	timeout -s INT -k 10 240 $$py -m pytest -q -m slow tests/kernels/test_aot.py & grid=$$!; \
 	timeout -s INT -k 10 180 $$py -m pytest -q -m gpu $$jobs --junitxml=$$out/gpu_tests.xml $(GPU_TESTS) || status=1; \
 	$$py -m benchmarks.gpu.sanitize $$out || status=1; \
 	wait $$grid || status=1; \

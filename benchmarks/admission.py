@@ -9,11 +9,12 @@ import random
 import time
 from collections.abc import Callable
 
-from nudging import Base, SamplingParams, claims
+from nudging import Base, SamplingParams
+from nudging.core import claims
 from nudging.core.request import Request
 from nudging.text.prompts import RolePrompt
-from tests.fake import FixedCosts, fake_engine
-from tests.tiny import HashModel
+from tests.support.fake import FixedCosts, fake_engine
+from tests.support.tiny import HashModel
 
 ASKED = 120
 LENGTHS: dict[str, Callable[[random.Random], int]] = {

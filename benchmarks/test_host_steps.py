@@ -25,7 +25,7 @@ from nudging.executor.model_runner import ModelRunner
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
-from tests.fake import FakeDecoder
+from tests.support.fake import FakeDecoder
 
 VOCAB = 64
 # Steps before the measured ones: prompts are read and costs learned.

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nudging import LLM
-from tests import interpreter
-from tests.tiny import write_tiny_checkpoint
+from tests.support import interpreter
+from tests.support.tiny import write_tiny_checkpoint
 
 # Before a test imports a kernel.
 interpreter.install()

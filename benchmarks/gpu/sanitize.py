@@ -28,7 +28,18 @@ CASES = (
     "rope-llama or gated_act-silu-7x33 or kv_append-few or paged_attention-mixed or gated_linear-silu or "
     "linear_add-bias or linear_rope_append-llama)"
 )
-TESTS = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_triton.py", "-k", CASES)
+TESTS = (
+    "-m",
+    "pytest",
+    "-q",
+    "-m",
+    "gpu",
+    "-p",
+    "no:cacheprovider",
+    "tests/kernels/test_triton.py",
+    "-k",
+    CASES,
+)
 SUMMARY = re.compile(
     r"(?:ERROR SUMMARY: (\d+) errors?|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) errors?)"
 )

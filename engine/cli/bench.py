@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 # Where engine/ lies in a checkout: two folders up from this file.
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 

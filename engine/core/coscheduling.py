@@ -39,7 +39,7 @@ def path_steps(lengths: Sequence[int], ready: int, step_cost: float, answer_cost
 
 def longest_in_cycles(works: Sequence[Work]) -> int:
     """How many tokens the longest path has that the device writes in cycles, at least 1: such a path is there
-    as a whole, or will be, and who has one that is cut is late for the next cycle (`nudging.executor.cycles.overlap`).
+    as a whole, or will be, and a request whose path is cut is late for the next cycle.
     """
     return max((work.ahead + 1 for work in works if work.request.drafts_under_way), default=1)
 

@@ -32,7 +32,7 @@ class Family(NamedTuple):
     steps: int
 
     def shape(self, texts: int) -> BatchShape | None:
-        """What a batch of so many texts is padded to, see `nudging.executor.cuda_graphs.padded`; None where it is too
+        """What a batch of so many texts is padded to, see `cuda_graphs.padded`; None where it is too
         large.
         """
         if texts * self.rows > SIZES[-1]:

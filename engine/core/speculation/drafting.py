@@ -73,7 +73,7 @@ def _is_draftable(request: Request, drafter: Drafter, need: Need) -> bool:
 
 def _leads_a_draft(request: Request, need: Need) -> bool:
     """Whether the guide drafts on behind the token that it has to write: the base, which has answered, is
-    computed by whole cycles (see `nudging.executor.cycles.overlap`), and those begin with the guide's next token.
+    computed by whole cycles, and those begin with the guide's next token.
     """
     if not request.drafts_under_way or need.role != "guide" or need.ahead:
         return False

@@ -1,6 +1,6 @@
 """Cycles of drafting and verifying that the device runs ahead of the host.
 
-The device goes from one cycle straight to the next (`nudging.executor.cycles.recorded_cycle`); the host starts each one before it
+The device goes from one cycle straight to the next (`recorded_cycle`); the host starts each one before it
 looks at what the last one said, so that the device never waits for it.  What a cycle said are rows like any
 others: where the engine asks for rows that a cycle has computed, they are handed out, and the policy decides
 from them.  So what the device has decided is a foresight only: where the policy decides otherwise, where a

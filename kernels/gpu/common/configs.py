@@ -100,7 +100,7 @@ FP32: dict[int | None, dict[int | None, Tile]] = {
 }
 # From the compiler and from arithmetic: no GPU has been at hand.  All tiles fit into the 99 KiB of shared
 # memory that any GPU since 2020 has, and those of a few rows ask so little of it and of the schedulers that
-# the memory of the device is what a pass waits for (tests/demand.py).
+# the memory of the device is what a pass waits for (tests/support/demand.py).
 DEFAULT = Config(
     products={
         (2, 2): {
