@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -132,3 +133,30 @@ def called_like(model: Callable[..., Any], **defaults: Any) -> Callable[[Callabl
         return function
 
     return decorate
+
+
+def require(holds: bool, name: str, value: object, limit: str) -> None:
+    """Raise BadRequest naming the option, its value and its limit unless `holds`."""
+    if not holds:
+        raise BadRequest(f"{name} is {value!r}; it must be {limit}")
+
+
+def is_int(value: object) -> bool:
+    """True for an int that is not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """True for a finite int or float that is not a bool."""
+    if not is_int(value) and not isinstance(value, float):
+        return False
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        # An int beyond all floats.
+        return False
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: a lone surrogate is no character."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nudging.api.loading import Checkpoint, LoadedModel
-from nudging.checks import plain
-from nudging.core.sampling_params import SamplingParams, is_int
+from nudging.checks import is_int, plain
+from nudging.core.sampling_params import SamplingParams
 from nudging.core.speculation.drafters import DRAFTERS
 from nudging.errors import BadRequest
 from nudging.kernels.draft_verify import MAX_DRAFT

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from nudging.api.arguments import read_params
 from nudging.api.handle import Handle
 from nudging.api.outputs import CompletionOutput, RequestOutput
-from nudging.checks import plain
+from nudging.checks import is_int, plain
 from nudging.core.engine import Engine
 from nudging.core.engine_thread import EngineLoop, EngineThread, Order
 from nudging.core.request import Request
 from nudging.core.request_options import RequestOptions
-from nudging.core.sampling_params import SamplingParams, is_int
+from nudging.core.sampling_params import SamplingParams
 from nudging.core.sequence import Sequence
 from nudging.errors import BadRequest, EngineClosed
 from nudging.executor.sampler import TokenLogprob

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from nudging.api.outputs import Delta, RequestOutput, logprobs_of, request_output, segments
-from nudging.checks import plain
+from nudging.checks import is_int, plain
 from nudging.core.guard import tell
 from nudging.core.request import Request
 from nudging.core.request_options import read_seconds
-from nudging.core.sampling_params import is_int
 from nudging.core.waiting import Bell
 from nudging.errors import BadRequest, EngineClosed
 

@@ -13,8 +13,9 @@ from nudging.api.handle import Handle, Owned
 from nudging.core.engine import Engine
 from nudging.core.engine_thread import EngineThread
 from nudging.core.frozen import owned
+from nudging.core.policy_check import check_policy
 from nudging.core.request import Request
-from nudging.core.request_options import ChatOptions, read_submit_options
+from nudging.core.request_options import ChatOptions, read_submit_options, split_chat_options
 from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
 from nudging.policies import Base, Nudging
@@ -28,7 +29,7 @@ from nudging.text.prompts import (
     read_continuation,
     read_prompt,
 )
-from nudging.text.roles import Role, check_policy
+from nudging.text.roles import Role
 
 # Reads what a caller gives for the roles of a policy.
 Reader = Callable[[Any, Sequence[Role]], dict[str, RolePrompt]]
@@ -98,8 +99,8 @@ class Jobs:
         handles: Owned,
     ) -> None:
         """One conversation, likewise."""
-        read, rest = chat_reader(options)
-        self._submit(self._job(read, messages, params, policy, speculate, rest), handles)
+        template, rest = split_chat_options(options)
+        self._submit(self._job(chat_reader(template), messages, params, policy, speculate, rest), handles)
 
     def start_prompts(self, prompts: Any, *asked: Any) -> None:
         """One prompt or several; the other arguments are those of `_start_all`."""
@@ -115,8 +116,8 @@ class Jobs:
         handles: Owned,
     ) -> None:
         """One conversation or several."""
-        read, rest = chat_reader(options)
-        self._start_all(read, list_chats(messages), params, policy, speculate, rest, handles)
+        template, rest = split_chat_options(options)
+        self._start_all(chat_reader(template), list_chats(messages), params, policy, speculate, rest, handles)
 
     def start_scores(
         self, pairs: Sequence[tuple[Any, Any]], policy: Any, options: Mapping[str, Any], handles: Owned

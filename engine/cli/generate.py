@@ -159,7 +159,7 @@ def count_lines(path: str | None) -> int | None:
 
 def check_request(llm: LLM, params: SamplingParams, policy: Policy, form: str) -> None:
     """Raise BadRequest for what no line could mend: the flags and these models do not go together."""
-    from nudging.text.roles import check_ids, check_policy
+    from nudging.core.policy_check import check_ids, check_policy
 
     check_policy(policy, llm.roles)
     check_ids(params, [llm.roles[name] for name in policy.roles])

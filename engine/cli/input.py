@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from nudging.checks import unknown_option
+from nudging.checks import is_int, unknown_option
 from nudging.core.request_options import ChatOptions, RequestOptions
-from nudging.core.sampling_params import SamplingParams, is_int
+from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
 
 KEYS = ("prompt", "prompt_token_ids", "messages")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from nudging.checks import is_int
 from nudging.cli.input import Ask, BadLine, read_line
-from nudging.core.sampling_params import SamplingParams, is_int
+from nudging.core.sampling_params import SamplingParams
 from nudging.errors import BadRequest
 
 if TYPE_CHECKING:

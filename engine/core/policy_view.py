@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from nudging.checks import is_int
 from nudging.core.lane_rules import NO_ENDS, ends_of
 from nudging.core.past import past_of
 from nudging.core.request import Need, Request
-from nudging.core.sampling_params import is_int
 from nudging.core.sequence import Row, Sequence
 from nudging.core.speculation.ledger import Ledger
 from nudging.errors import BadRequest, NumericalError

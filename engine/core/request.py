@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nudging.core.policy_check import check_ids
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.sequence import Sequence
 from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT
@@ -15,7 +16,7 @@ from nudging.errors import DeadlineExceeded
 from nudging.policies.protocol import Policy, facts_of
 from nudging.text.detokenizer import Detokenizer, StopChecker
 from nudging.text.prompts import RolePrompt
-from nudging.text.roles import Role, check_ids
+from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from nudging.checks import plain, unknown_option
-from nudging.core.sampling_params import is_int, is_number
+from nudging.checks import is_int, is_number, plain, unknown_option
 from nudging.errors import BadRequest
+from nudging.text.template_options import TemplateOptions
 
 PRIORITY_LIMIT = 1 << 31
 # How the ids begin that no caller may give.
@@ -37,22 +37,20 @@ class SubmitOptions(RequestOptions, total=False):
     request_id: str | None
 
 
-class ChatOptions(SubmitOptions, total=False):
-    """Options of a request, and arguments of transformers' `apply_chat_template` with their meaning there.
+class ChatOptions(SubmitOptions, TemplateOptions, total=False):
+    """Options of a request, and those of its chat template."""
 
-    `tools`: JSON schemas; `documents`: objects with title and text; `add_generation_prompt`: the prompt ends
-    where the assistant's next turn begins, True unless `continue_final_message`, with which the last message
-    goes on (a str names its field, else "content"); `chat_template`: a Jinja source, or the name of one of
-    the checkpoint's templates, for all roles or by role; `chat_template_kwargs`: further variables of the
-    template such as enable_thinking.  What a template does not read has no effect there.
-    """
 
-    tools: Sequence[Mapping[str, Any]] | None
-    documents: Sequence[Mapping[str, Any]] | None
-    add_generation_prompt: bool | None
-    continue_final_message: bool | str | None
-    chat_template: str | Mapping[str, str] | None
-    chat_template_kwargs: Mapping[str, Any] | None
+def split_chat_options(options: Mapping[str, Any]) -> tuple[TemplateOptions, SubmitOptions]:
+    """The options of the template and those of the request.  Raises BadRequest for one that is neither's."""
+    unknown = [name for name in options if name not in ChatOptions.__annotations__]
+    if unknown:
+        raise unknown_option("a chat", unknown, ChatOptions.__annotations__)
+    template: Any = {
+        name: value for name, value in options.items() if name in TemplateOptions.__annotations__
+    }
+    submit: Any = {name: value for name, value in options.items() if name not in template}
+    return template, submit
 
 
 def read_request_options(options: Mapping[str, Any]) -> RequestOptions:

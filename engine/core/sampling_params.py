@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nudging.checks import strict
+from nudging.checks import is_int, is_number, is_text, require, strict
 from nudging.core.frozen import FrozenMap
-from nudging.errors import BadRequest
 
 MAX_TOKENS_LIMIT = 1 << 20
 N_LIMIT = 128
@@ -19,33 +17,6 @@ LOGPROBS_LIMIT = 64
 TOP_K_LIMIT = (1 << 31) - 1
 # Whole numbers for which None is a value of its own.
 TAKES_NONE = frozenset(("max_tokens", "seed", "logprobs", "prompt_logprobs"))
-
-
-def require(holds: bool, name: str, value: object, limit: str) -> None:
-    """Raise BadRequest naming the option, its value and its limit unless `holds`."""
-    if not holds:
-        raise BadRequest(f"{name} is {value!r}; it must be {limit}")
-
-
-def is_int(value: object) -> bool:
-    """True for an int that is not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """True for a finite int or float that is not a bool."""
-    if not is_int(value) and not isinstance(value, float):
-        return False
-    try:
-        return math.isfinite(value)  # type: ignore[arg-type]
-    except OverflowError:
-        # An int beyond all floats.
-        return False
-
-
-def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it: a lone surrogate is no character."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 @strict

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from operator import index
 from typing import Any
 
+from nudging.checks import is_text
 from nudging.core.request import Request
-from nudging.core.sampling_params import is_text
 from nudging.errors import BadRequest
 from nudging.policies.protocol import Step
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from nudging.checks import plain, unknown_option
-from nudging.core.request_options import ChatOptions, SubmitOptions
-from nudging.core.sampling_params import is_int
+from nudging.checks import is_int, plain
 from nudging.errors import BadRequest
 from nudging.text.roles import Role
+from nudging.text.template_options import TemplateOptions
 
 Ids = Iterable[int]
 Prompt = str | Ids | Mapping[str, "str | Ids"]
@@ -116,19 +115,12 @@ def _read_named(prompt: Mapping[str, Any]) -> Any:
     return next(iter(prompt.values()))
 
 
-def chat_reader(options: ChatOptions) -> tuple[ChatReader, SubmitOptions]:
-    """What reads a conversation with these options, and those of them that are the request's.
+def chat_reader(options: TemplateOptions) -> ChatReader:
+    """What reads a conversation with these options.
 
-    Raises BadRequest for an option that is not known, of the wrong kind or given twice.
+    Raises BadRequest for an option of the wrong kind or given twice.
     """
-    known = ChatOptions.__annotations__
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise unknown_option("a chat", unknown, known)
-    rest: Any = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
-    given: dict[str, Any] = {
-        name: value for name, value in options.items() if name not in rest and value is not None
-    }
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     variables = given.pop("chat_template_kwargs", {})
     if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
         raise BadRequest(f"chat_template_kwargs is {variables!r:.80}; it must map names to variables")
@@ -141,7 +133,7 @@ def chat_reader(options: ChatOptions) -> tuple[ChatReader, SubmitOptions]:
             raise BadRequest(f"{name} is {given[name]!r:.80}; it must be True or False")
     if "messages" in given:
         raise BadRequest("chat_template_kwargs holds messages; give them as the first argument")
-    return functools.partial(read_chat, given), rest
+    return functools.partial(read_chat, given)
 
 
 def read_chat(given: Mapping[str, Any], messages: Messages, roles: Sequence[Role]) -> dict[str, RolePrompt]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nudging.checks import plain
-from nudging.core.sampling_params import is_int
+from nudging.checks import is_int, plain
 from nudging.errors import BadRequest
 from nudging.text.prompts import Messages, read_ids
 from nudging.text.roles import Role

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from nudging.errors import BadRequest
@@ -214,20 +213,3 @@ def utf8(text: str) -> bytes:
             f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, "
             "which no UTF-8 text can hold; remove it"
         ) from error
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint directory: tokenizer.json, else tokenizer.model; None with neither.
-
-    CheckpointError: a file is damaged or needs what this engine does not do.
-    """
-    folder = Path(path)
-    if (folder / "tokenizer.json").is_file():
-        from nudging.text.tokenizer_json import JsonTokenizer
-
-        return JsonTokenizer.load(folder)
-    if (folder / "tokenizer.model").is_file():
-        from nudging.text.tokenizer_sp import SentencePieceTokenizer
-
-        return SentencePieceTokenizer.load(folder)
-    return None

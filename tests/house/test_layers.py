@@ -50,11 +50,6 @@ STILL_OPEN: set[tuple[str, str]] = {
     ("nudging.executor.cycles.slots", "nudging.policies.solo"),
     ("nudging.models.cpu_forward", "nudging.executor.batch"),
     ("nudging.models.decoder", "nudging.executor.batch"),
-    ("nudging.text.prompts", "nudging.core.request_options"),
-    ("nudging.text.prompts", "nudging.core.sampling_params"),
-    ("nudging.text.role_tokenizer", "nudging.core.sampling_params"),
-    ("nudging.text.roles", "nudging.core.sampling_params"),
-    ("nudging.text.roles", "nudging.policies.protocol"),
 }
 # Rooms of which importing any module loads no torch.
 HOST_HALF = ("core", "policies", "text", "files", "checks", "errors")

@@ -19,8 +19,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from nudging.errors import BadRequest, CheckpointError
 from nudging.text import template_sandbox as chat_sandbox
 from nudging.text.chat_template import ChatTemplate, load_chat_template, plain_chat_template
+from nudging.text.loading import load_tokenizer
 from nudging.text.template_sandbox import WORK_LIMIT, Meter
-from nudging.text.tokenizer import load_tokenizer
 
 CHATML = """\
 {%- if tools %}

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from nudging.errors import BadRequest, CheckpointError
-from nudging.text.tokenizer import Tokenizer, load_tokenizer
+from nudging.text.loading import load_tokenizer
+from nudging.text.tokenizer import Tokenizer
 from nudging.text.tokenizer_json import JsonTokenizer
 from tests.support.fake import TableTokenizer
 from tests.support.texts import ANY_TEXT

@@ -14,7 +14,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from nudging.errors import CheckpointError
 from nudging.text.chat_template import load_chat_template
-from nudging.text.tokenizer import Tokenizer, load_tokenizer
+from nudging.text.loading import load_tokenizer
+from nudging.text.tokenizer import Tokenizer
 from tests.text.test_chat import CHATML
 
 SIZE = 256

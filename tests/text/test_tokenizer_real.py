@@ -14,7 +14,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nudging.text.tokenizer import Tokenizer, load_tokenizer
+from nudging.text.loading import load_tokenizer
+from nudging.text.tokenizer import Tokenizer
 from tests.support.texts import ANY_TEXT, DATA, gsm8k
 
 PROPERTY = settings(max_examples=60)
