@@ -27,8 +27,9 @@ from bandwidth import plain_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nudging import LLM, Base, SamplingParams
-from nudging.executor.batch import Batch, KVCache
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 from nudging.models.loader import Quantization, load_model
 
 SHAPES: dict[str, dict[str, Any]] = {

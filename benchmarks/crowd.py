@@ -31,10 +31,10 @@ from benchmarks.batch import SIZES, batch_arms, write_together
 from benchmarks.inflate import SHAPES
 from benchmarks.pair import RESULTS, WIDTH, device_name, inflated, pocket_prompts
 from nudging import LLM, Nudging
-from nudging.executor.batch import Batch
 from nudging.executor.model_runner import ModelRunner
 from nudging.kernels.cpu import use_team
 from nudging.kernels.softmax_stats import softmax_stats
+from nudging.models.batch import Batch
 
 ROWS = (1, 2, 4, 8, 9, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 # The guide as it is shipped, of two million parameters.

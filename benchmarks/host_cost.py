@@ -29,8 +29,9 @@ from nudging import Base, Nudging, SamplingParams
 from nudging.api.loading import load_roles, make_runners
 from nudging.core.engine import Engine
 from nudging.core.request import Request
-from nudging.executor.batch import Batch, KVCache
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 from nudging.policies.protocol import Policy
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role

@@ -20,8 +20,9 @@ from benchmarks.host_cost import ARMS, opinions
 from nudging import SamplingParams
 from nudging.core.engine import Engine
 from nudging.core.request import Request
-from nudging.executor.batch import Batch, KVCache
 from nudging.executor.model_runner import ModelRunner
+from nudging.models.batch import Batch
+from nudging.models.kv_cache import KVCache
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role

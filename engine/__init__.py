@@ -13,12 +13,12 @@ HOMES = {
     "api.llm": "LLM",
     "api.loading": "LoadedModel",
     "api.outputs": "CompletionOutput Delta PromptOutput RequestOutput Segment Stats",
+    "core.rows": "TokenLogprob",
     "core.request_options": "RequestOptions",
     "core.sampling_params": "SamplingParams",
     "core.stats": "EngineStats",
     "errors": "BadRequest CheckpointError DeadlineExceeded EngineClosed NudgingError NumericalError "
     "OutOfBlocks",
-    "executor.sampler": "TokenLogprob",
     "policies": "Base Guide Nudging Policy Step View",
 }
 _HOME_OF = {name: home for home, names in HOMES.items() for name in names.split()}

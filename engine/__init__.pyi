@@ -9,6 +9,7 @@ from nudging.api.llm import LLM
 from nudging.api.loading import LoadedModel
 from nudging.api.outputs import CompletionOutput, Delta, PromptOutput, RequestOutput, Segment, Stats
 from nudging.core.request_options import RequestOptions
+from nudging.core.rows import TokenLogprob
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.stats import EngineStats
 from nudging.errors import (
@@ -20,7 +21,6 @@ from nudging.errors import (
     NumericalError,
     OutOfBlocks,
 )
-from nudging.executor.sampler import TokenLogprob
 from nudging.policies import Base, Guide, Nudging, Policy, Step, View
 
 __version__: str

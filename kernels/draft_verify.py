@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from .cuda import on_cuda
+from .draft_limits import LOOKAHEAD, WIDTH
 from .op import Op
-
-MAX_DRAFT = 15
-LOOKAHEAD = 16
-# The most tokens that one call writes: a word of the guide may begin after the last token of the draft.
-WIDTH = MAX_DRAFT + LOOKAHEAD
 
 # What `marks` says of a token id, as bits.
 STARTS_WITH_SPACE, BASE_EOS, GUIDE_EOS = 1, 2, 4

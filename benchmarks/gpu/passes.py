@@ -14,9 +14,10 @@ from benchmarks.gpu.ceilings import BLOCK_SIZE, micro
 from benchmarks.gpu.parts import Figure, Found
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.timing import recorder_of, time_on_device, time_on_host, wait
-from nudging.executor.batch import BatchBuffer, BatchShape, KVCache
+from nudging.executor.batch import BatchBuffer, BatchShape
 from nudging.executor.cuda_graphs import PickBuffer, RecordedPass, RecordedPath
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 
 # What a clock has to decide: see kernels/gpu/configs.py.
 CONFIGS: dict[str, dict[str, bool]] = {

@@ -15,7 +15,7 @@ from benchmarks.gpu.parts import Figure, Found
 from benchmarks.pair import pass_bytes, pocket_prompts
 from benchmarks.report import quartiles
 from nudging import Base, SamplingParams
-from nudging.executor.warmup import record_ahead
+from nudging.core.executor import record_ahead
 
 ROOT = Path(__file__).parents[2]
 

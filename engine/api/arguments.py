@@ -11,7 +11,7 @@ from nudging.checks import is_int, plain
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.speculation.drafters import DRAFTERS
 from nudging.errors import BadRequest
-from nudging.kernels.draft_verify import MAX_DRAFT
+from nudging.kernels.draft_limits import MAX_DRAFT
 
 Speculate = str | int
 

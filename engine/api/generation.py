@@ -16,13 +16,14 @@ from nudging.api.handle import Handle
 from nudging.api.outputs import CompletionOutput, RequestOutput
 from nudging.checks import is_int, plain
 from nudging.core.engine import Engine
-from nudging.core.engine_thread import EngineLoop, EngineThread, Order
+from nudging.core.engine_loop import EngineLoop, Order
+from nudging.core.engine_thread import EngineThread
 from nudging.core.request import Request
 from nudging.core.request_options import RequestOptions
+from nudging.core.rows import TokenLogprob
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.sequence import Sequence
 from nudging.errors import BadRequest, EngineClosed
-from nudging.executor.sampler import TokenLogprob
 from nudging.policies.forced import Forced, Owning
 from nudging.policies.protocol import Policy
 from nudging.text.prompts import RolePrompt, read_continuation

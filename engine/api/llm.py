@@ -327,7 +327,7 @@ class LLM(Watched):
         ids = read_prompt(token_ids, [found])[found.name].ids
 
         def read() -> NDArray[np.float32]:
-            rows: NDArray[np.float32] = self._engine.runners[found.model].decoder.logits(ids).cpu().numpy()
+            rows: NDArray[np.float32] = self._engine.runners[found.model].logits(ids).numpy()
             return rows
 
         return read

@@ -317,7 +317,9 @@ def foresee(
             name: runner for name in who if isinstance(runner := runners[roles[name].model], GraphRunner)
         }
         if who and len(taking) == len(who):
-            foresight = Foresight(taking, roles, taking[who[0]].recorder, clock)
+            ends = {name: roles[name].eos_ids for name in who}
+            vocab = min(roles[name].vocab_size for name in who)
+            foresight = Foresight(taking, ends, vocab, taking[who[0]].recorder, clock)
             for runner in set(taking.values()):
                 runner.foresights.append(foresight)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import fsum
 
 from nudging.core.request import Piece, Request
-from nudging.executor.sampler import TokenLogprob
+from nudging.core.rows import TokenLogprob
 
 
 @dataclass(frozen=True)

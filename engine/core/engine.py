@@ -12,23 +12,23 @@ import time
 from collections.abc import Callable, Mapping
 
 from nudging.core.coscheduling import cap_paths, cheapest_first, longest_in_cycles, path_steps
+from nudging.core.executor import Executor
 from nudging.core.fast_path import Lanes
 from nudging.core.guard import tell
 from nudging.core.policy_view import MissingRow, RequestView
 from nudging.core.prompt_logprobs import prompt_need, take_prompt_rows
 from nudging.core.request import Request
+from nudging.core.rows import Row, TokenLogprob
 from nudging.core.scheduler import Scheduler
-from nudging.core.sequence import Row
 from nudging.core.speculation.drafting import draft_ahead, settle_draft
 from nudging.core.speculation.ledger import Account, Ledger
 from nudging.core.speculation.pass_costs import PassCosts, learn_cycle
 from nudging.core.stats import EngineStats, Tally
 from nudging.core.steps import Patience, check_step
 from nudging.core.trace import Tracer
+from nudging.core.wanted import Wanted, wanted_of
 from nudging.core.work import SchedulerOutput, Work, describe
 from nudging.errors import BadRequest, OutOfBlocks
-from nudging.executor.model_runner import ModelRunner
-from nudging.executor.sampler import TokenLogprob, Wanted, logprob_of, wanted_of
 
 # How fast the part of the requests that a pass serves follows the passes.
 SHARE_SMOOTHING = 0.2
@@ -41,7 +41,7 @@ class Engine:
 
     def __init__(
         self,
-        runners: dict[str, ModelRunner],
+        runners: Mapping[str, Executor],
         models_of: dict[str, str],
         max_batch_tokens: int = 2048,
         costs: Mapping[str, PassCosts] | None = None,
@@ -59,12 +59,12 @@ class Engine:
         self._tally = Tally()
         # Called with every request that has ended, on the thread that steps.
         self.on_end: list[Callable[[Request], None]] = []
-        self.runners = runners
+        self.runners: dict[str, Executor] = dict(runners)
+        self._sampler = next(iter(runners.values())).sampler
         self.models_of = models_of
         pools = {name: runner.pool for name, runner in runners.items()}
-        decoders = {name: runner.decoder for name, runner in runners.items()}
         self.costs = costs or {
-            name: PassCosts(decoder.weight_bytes, decoder.head_share) for name, decoder in decoders.items()
+            name: PassCosts(runner.weight_bytes, runner.head_share) for name, runner in runners.items()
         }
         takes_lanes = carries and all(runner.takes_lanes for runner in runners.values())
         self.lanes = Lanes(pools, models_of, self.costs, takes_lanes)
@@ -176,7 +176,7 @@ class Engine:
     def _open(self, request: Request) -> None:
         costs = {role: self.costs[self.models_of[role]] for role in request.facts.roles}
         ledger = self._ledgers[request.id] = Ledger(costs, self._account(request))
-        self._views[request.id] = RequestView(request, ledger)
+        self._views[request.id] = RequestView(request, ledger, self._sampler)
         self._tally.begin(request)
 
     def _follow(self, plan: SchedulerOutput) -> None:
@@ -259,7 +259,8 @@ class Engine:
         if lanes is not None:
             rows, asked = rows + lanes.num_tokens, asked + lanes.num_answers
         began = self.clock()
-        with self._tracer.span(model, "pass", lambda: describe(works, lanes)):
+        carried = dict if lanes is None else lanes.describe
+        with self._tracer.span(model, "pass", lambda: describe(works, rows, carried())):
             answers = runner.execute(works, wanted, lanes)
         seconds = self.clock() - began
         for work, answer in zip(works, answers, strict=True):
@@ -272,7 +273,7 @@ class Engine:
             counters.passes[work.role] = counters.passes.get(work.role, 0) + 1
             # A row that is not finite counts where the policy comes to ask for it: a draft may hold one.
             sequence.rows.update(zip(range(work.first_row, work.end + 1), answer, strict=True))
-            take_prompt_rows(work.request)
+            take_prompt_rows(work.request, self._sampler)
             if all(isinstance(row, Row) for row in answer):
                 sequence.register()
         if runner.cycle_time is not None:
@@ -357,7 +358,11 @@ class Engine:
             return None
         sequence = request.sequences[author]
         row = sequence.rows.get(sequence.prompt_len + len(request.output))
-        return None if not isinstance(row, Row) else logprob_of(row.logits, token, request.params.logprobs)
+        return (
+            None
+            if not isinstance(row, Row)
+            else self._sampler.logprob(row.logits, token, request.params.logprobs)
+        )
 
     def _retire_finished(self) -> list[Request]:
         finished = [request for request in self.scheduler.in_python if request.is_finished]

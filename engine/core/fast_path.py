@@ -21,8 +21,9 @@ from typing import Any
 from nudging import _C
 from nudging.core.block_pool import BlockPool
 from nudging.core.lane_rules import NO_ENDS, Rule, ends_of, face_of, number_of, rule_of
-from nudging.core.request import Counters, Draft, Need, Request
-from nudging.core.sequence import Row
+from nudging.core.need import Draft, Need
+from nudging.core.request import Counters, Request
+from nudging.core.rows import Row
 from nudging.core.sequence import Sequence as TokenSequence
 from nudging.core.speculation.ledger import Costs, Ledger
 from nudging.core.speculation.pass_costs import PassCosts

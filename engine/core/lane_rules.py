@@ -7,12 +7,10 @@ from collections.abc import Callable
 from nudging.core.block_pool import BlockPool
 from nudging.core.request import Request
 from nudging.errors import OutOfBlocks
-from nudging.policies.nudging import Nudging
-from nudging.policies.solo import Base, Guide
 
 NO_ENDS: frozenset[int] = frozenset()
 # As `enum class Writer` counts them.
-WRITERS = {"token": 1, "word": 2}
+WRITERS = {"alone": 0, "token": 1, "word": 2}
 # Who writes, threshold, whether equal is unsure, look-ahead.
 Rule = tuple[int, float, bool, int]
 
@@ -25,7 +23,9 @@ def number_of(request: Request) -> int:
 
 def rule_of(request: Request) -> Rule | None:
     """How the request's policy decides, if the lanes know it."""
-    policy, params = request.policy, request.params
+    rule, params = request.facts.rule, request.params
+    if rule is None:
+        return None
     if params.logprobs is not None or params.chooses_tokens or "\ufffd" in "".join(params.stop):
         return None
     if params.stop and not params.skip_special_tokens:
@@ -33,13 +33,9 @@ def rule_of(request: Request) -> Rule | None:
         return None
     if request.drafter == "ngram" and request.draft_len != 0:
         return None
-    if type(policy) in (Base, Guide):
-        return (0, 0.0, False, 0)
-    if type(policy) is not Nudging or policy.granularity not in WRITERS:
+    if rule.writer == "word" and request.tokenizer is None:
         return None
-    if policy.granularity == "word" and request.tokenizer is None:
-        return None
-    return WRITERS[policy.granularity], policy.threshold, policy.comparator == "<=", policy.lookahead
+    return WRITERS[rule.writer], rule.threshold, rule.or_equal, rule.lookahead
 
 
 def ends_of(request: Request, role: str) -> frozenset[int]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from nudging.checks import is_int
+from nudging.core.executor import Sampler
 from nudging.core.lane_rules import NO_ENDS, ends_of
+from nudging.core.need import Need
 from nudging.core.past import past_of
-from nudging.core.request import Need, Request
-from nudging.core.sequence import Row, Sequence
+from nudging.core.request import Request
+from nudging.core.rows import Row
+from nudging.core.sequence import Sequence
 from nudging.core.speculation.ledger import Ledger
 from nudging.errors import BadRequest, NumericalError
-from nudging.executor.sampler import checked_row, pick_token
 from nudging.policies.protocol import Completion
 from nudging.text.tokenizer import Tokenizer
 
@@ -33,8 +35,9 @@ class MissingRow(BaseException):
 class RequestView:
     """The view of one request; see `nudging.policies.protocol.View`."""
 
-    def __init__(self, request: Request, ledger: Ledger) -> None:
+    def __init__(self, request: Request, ledger: Ledger, sampler: Sampler) -> None:
         self.request = request
+        self._sampler = sampler
         self._ledger = ledger
         self._contexts: dict[str, tuple[str, int]] = {}
         self._drafting = False
@@ -92,10 +95,10 @@ class RequestView:
     def pick(self, logits: Any) -> int:
         request = self.request
         role, roles = request.facts.roles[0], request.facts.roles
-        row = checked_row(logits, self.vocab_size(role))
         past = past_of(request, role, request.prompts[role].ids + request.output, roles)
         position = request.first_position + len(request.output)
-        return pick_token(row, request.params, request.seed, position, past)
+        vocab = self.vocab_size(role)
+        return self._sampler.pick(logits, vocab, request.params, request.seed, position, past)
 
     def complete(self, role: str, text: str, length: int) -> Completion:
         sequence, position = self._text_context(role, text)

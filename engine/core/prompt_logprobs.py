@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nudging.core.request import Need, Request
+from nudging.core.executor import Sampler
+from nudging.core.need import Need
+from nudging.core.request import Request
 from nudging.core.speculation.ledger import Ledger
 from nudging.errors import NumericalError
-from nudging.executor.sampler import logprob_of
 
 
 def prompt_need(request: Request, ledger: Ledger, sharers: Mapping[str, float]) -> Need | None:
@@ -31,7 +32,7 @@ def prompt_need(request: Request, ledger: Ledger, sharers: Mapping[str, float]) 
     return Need(role, len(known), last)
 
 
-def take_prompt_rows(request: Request) -> None:
+def take_prompt_rows(request: Request, sampler: Sampler) -> None:
     """Turn the rows of the prompt that came into log-probabilities; they are large, and forgotten."""
     known, params = request.prompt_logprobs, request.params
     if known is None or params.prompt_logprobs is None:
@@ -41,4 +42,4 @@ def take_prompt_rows(request: Request) -> None:
         if isinstance(row, NumericalError):
             request.fail(row)
             return
-        known.append(logprob_of(row.logits, ids[len(known)], params.prompt_logprobs))
+        known.append(sampler.logprob(row.logits, ids[len(known)], params.prompt_logprobs))

@@ -6,53 +6,23 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from nudging.core.need import Draft, Need
 from nudging.core.policy_check import check_ids
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.sequence import Sequence
 from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT
 from nudging.errors import DeadlineExceeded
 from nudging.policies.protocol import Policy, facts_of
+from nudging.policies.rule import Rule
 from nudging.text.detokenizer import Detokenizer, StopChecker
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from nudging.core.fast_path import Lanes
-
 # What a carried request does not have: see `lanes`.
 CARRIED = ("sequences", "output", "need", "draft")
-
-
-class Need(NamedTuple):
-    """The rows that stand in a request's way: after `tokens[:first]` .. `tokens[:last]` of one role's
-    sequence, and behind them `ahead` more along the model's own path, where every next token is the one that
-    the row before it picked; a token of `ends` ends the path.
-    """
-
-    role: str
-    first: int
-    last: int
-    ahead: int = 0
-    ends: frozenset[int] = frozenset()
-
-    @property
-    def end(self) -> int:
-        """The last position that may be computed for it."""
-        return self.last + self.ahead
-
-
-@dataclass
-class Draft:
-    """Tokens written ahead from output position `start`: how many are wanted, and those there once
-    complete.
-    """
-
-    start: int
-    length: int
-    tokens: list[int] = field(default_factory=list)
 
 
 class Piece(NamedTuple):
@@ -85,13 +55,23 @@ class Counters:
     finished_at: float | None = None
 
 
+class Carrier(Protocol):
+    """What has the CARRIED attributes of requests while it carries them; see `nudging.core.fast_path`."""
+
+    def hand_back(self, request: Request) -> None: ...
+    def written(self, request: Request) -> list[tuple[int, str]]: ...
+    def counters(self, request: Request) -> Counters: ...
+    def held(self, request: Request) -> tuple[int, dict[str, int]]: ...
+    def check(self, request: Request) -> None: ...
+
+
 class Request:
     """Everything the engine knows of one job.  `need` is None only before its first admission and after
     its end.
     """
 
     # Who carries the request now.
-    _lanes: Lanes | None = None
+    _lanes: Carrier | None = None
     is_carried = False
 
     def __init__(
@@ -178,7 +158,7 @@ class Request:
             self.bring_back()
             return getattr(self, name)
 
-    def carry(self, lanes: Lanes) -> None:
+    def carry(self, lanes: Carrier) -> None:
         """From now on `lanes` has what is CARRIED."""
         self._lanes, self.is_carried = lanes, True
         for name in CARRIED:
@@ -236,6 +216,12 @@ class Request:
         if self._lanes is not None:
             return self._lanes.held(self)[1][role]
         return len(self.sequences[role].block_table.ids)
+
+    @property
+    def rule(self) -> Rule:
+        """How the text is written, where a fast path writes it."""
+        assert self.facts.rule is not None, f"{self.id} is on a fast path and its policy has no rule"
+        return self.facts.rule
 
     @property
     def held_back(self) -> bytes:

@@ -4,34 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from itertools import chain
-from typing import Any, NamedTuple
 
 from nudging.core.block_pool import BlockPool, BlockTable
 from nudging.core.prefix_cache import Prefix
-from nudging.errors import BadRequest, NumericalError
-
-
-class Row(NamedTuple):
-    """What a model says after a prefix: the token it would write, and how sure it is.
-
-    `token` is the pick under the request's sampling parameters and the noise of its output position;
-    `top_token` and `top_prob` are the likeliest token and its probability at temperature 1, before any
-    filter.  `kept`: the logits, where the policy or the request asked for them.
-    """
-
-    token: int
-    top_token: int
-    top_prob: float
-    kept: Any = None
-
-    @property
-    def logits(self) -> Any:
-        """[vocab] fp32.  Raises BadRequest where nobody asked for them."""
-        if self.kept is None:
-            raise BadRequest(
-                "the policy reads row.logits and did not ask for them; give it needs_logits = True"
-            )
-        return self.kept
+from nudging.core.rows import Row
+from nudging.errors import NumericalError
 
 
 class Sequence:

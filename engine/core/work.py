@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nudging.core.request import Request
-
-if TYPE_CHECKING:
-    from nudging.core.fast_path import Lanes
 
 
 class Work(NamedTuple):
@@ -53,13 +51,11 @@ class SchedulerOutput:
     preempted: list[Request]
 
 
-def describe(works: list[Work], lanes: Lanes | None) -> dict[str, Any]:
+def describe(works: list[Work], rows: int, carried: Mapping[str, Any]) -> dict[str, Any]:
     """A pass for the timeline: its rows in all, and for each request which tokens of which role it reads and
-    how many rows it answers.
+    how many rows it answers.  `rows`: in all; `carried`: what is told of requests that the works lack.
     """
-    carried = lanes.describe() if lanes is not None else {}
-    rows = lanes.num_tokens if lanes is not None else 0
     reads = {
         f"{work.request.id} {work.role}": f"{work.start}:{work.end}, {work.answers} answers" for work in works
     }
-    return {"rows": rows + sum(work.end - work.start for work in works), **carried, **reads}
+    return {"rows": rows, **carried, **reads}

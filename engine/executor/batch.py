@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from nudging import _C
 from nudging.core.work import Work
-from nudging.kernels.cuda import ARRIVALS
+from nudging.models.batch import Batch
 
 # Unused entries of a block table hold an id that no pool has: reading one fails instead of going unnoticed.
 IMPOSSIBLE_BLOCK = 2_147_480_000
@@ -20,71 +19,6 @@ IMPOSSIBLE_BLOCK = 2_147_480_000
 WIDTH_STEP = 8
 # Shapes whose memory is kept: decoding comes back to few, and prompts have no two alike.
 KEPT_SHAPES = 64
-
-
-class Attention(Protocol):
-    """One pass's attention over its paged cache, where the batch says how."""
-
-    def __call__(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, window: int, soft_cap: float
-    ) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of all sequences of one model in one step, concatenated.
-
-    ids, positions, slot_mapping: [rows] int64, the ids also otherwise, as `embed` takes them; cu_seqlens_q:
-    [seqs + 1] int32; seq_lens: [seqs] int32, tokens in the cache after this step; block_tables: [seqs,
-    max_blocks] int32; logit_rows: [n] int64, the rows whose logits are wanted.  `attention`: what runs it
-    where that is not the op `paged_attention`.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    slot_mapping: Tensor
-    cu_seqlens_q: Tensor
-    seq_lens: Tensor
-    block_tables: Tensor
-    logit_rows: Tensor
-    attention: Attention | None = None
-
-
-class KVCache:
-    """One model's keys and values: two tensors of [layers, blocks + 1, block_size, kv_heads, head_dim].
-
-    The last block is no pool's: rows that pad a batch are written there.  `arrivals`: see kernels/cuda.py;
-    passes over one cache never run at the same time.
-    """
-
-    def __init__(
-        self,
-        num_layers: int,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (num_layers, num_blocks + 1, block_size, num_kv_heads, head_dim)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
-        self.block_size = block_size
-        self.spare_slot = num_blocks * block_size
-        self.arrivals = torch.zeros(ARRIVALS, dtype=torch.int32, device=device)
-        self._layers = tuple(zip(self.k, self.v, strict=True))
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """The keys and values of one layer: two views of [blocks, block_size, kv_heads, head_dim]."""
-        return self._layers[index]
-
-    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
-        """Copy whole blocks, (source, destination) each, in every layer: the copy of copy-on-write."""
-        if pairs:
-            source, destination = zip(*pairs, strict=True)
-            self.k[:, list(destination)] = self.k[:, list(source)]
-            self.v[:, list(destination)] = self.v[:, list(source)]
 
 
 class BatchShape(NamedTuple):

@@ -20,11 +20,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from nudging.core.wanted import Wanted
 from nudging.core.work import Work
-from nudging.executor.batch import Batch, BatchBuffer, BatchShape, KVCache, shape_of
-from nudging.executor.sampler import Wanted
+from nudging.executor.batch import BatchBuffer, BatchShape, shape_of
 from nudging.kernels.lm_head import LINES, MAX, TOKEN, lm_head
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 
 # Rows of one sequence up to which a pass is recorded: what a draft and its pass have, not what a prompt has.
 MAX_ROWS = 16

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nudging.core.work import Work
 from nudging.errors import BadRequest
-from nudging.executor.batch import Batch
 from nudging.executor.cuda_graphs import MAX_ROWS
 from nudging.kernels.flash_attn import DTYPES, HEAD_DIM_STEP, MAX_HEAD_DIM, PACKAGES, FlashAttn, Ragged
 from nudging.kernels.paged_attention import paged_attention
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
 
 CHOICES = ("nudging", "flash-attn")

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from nudging.core.fast_path import Lanes
 from nudging.core.request import Request
-from nudging.core.sequence import Row, Sequence
+from nudging.core.rows import Row, Rows
+from nudging.core.sequence import Sequence
+from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.errors import NumericalError, OutOfBlocks
 from nudging.executor.batch import BatchBuffer, BatchShape
@@ -26,8 +28,8 @@ from nudging.executor.cuda_graphs import (
     read,
 )
 from nudging.executor.cycles.overlap import Foresight
-from nudging.executor.model_runner import ModelRunner, Rows, by_work
-from nudging.executor.sampler import Wanted, row_of
+from nudging.executor.model_runner import ModelRunner, by_work
+from nudging.executor.sampler import row_of
 from nudging.executor.warmup import MAX_AHEAD, Family, family_of, shapes_ahead
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.kernels.lm_head import LINES, TOKEN

@@ -6,23 +6,23 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from nudging import _C
 from nudging.core.block_pool import BlockPool
 from nudging.core.fast_path import Lanes
-from nudging.core.sequence import Row
+from nudging.core.rows import Row, Rows
 from nudging.core.speculation.pass_costs import CycleTime
+from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.errors import NumericalError
-from nudging.executor.batch import BatchBuilder, KVCache
+from nudging.executor.batch import BatchBuilder
 from nudging.executor.flash_prefill import with_prefill
-from nudging.executor.sampler import Wanted, decide, tell
+from nudging.executor.sampler import TorchSampler, decide, tell
 from nudging.kernels.cpu import use_team
 from nudging.kernels.flash_attn import FlashAttn
 from nudging.models.decoder import Decoder
-
-# The rows of one work; a row that is not finite is an error of its own.
-Rows = list[Row | NumericalError]
+from nudging.models.kv_cache import KVCache
 
 
 class ModelRunner:
@@ -32,6 +32,8 @@ class ModelRunner:
 
     # What the last cycle took that it computed, until somebody has taken note of it.
     cycle_time: CycleTime | None = None
+    # What reads logits for the host.
+    sampler = TorchSampler()
 
     def __init__(
         self,
@@ -67,6 +69,16 @@ class ModelRunner:
         return self._flash is None
 
     @property
+    def weight_bytes(self) -> int:
+        """How many bytes of weights a pass reads."""
+        return self.decoder.weight_bytes
+
+    @property
+    def head_share(self) -> float:
+        """The part of them that the head reads."""
+        return self.decoder.head_share
+
+    @property
     def precision(self) -> str:
         """What declares the bits of a row: the weights' precision, and who else than our kernels computes."""
         weights = self.decoder.precision
@@ -93,6 +105,10 @@ class ModelRunner:
             # Nobody has waited for the pass: its cost would go unseen, and its batch be overwritten.
             torch.cuda.current_stream(self.decoder.device).synchronize()
         return [*by_work(rows, works)]
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """What the model says after each prefix of `ids`: [len(ids), vocab] fp32, on the host."""
+        return self.decoder.logits(ids).cpu()
 
     def record_ahead(self, texts: int) -> bool:
         """Record one more pass for a batch of so many texts that may come; False where none is left, or

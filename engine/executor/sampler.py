@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nudging.core.fast_path import Lanes
-from nudging.core.past import NO_PAST, Past, past_of
+from nudging.core.past import NO_PAST, Past
+from nudging.core.rows import Row, TokenLogprob
 from nudging.core.sampling_params import SamplingParams
-from nudging.core.sequence import Row
-from nudging.core.work import Work
+from nudging.core.wanted import GREEDY, Wanted
 from nudging.errors import BadRequest, NumericalError
 from nudging.executor.processing import processed
 from nudging.kernels.sample import pick
 from nudging.kernels.softmax_stats import softmax_stats
-
-
-class Wanted(NamedTuple):
-    """How one row of a batch is turned into a `Row`: `position` is the output position its noise is
-    keyed by, `past` what stands before it for parameters that read it.
-    """
-
-    params: SamplingParams
-    seed: int
-    position: int
-    vocab_size: int
-    keep_logits: bool
-    past: Past = NO_PAST
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the token picked is the likeliest one."""
-        return self.params.is_greedy
-
-
-GREEDY = SamplingParams(temperature=0)
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The log-probability of a written token, and the likeliest tokens with theirs, at temperature 1."""
-
-    token: int
-    logprob: float
-    top: dict[int, float]
 
 
 def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int, past: Past = NO_PAST) -> int:
@@ -93,24 +62,6 @@ def checked_row(logits: Any, vocab: int) -> Tensor:
     if not math.isfinite(peak):
         raise NumericalError(f"the logits that a policy picks from are not finite (max {peak})")
     return row
-
-
-def wanted_of(work: Work, vocab_size: int) -> list[Wanted]:
-    """What the rows of a work are asked for; `vocab_size`: how many ids they speak of."""
-    request, tokens = work.request, work.request.sequences[work.role].tokens
-    params = request.params
-    keep = request.facts.needs_logits or params.logprobs is not None
-    begin = len(request.prompts[work.role].ids)
-    wanted = []
-    for end in range(work.first_row, work.end + 1):
-        if end < begin and request.prompt_logprobs is not None:
-            # What the prompt might have been is nobody's pick.
-            wanted.append(Wanted(GREEDY, 0, 0, vocab_size, True))
-            continue
-        past = past_of(request, work.role, tokens[:end]) if params.reads_text else NO_PAST
-        position = max(request.first_position + end - begin, 0)
-        wanted.append(Wanted(params, request.seed, position, vocab_size, keep, past))
-    return wanted
 
 
 def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
@@ -191,3 +142,15 @@ def logprob_of(logits: Tensor, token: int, num_top: int) -> TokenLogprob:
         values, order = torch.sort(logprobs[ids], descending=True, stable=True)
         top = dict(zip(ids[order[:num_top]].tolist(), values[:num_top].tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), top)
+
+
+class TorchSampler:
+    """What `nudging.core.executor.Sampler` asks for, on torch's tensors."""
+
+    def pick(
+        self, logits: Any, vocab: int, params: SamplingParams, seed: int, position: int, past: Past
+    ) -> int:
+        return pick_token(checked_row(logits, vocab), params, seed, position, past)
+
+    def logprob(self, logits: Any, token: int, num_top: int) -> TokenLogprob:
+        return logprob_of(logits, token, num_top)

@@ -12,11 +12,8 @@ from typing import NamedTuple
 from nudging.core.work import Work
 from nudging.executor.batch import BatchShape
 from nudging.executor.cuda_graphs import SIZES, WIDTHS, at_least
-from nudging.executor.model_runner import ModelRunner
 
-# Up to so many texts at once are recordings made ahead, and so many of each kind of recording: all have to
-# be kept, and a recording of a pass is some hundred kernels.
-MAX_TEXTS = 64
+# So many recordings of each kind are made ahead: all have to be kept.
 MAX_AHEAD = 256
 
 
@@ -63,9 +60,3 @@ def shapes_ahead(
         shape = family.shape(texts)
         if shape is not None:
             yield family, shape
-
-
-def record_ahead(runners: Iterable[ModelRunner]) -> bool:
-    """Make one more recording; False where none is left to be made."""
-    runners = tuple(runners)
-    return any(runner.record_ahead(texts) for texts in range(1, MAX_TEXTS + 1) for runner in runners)

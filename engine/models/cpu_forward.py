@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from nudging import _C
-from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.cpu import BEST, DTYPES, require, team
 from nudging.kernels.gated_act import ACTIVATIONS
 from nudging.kernels.linear import linear
 from nudging.kernels.weight import PackedWeight, Weight, parts_of, whole_panels
+from nudging.models.batch import Batch
+from nudging.models.kv_cache import KVCache
 from nudging.models.model_config import ModelConfig
 from nudging.models.weights import Layer, Weights
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nudging.errors import BadRequest
-from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.add_rms_norm import add_rms_norm
 from nudging.kernels.embed import embed
 from nudging.kernels.gated_linear import gated_linear
@@ -22,7 +21,9 @@ from nudging.kernels.rms_norm import Norm
 from nudging.kernels.rope_append import HeadNorm, rope_append
 from nudging.kernels.soft_cap import soft_cap
 from nudging.kernels.weight import Weight, num_bytes, num_parameters, parts_of
+from nudging.models.batch import Batch
 from nudging.models.cpu_forward import WholePass, serves
+from nudging.models.kv_cache import KVCache
 from nudging.models.model_config import ModelConfig
 from nudging.models.rope import rope_tables
 from nudging.models.weights import Layer, Weights

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 from nudging.checks import strict
 from nudging.errors import BadRequest
+from nudging.kernels.draft_limits import LOOKAHEAD
 from nudging.policies import reference
 from nudging.policies.protocol import Step, View
+from nudging.policies.rule import Rule
 
 GRANULARITIES = ("word", "token", "reference")
-# So far the guide's next word may reach, and an end of its text is seen (the authors' released client).
-LOOKAHEAD = 16
 
 
 @strict
@@ -68,21 +69,26 @@ class Nudging:
     def needs_tokenizer(self) -> bool:
         return self.granularity != "token"
 
-    def unsure(self, top_prob: float) -> bool:
-        """Whether a base this sure leaves the word to the guide."""
-        return top_prob < self.threshold or (self.comparator == "<=" and top_prob == self.threshold)
+    @cached_property
+    def _gate(self) -> Rule:
+        writer: Literal["token", "word"] = "token" if self.granularity == "token" else "word"
+        return Rule(writer, self.threshold, self.comparator == "<=", self.lookahead)
+
+    @property
+    def rule(self) -> Rule | None:
+        """None for "reference", which works on text."""
+        return None if self.granularity == "reference" else self._gate
 
     def start(self) -> Any:
         return reference.START if self.granularity == "reference" else None
 
     def step(self, view: View, state: Any) -> Step:
         if self.granularity == "reference":
-            step = reference.step(view, state, self.unsure)
+            step = reference.step(view, state, self._gate.is_unsure)
             return dataclasses.replace(step, overshoots=True) if self.overshoot else step
-        # Beyond 1 every probability is below the threshold: the base need not even be asked.
-        if self.threshold <= 1:
+        if self._gate.asks_base:
             row = view.row("base")
-            if not self.unsure(row.top_prob):
+            if not self._gate.is_unsure(row.top_prob):
                 return write(view, "base", row.token)
         if self.granularity == "token":
             return write(view, "guide", view.row("guide").token)
@@ -99,7 +105,7 @@ class Nudging:
         in_word = state or 0
         if self.granularity == "word" and 0 < in_word < self.lookahead and not view.starts_with_space(token):
             return "guide", in_word + 1
-        sure = self.threshold <= 1 and not self.unsure(view.row("base").top_prob)
+        sure = self._gate.asks_base and not self._gate.is_unsure(view.row("base").top_prob)
         return ("base", 0) if sure else ("guide", 1)
 
     def _word(self, view: View) -> Step:

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from nudging.policies.rule import Rule, rule_of
+
 
 class RowLike(Protocol):
-    """A model's answer after a prefix; see `nudging.core.sequence.Row`."""
+    """A model's answer after a prefix; see `nudging.core.rows.Row`."""
 
     @property
     def token(self) -> int: ...
@@ -97,7 +99,8 @@ class Policy(Protocol):
 
     `roles` are the roles it asks, `lookahead` how many tokens past the text it may ask of one,
     `shares_ids` whether it needs one token vocabulary for all its roles, `needs_tokenizer` whether it
-    reads text, `needs_logits` whether it reads `row.logits`.
+    reads text, `needs_logits` whether it reads `row.logits`.  A policy whose writing is a `Rule` may declare
+    it as `rule`, in its own class, and is then written by the fast paths (`nudging.policies.rule`).
     """
 
     @property
@@ -125,6 +128,7 @@ class Facts(NamedTuple):
     lookahead: int
     shares_ids: bool
     needs_logits: bool
+    rule: Rule | None
 
 
 def facts_of(policy: Policy) -> Facts:
@@ -135,4 +139,5 @@ def facts_of(policy: Policy) -> Facts:
         policy.lookahead,
         bool(policy.shares_ids),
         bool(policy.needs_logits),
+        rule_of(policy),
     )

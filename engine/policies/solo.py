@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nudging.policies.protocol import Step, View
+from nudging.policies.rule import ALONE, Rule
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Base(Solo):
     """The base alone."""
 
     writer: ClassVar[str] = "base"
+    rule: ClassVar[Rule] = ALONE
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,4 @@ class Guide(Solo):
     """The guide alone."""
 
     writer: ClassVar[str] = "guide"
+    rule: ClassVar[Rule] = ALONE

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from nudging.kernels.check import require, sizes
 from nudging.kernels.cycle_rows import ALIVE, BEFORE, LAG, LAST, ROOM, STATES, WRITTEN
+from nudging.kernels.draft_limits import WIDTH as TOKENS
 from nudging.kernels.draft_verify import RUNNING
-from nudging.kernels.draft_verify import WIDTH as TOKENS
 from nudging.kernels.lm_head import LINES, LSE, MAX
 
 

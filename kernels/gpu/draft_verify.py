@@ -6,17 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nudging.kernels.check import require, sizes
-from nudging.kernels.draft_verify import (
-    BASE_EOS,
-    GUIDE_EOS,
-    LENGTH,
-    LOOKAHEAD,
-    MAX_DRAFT,
-    STARTS_WITH_SPACE,
-    STOP,
-    WIDTH,
-    Verified,
-)
+from nudging.kernels.draft_limits import LOOKAHEAD, MAX_DRAFT, WIDTH
+from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, LENGTH, STARTS_WITH_SPACE, STOP, Verified
 
 
 @triton.jit

@@ -4,9 +4,9 @@ import pytest
 
 from nudging.api.outputs import CompletionOutput, Segment, completion_output, segments, stats
 from nudging.core.request import Piece, Request
+from nudging.core.rows import TokenLogprob
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.stats import Totals
-from nudging.executor.sampler import TokenLogprob
 from tests.core.test_scheduler import request, small_engine
 from tests.support.fake import TableTokenizer
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nudging.core.block_pool import BlockPool, BlockTable
-from nudging.core.sequence import Row, Sequence
+from nudging.core.rows import Row
+from nudging.core.sequence import Sequence
 from nudging.errors import OutOfBlocks
 
 

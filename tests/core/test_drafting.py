@@ -3,8 +3,9 @@
 import pytest
 
 from nudging import Nudging
+from nudging.core.need import Draft, Need
 from nudging.core.policy_view import RequestView
-from nudging.core.request import Draft, Need, Request
+from nudging.core.request import Request
 from nudging.core.speculation.drafters import GuideDrafter, look_up
 from nudging.core.speculation.drafting import _length, settle_draft
 from nudging.core.speculation.ledger import Account, Drafting, Ledger, draft_length, drafting_cost

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from nudging import Base, Guide, NumericalError, SamplingParams
 from nudging.core.request import Request
-from nudging.core.sequence import Row
+from nudging.core.rows import Row
+from nudging.core.wanted import GREEDY, Wanted
 from nudging.executor.cuda_graphs import is_picked_by_head
-from nudging.executor.sampler import GREEDY, Wanted, decide
+from nudging.executor.sampler import decide
 from nudging.policies import Nudging, Policy
 from nudging.text.prompts import RolePrompt
 from tests.support.fake import fake_engine

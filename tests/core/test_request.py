@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from nudging import Base, DeadlineExceeded, SamplingParams
-from nudging.core.request import Need, Request
+from nudging.core.need import Need
+from nudging.core.request import Request
 from nudging.errors import OutOfBlocks
 from nudging.text.prompts import RolePrompt
 from tests.core.test_scheduler import finish, request, small_engine

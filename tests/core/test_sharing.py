@@ -3,7 +3,7 @@
 import pytest
 
 from nudging import Base, Guide, Nudging, SamplingParams
-from nudging.core.request import Need
+from nudging.core.need import Need
 from nudging.core.scheduler import DECODE_TOKENS
 from tests.core.test_cosched import models
 from tests.core.test_prefix_cache import PROMPT_IDS, siblings

@@ -8,7 +8,7 @@ import pytest
 from nudging import Base, Nudging, SamplingParams
 from nudging.core.block_pool import BlockPool, BlockTable
 from nudging.core.engine import Engine
-from nudging.core.engine_thread import EngineLoop
+from nudging.core.engine_loop import EngineLoop
 from nudging.core.policy_view import RequestView
 from nudging.core.prefix_cache import Prefix, PrefixCache
 from nudging.core.request import Request

@@ -15,8 +15,9 @@ from nudging.api.loading import load_roles, make_runners
 from nudging.core.engine import Engine
 from nudging.core.request import Request
 from nudging.core.sequence import Sequence
-from nudging.executor.batch import Batch, KVCache
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from tests.core.test_exactness import prompt_of

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from nudging import BadRequest, Base, Nudging, SamplingParams
+from nudging.core.need import Need
 from nudging.core.policy_view import MissingRow, RequestView
-from nudging.core.request import Need
-from nudging.core.sequence import Row
+from nudging.core.rows import Row
 from nudging.core.speculation.ledger import Ledger
 from nudging.policies import Step, View
 from tests.core.test_scheduler import request, small_engine

@@ -23,12 +23,13 @@ from nudging.api.handle import Handle
 from nudging.api.outputs import CompletionOutput
 from nudging.core.speculation.pass_costs import PassCosts
 from nudging.core.work import Work
-from nudging.executor.batch import Batch, KVCache
 from nudging.executor.cycles.recorded_cycle import RecordedCycle
 from nudging.executor.cycles.slots import Lane
 from nudging.executor.graph_runner import GraphRunner
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, Verified
 from nudging.kernels.rms_norm import Norm
+from nudging.models.batch import Batch
+from nudging.models.kv_cache import KVCache
 from nudging.policies import Policy
 from tests.executor.test_graphs import Recording, one_replay, recording_llm
 from tests.support.pairs import Twin, assert_pools_are_whole, at_once, held, written

@@ -20,12 +20,14 @@ from torch.utils._pytree import tree_leaves
 from nudging import LLM, Base, Guide, Nudging, NumericalError, SamplingParams
 from nudging.core.sequence import Sequence
 from nudging.core.work import Work
-from nudging.executor.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchShape, KVCache
+from nudging.executor.batch import IMPOSSIBLE_BLOCK, BatchBuffer, BatchShape
 from nudging.executor.cuda_graphs import SIZES, padded, path_shape
 from nudging.executor.graph_runner import GraphRunner
 from nudging.kernels.draft_verify import Verified, draft_verify
 from nudging.kernels.lm_head import lm_head
 from nudging.kernels.rms_norm import Norm
+from nudging.models.batch import Batch
+from nudging.models.kv_cache import KVCache
 from tests.support.pairs import Twin, assert_pools_are_whole, at_once, written
 
 # What makes the host wait for a device, or lets sizes depend on what was computed.

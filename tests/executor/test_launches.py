@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from nudging.cli.info import gpu_tiles
-from nudging.executor.batch import Batch, BatchBuffer, BatchShape, KVCache
+from nudging.executor.batch import BatchBuffer, BatchShape
 from nudging.executor.cuda_graphs import PickBuffer, RecordedPass, RecordedPath
 from nudging.executor.cycles.recorded_cycle import CycleShape, Model, RecordedCycle, cycle_memory
 from nudging.kernels.rms_norm import rms_norm
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 from nudging.models.loader import load_model
 from tests.support.compare import assert_same_bits
 from tests.support.interpreter import DEVICE

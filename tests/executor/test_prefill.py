@@ -17,7 +17,6 @@ from torch import Tensor
 
 from nudging import LLM, SamplingParams
 from nudging.errors import BadRequest
-from nudging.executor.batch import Batch
 from nudging.executor.flash_prefill import (
     MixedAttention,
     check_prefill_attention,
@@ -26,6 +25,7 @@ from nudging.executor.flash_prefill import (
 )
 from nudging.kernels.flash_attn import PACKAGES, FlashAttn, Package
 from nudging.kernels.paged_attention import paged_attention
+from nudging.models.batch import Batch
 from tests.support.cases import Attention
 
 FLASH_3, FLASH_2 = PACKAGES

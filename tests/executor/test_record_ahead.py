@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
-from nudging.core import engine_thread as thread_module
+from nudging.core import engine_loop as thread_module
+from nudging.core.executor import MAX_TEXTS, record_ahead
 from nudging.executor.batch import BatchBuffer, BatchShape
 from nudging.executor.cuda_graphs import padded, path_shape
 from nudging.executor.graph_runner import GraphRunner
 from nudging.executor.model_runner import ModelRunner
-from nudging.executor.warmup import MAX_TEXTS, Family, family_of, record_ahead, widths
+from nudging.executor.warmup import Family, family_of, widths
 from nudging.policies import Policy
 from tests.executor.test_foresight import Late, prompts_and_params
 from tests.executor.test_graphs import Recording, recording_llm, work

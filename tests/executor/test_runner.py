@@ -8,8 +8,9 @@ from torch import Tensor
 
 from nudging import Base
 from nudging.core.work import Work
-from nudging.executor.batch import IMPOSSIBLE_BLOCK, Batch, BatchBuffer, BatchBuilder, shape_of
+from nudging.executor.batch import IMPOSSIBLE_BLOCK, BatchBuffer, BatchBuilder, shape_of
 from nudging.executor.batch import _fields as fields
+from nudging.models.batch import Batch
 from tests.core.test_scheduler import request, small_engine
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nudging.kernels.cycle_advance import cycle_advance
 from nudging.kernels.cycle_rows import ALIVE, CycleRows, cycle_rows
-from nudging.kernels.draft_verify import LENGTH, RUNNING, STOP, WIDTH
+from nudging.kernels.draft_limits import WIDTH
+from nudging.kernels.draft_verify import LENGTH, RUNNING, STOP
 from nudging.kernels.lm_head import LINES, LSE, MAX
 from tests.kernels.test_triton import on_device, pytestmark, triton
 from tests.support.compare import Run

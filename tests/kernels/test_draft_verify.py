@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from nudging.kernels.draft_limits import MAX_DRAFT, WIDTH
 from nudging.kernels.draft_verify import (
     BASE_EOS,
     GUIDE_EOS,
     LENGTH,
-    MAX_DRAFT,
     RUNNING,
     STARTS_WITH_SPACE,
-    WIDTH,
     Verified,
     draft_verify,
 )

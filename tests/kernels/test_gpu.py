@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nudging import LLM, Base, Nudging, SamplingParams
+from nudging.core.executor import record_ahead
 from nudging.executor.model_runner import ModelRunner
-from nudging.executor.warmup import record_ahead
 from nudging.kernels.cuda import ARRIVALS
 from nudging.kernels.rms_norm import Norm
 from nudging.kernels.rope_append import HeadNorm
@@ -92,7 +92,7 @@ def test_what_is_recorded_ahead_writes_what_is_launched(
     with launched(monkeypatch, **tiny_pair) as llm:
         expected = [[written(r.outputs[0]) for r in llm.generate(prompts, params, *kind)] for kind in kinds]
     monkeypatch.undo()
-    monkeypatch.setattr("nudging.core.engine_thread.IDLE_SECONDS", 0.01)
+    monkeypatch.setattr("nudging.core.engine_loop.IDLE_SECONDS", 0.01)
     monkeypatch.setattr("nudging.executor.warmup.MAX_TEXTS", 3)
     options: dict[str, Any] = {**tiny_pair, "device": "cuda", "kv_cache_memory": "4MiB"}
     with LLM(**options) as one, LLM(**options) as other:

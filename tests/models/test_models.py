@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nudging.errors import BadRequest
-from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import parts_of
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 from nudging.models.loader import load_model
 from nudging.models.registry import read_config
 from nudging.models.rope import rope_tables

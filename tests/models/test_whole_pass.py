@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from nudging import _C
-from nudging.executor.batch import Batch, KVCache
 from nudging.kernels.cpu import team, use_team
 from nudging.kernels.op import FORCED
 from nudging.kernels.weight import look_up
+from nudging.models.batch import Batch
 from nudging.models.cpu_forward import WholePass
 from nudging.models.decoder import Between, Decoder
+from nudging.models.kv_cache import KVCache
 from nudging.models.loader import load_model
 from tests.support.hf_models import CASES, SHAPE, build_hf
 

@@ -15,7 +15,7 @@ from collections import Counter
 from typing import Any
 
 from nudging import Base, Guide, Nudging, SamplingParams
-from nudging.executor.warmup import record_ahead
+from nudging.core.executor import record_ahead
 from nudging.policies.protocol import Policy
 from tests.support.simulated_cycles import CycleLLM, CycleSetup, Device, late_device
 from tests.support.simulation import Life, World

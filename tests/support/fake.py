@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from nudging.core.engine import Engine
-from nudging.executor.batch import Batch, KVCache
 from nudging.executor.model_runner import ModelRunner
+from nudging.models.batch import Batch
+from nudging.models.kv_cache import KVCache
 from nudging.text.chat_template import plain_chat_template
 from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer

@@ -32,8 +32,8 @@ from _pytest.runner import runtestprotocol
 MODULES = (
     "core.speculation.ledger", "core.block_pool", "core.claims", "core.coscheduling",
     "core.speculation.pass_costs", "text.detokenizer", "core.speculation.drafting",
-    "core.speculation.drafters", "core.engine", "core.engine_thread", "api.generation", "api.handle",
-    "core.fast_path", "api.outputs", "core.prefix_cache", "core.ranked", "core.request", "core.scheduler",
+    "core.speculation.drafters", "core.engine", "core.engine_loop", "core.engine_thread", "api.generation",
+    "api.handle", "core.fast_path", "api.outputs", "core.prefix_cache", "core.ranked", "core.request", "core.scheduler",
     "core.sequence", "core.stats", "core.policy_view",
 )  # fmt: skip
 TESTS = (

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.api.outputs import CompletionOutput, RequestOutput
-from nudging.core.engine_thread import Order
-from nudging.executor.sampler import TokenLogprob, logprob_of
+from nudging.core.engine_loop import Order
+from nudging.core.rows import TokenLogprob
+from nudging.executor.sampler import logprob_of
 from nudging.policies import Policy
 from nudging.text.tokenizer import Tokenizer
 from tests.support import oracle

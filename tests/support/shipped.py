@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nudging.kernels.cuda import ARRIVALS
-from nudging.kernels.draft_verify import MAX_DRAFT, WIDTH
+from nudging.kernels.draft_limits import MAX_DRAFT, WIDTH
 from nudging.kernels.rms_norm import Norm
 from nudging.kernels.rope_append import HeadNorm
 from nudging.kernels.weight import Int8Weight, Weight

@@ -21,15 +21,17 @@ from nudging.api.handle import Mailbox
 from nudging.api.jobs import Jobs
 from nudging.core.block_pool import BlockPool
 from nudging.core.engine import Engine
-from nudging.core.engine_thread import Command, EngineLoop, EngineThread, Submission
+from nudging.core.engine_loop import Command, EngineLoop, Submission
+from nudging.core.engine_thread import EngineThread
 from nudging.core.fast_path import Lanes
 from nudging.core.prefix_cache import Prefix
 from nudging.core.request import Request
-from nudging.core.sequence import Row
+from nudging.core.rows import Row, Rows, TokenLogprob
+from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.errors import BadRequest, NumericalError, OutOfBlocks
-from nudging.executor.model_runner import ModelRunner, Rows, by_work
-from nudging.executor.sampler import TokenLogprob, Wanted, logprob_of, pick_token, wanted_by
+from nudging.executor.model_runner import ModelRunner, by_work
+from nudging.executor.sampler import logprob_of, pick_token, wanted_by
 from nudging.policies.forced import Forced
 from nudging.policies.protocol import Policy
 from nudging.text.chat_template import plain_chat_template

@@ -22,17 +22,18 @@ from torch import Tensor
 
 from nudging.api.loading import foresee
 from nudging.core.fast_path import Lanes
+from nudging.core.rows import Row, Rows
 from nudging.core.sampling_params import SamplingParams
-from nudging.core.sequence import Row
+from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.errors import NumericalError
-from nudging.executor.batch import Batch, KVCache
 from nudging.executor.cycles.cycle_cache import CycleBook
 from nudging.executor.cycles.recorded_cycle import RecordedCycle
 from nudging.executor.graph_runner import GraphRunner
-from nudging.executor.model_runner import ModelRunner, Rows, by_work
-from nudging.executor.sampler import Wanted
+from nudging.executor.model_runner import ModelRunner, by_work
 from nudging.kernels.lm_head import ARGMAX, LINES, LSE, MAX, TOKEN
+from nudging.models.batch import Batch
+from nudging.models.kv_cache import KVCache
 from tests.support.simulated import (
     VOCAB,
     FakeModel,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nudging.core.need import Draft, Need
 from nudging.core.policy_view import MissingRow, RequestView
-from nudging.core.request import Draft, Need, Request
+from nudging.core.request import Request
 from nudging.core.speculation.drafters import DRAFTERS, Drafter
 from nudging.core.speculation.ledger import Drafting, Ledger, draft_length, drafting_cost
 

@@ -14,13 +14,15 @@ otherwise ordinary passes compute them again, over whatever was written meanwhil
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 
 from nudging.core.request import Request
+from nudging.core.rows import Rows
 from nudging.core.speculation.pass_costs import CycleTime
+from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.errors import OutOfBlocks
 from nudging.executor.cuda_graphs import SIZES, WIDTHS, Recorder, at_least
@@ -35,12 +37,11 @@ from nudging.executor.cycles.recorded_cycle import (
     Told,
 )
 from nudging.executor.cycles.slots import Lane, begins, blocks_of, drafts_of, is_at_text, lane_start
-from nudging.executor.model_runner import ModelRunner, Rows
-from nudging.executor.sampler import Wanted, row_of
+from nudging.executor.model_runner import ModelRunner
+from nudging.executor.sampler import row_of
 from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
-from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, MAX_DRAFT, replay
-from nudging.policies.nudging import Nudging
-from nudging.text.roles import Role
+from nudging.kernels.draft_limits import MAX_DRAFT
+from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, replay
 
 # Requests that stand where a cycle begins: how many drafts each wants, and the work that it begins with.
 Starts = dict[Request, tuple[int, Work]]
@@ -70,17 +71,19 @@ class Foresight:
     def __init__(
         self,
         runners: Mapping[str, ModelRunner],
-        roles: Mapping[str, Role],
+        ends: Mapping[str, Collection[int]],
+        vocab_size: int,
         recorder: Recorder,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`runners` by role: the guide's and the base's, or that of the model that writes alone; `clock`: the
-        seconds of now.
+        """`runners` by role: the guide's and the base's, or that of the model that writes alone; `ends`: the
+        ids that end a text, by role; `vocab_size`: how many ids all of them know; `clock`: the seconds of
+        now.
         """
         self._clock = clock
         self._runners = runners
         self._first, self._writer = next(iter(runners.values())), list(runners)[-1]
-        self._marked = self._mark_ends(roles)
+        self._marked = self._mark_ends(ends, vocab_size)
         marks = torch.tensor(self._marked, dtype=torch.uint8, device=self._first.decoder.device)
         *guide, base = (Model(runner.decoder, runner.cache) for runner in runners.values())
         self._book = CycleBook(guide[0] if guide else None, base, len(marks), marks, recorder)
@@ -328,13 +331,12 @@ class Foresight:
         sizes = (at_least(WIDTHS, max(w, drafts + 1)) if w else 0 for w in widths)
         return CycleShape(at_least(SIZES, len(lanes)), drafts, *sizes)
 
-    def _mark_ends(self, roles: Mapping[str, Role]) -> list[int]:
+    def _mark_ends(self, ends: Mapping[str, Collection[int]], vocab_size: int) -> list[int]:
         """Which ids end a text, and whose; see `draft_verify`."""
-        vocab = min(roles[role].vocab_size for role in self._runners)
-        marks = [0] * vocab
+        marks = [0] * vocab_size
         for role in self._runners:
-            for token in roles[role].eos_ids:
-                if token < vocab:
+            for token in ends[role]:
+                if token < vocab_size:
                     marks[token] |= BASE_EOS if role == self._writer else GUIDE_EOS
         return marks
 
@@ -375,14 +377,13 @@ class Foresight:
 
     def _replayed(self, lane: Lane, base: Sequence[Told]) -> list[int]:
         """What the policy writes in this cycle, by the rows that were read."""
-        policy, request = lane.request.policy, lane.request
-        # One model alone is a base that is never unsure.
-        gate = (policy.threshold, policy.comparator == "<=") if isinstance(policy, Nudging) else (0.0, False)
+        request, rule = lane.request, lane.request.rule
         written, _ = replay(
             [(top, lse, token) for token, _, top, lse in base],
             lane.path,
             self._marked,
-            *gate,
+            rule.threshold,
+            rule.or_equal,
             False,
             request.params.ignore_eos,
             request.max_tokens - (lane.start or 0),

@@ -18,13 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nudging.executor.batch import Batch, KVCache
 from nudging.executor.cuda_graphs import Picks, Recorder, answer, read
 from nudging.kernels.cycle_advance import cycle_advance
 from nudging.kernels.cycle_rows import STATES, CycleRows, cycle_rows
-from nudging.kernels.draft_verify import MAX_DRAFT, draft_verify
+from nudging.kernels.draft_limits import MAX_DRAFT
+from nudging.kernels.draft_verify import draft_verify
 from nudging.kernels.lm_head import LINES, MAX, TOKEN
+from nudging.models.batch import Batch
 from nudging.models.decoder import Decoder
+from nudging.models.kv_cache import KVCache
 
 # So many tokens of a text the guide's first pass reads, at most.
 TAIL = 2

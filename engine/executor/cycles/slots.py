@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nudging.core.request import Request
+from nudging.core.rows import Rows
 from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT
+from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.executor.cuda_graphs import is_picked_by_head
 from nudging.executor.cycles.recorded_cycle import TAIL, LaneBlocks, LaneStart
-from nudging.executor.model_runner import Rows
-from nudging.executor.sampler import Wanted
-from nudging.kernels.draft_verify import MAX_DRAFT
-from nudging.policies.nudging import Nudging
-from nudging.policies.solo import Base, Guide
+from nudging.kernels.draft_limits import MAX_DRAFT
 
 
 @dataclass(eq=False)
@@ -126,11 +124,13 @@ def begins(work: Work, drafts: int, roles: tuple[str, ...]) -> bool:
 
 def _drafts_now(request: Request, role: str, roles: tuple[str, ...]) -> int | None:
     """How many tokens a cycle of these roles drafts for the request now; None where it serves none."""
-    policy, draft = request.policy, request.draft
-    if type(policy) in (Base, Guide):
+    rule, draft = request.facts.rule, request.draft
+    if rule is None:
+        return None
+    if rule.writer == "alone":
         is_drafted = draft is not None and draft.length > 0
-        return None if is_drafted or roles != policy.roles else 0
-    if type(policy) is not Nudging or policy.granularity != "token" or policy.threshold > 1:
+        return None if is_drafted or roles != request.facts.roles else 0
+    if rule.writer != "token" or not rule.asks_base:
         return None
     if len(roles) == 1 or role != "guide" or request.drafter != "guide":
         return None
@@ -144,14 +144,10 @@ def _drafts_now(request: Request, role: str, roles: tuple[str, ...]) -> int | No
 
 def lane_start(work: Work) -> LaneStart:
     """The text of a work that begins a cycle, for the device."""
-    request, policy = work.request, work.request.policy
+    request, rule = work.request, work.request.rule
     prompts = {role: len(prompt.ids) for role, prompt in request.prompts.items()}
     tokens = request.sequences[work.role].tokens
-    # One model alone is a base that is never unsure.
-    threshold, comparator = (
-        (policy.threshold, policy.comparator) if isinstance(policy, Nudging) else (0.0, "<")
-    )
-    writer = "base" if isinstance(policy, Nudging) else work.role
+    writer = work.role if rule.writer == "alone" else "base"
     return LaneStart(
         written=len(request.output),
         room=request.max_tokens - len(request.output),
@@ -162,8 +158,8 @@ def lane_start(work: Work) -> LaneStart:
         guide_prompt=prompts[work.role],
         base_prompt=prompts[writer],
         first=request.first_position,
-        threshold=threshold,
-        or_equal=comparator == "<=",
+        threshold=rule.threshold,
+        or_equal=rule.or_equal,
         ignore_eos=request.params.ignore_eos,
         temperature=request.params.temperature,
         seed=request.seed,
