@@ -33,8 +33,8 @@ MODULES = (
     "core.speculation.ledger", "core.block_pool", "core.claims", "core.coscheduling",
     "core.speculation.pass_costs", "text.detokenizer", "core.speculation.drafting",
     "core.speculation.drafters", "core.engine", "core.engine_loop", "core.engine_thread", "api.generation",
-    "api.handle", "core.fast_path", "api.outputs", "core.prefix_cache", "core.ranked", "core.request", "core.scheduler",
-    "core.sequence", "core.stats", "core.policy_view",
+    "api.handle", "core.fast_path", "api.outputs", "core.prefix_cache", "core.ranked", "core.request",
+    "core.scheduler", "core.sequence", "core.stats", "core.policy_view",
 )  # fmt: skip
 TESTS = (
     "simulation", "admission", "faults", "scheduler", "cosched", "prefix_cache", "blocks", "adaptive",
