@@ -149,7 +149,7 @@ def count_passes(
 ) -> list[Counted]:
     """All arms at all sizes.  The adaptive one has written each batch once before: it knows the pair."""
     engine = llm._engine
-    engine.costs = engine.lanes._costs = prices  # type: ignore[assignment]
+    engine.costs = engine.fast_path._costs = prices  # type: ignore[assignment]
     counts: dict[str, Count] = {}
 
     def watch(name: str, runner: ModelRunner) -> None:

@@ -1,9 +1,9 @@
-// With bind_lanes.cpp the only files that see pybind11: one m.def per op.  Arrays come as the
+// With bind_fast_path.cpp the only files that see pybind11: one m.def per op.  Arrays come as the
 // integers of `tensor.data_ptr()`.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bind_lanes.h"
+#include "bind_fast_path.h"
 #include "nudging/cpu.h"
 #include "nudging/decoder.h"
 #include "nudging/pages.h"
@@ -125,7 +125,7 @@ PYBIND11_MODULE(_C, m) {
                                static_cast<Size>(pages.size()));
       });
   bind_decoder(m);
-  bind_lanes(m);
+  bind_fast_path(m);
 
   m.def(
       "linear",

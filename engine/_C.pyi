@@ -1,5 +1,5 @@
 """Row-invariant CPU kernels, and the host half of ordinary steps.  Addresses are those of dense tensors; see
-csrc/include/nudging/cpu.h and lanes.h.
+csrc/include/nudging/cpu.h and fast_path.h.
 """
 
 from collections.abc import Callable
@@ -277,8 +277,8 @@ def softmax_stats(
 # What a carried request's step may read at once: more is a prompt.
 DECODE_TOKENS: int
 
-class TrackState:
-    """A role's sequence as it enters or leaves the lanes; see `nudging.core.sequence.Sequence`."""
+class SequenceState:
+    """A role's sequence as it enters or leaves the fast path; see `nudging.core.sequence.Sequence`."""
 
     begin: int
     tokens: list[int]
@@ -304,11 +304,11 @@ class TrackState:
         own_from: int,
     ) -> None: ...
 
-class LaneState:
+class CarriedState:
     def __init__(
         self,
         rule: tuple[int, float, bool, int],
-        tracks: list[TrackState],
+        sequences: list[SequenceState],
         output_begin: int,
         output: list[int],
         max_tokens: int,
@@ -325,18 +325,18 @@ class LaneState:
         account: int,
     ) -> None: ...
 
-# A lane as it leaves: its tracks, the output from some token on, which token, its need and its draft.
+# A carried request as it leaves: sequences, the output from some token on, which token, need and draft.
 Left = tuple[
-    list[TrackState],
+    list[SequenceState],
     list[int],
     int,
     tuple[int, int, int, int, bool],
     tuple[int, int, list[int]] | None,
 ]
-# A lane's number and one of its answers.
+# A carried request's number and one of its answers.
 Failed = list[tuple[int, int, int, int]]
 
-class Lanes:
+class FastPath:
     """Carried requests by number; see `nudging.core.fast_path`."""
 
     def __init__(
@@ -348,12 +348,12 @@ class Lanes:
         curve: Callable[[int], tuple[float, float, list[tuple[float, float]]] | None],
     ) -> None: ...
     def __len__(self) -> int: ...
-    def enter(self, lane: int, state: LaneState) -> None: ...
-    def leave(self, lane: int) -> Left: ...
-    def look(self, lane: int) -> Left: ...
-    def counted(self, lane: int) -> tuple[list[int], int, int, dict[int, int]]: ...
-    def held(self, lane: int) -> tuple[int, list[int]]: ...
-    def take_written(self, lane: int) -> tuple[list[int], list[int]]: ...
+    def enter(self, number: int, state: CarriedState) -> None: ...
+    def leave(self, number: int) -> Left: ...
+    def look(self, number: int) -> Left: ...
+    def counted(self, number: int) -> tuple[list[int], int, int, dict[int, int]]: ...
+    def held(self, number: int) -> tuple[int, list[int]]: ...
+    def take_written(self, number: int) -> tuple[list[int], list[int]]: ...
     def plan(self, model: int) -> tuple[int, int, list[int]]: ...
     def own(self) -> list[int]: ...
     def claims(self, headroom_blocks: int) -> tuple[list[int], list[tuple[int, int]]]: ...

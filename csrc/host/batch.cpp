@@ -1,7 +1,7 @@
 // The ragged batch of one model's pass, written where the device reads it: the twin of batch.py.
 #include <algorithm>
 
-#include "nudging/lanes.h"
+#include "nudging/fast_path.h"
 
 namespace nudging {
 
@@ -68,9 +68,9 @@ struct Cursor {
 template <class F>
 void for_each_span(const std::vector<Item>& items, const std::vector<Foreign>& foreign, F&& visit) {
   for (const Item& item : items) {
-    const Track& track = item.lane->tracks[item.role];
-    visit(Span{track.tokens.data() + (item.start - track.begin), track.blocks, item.start, item.end,
-               item.first_row, item.ahead});
+    const Sequence& sequence = item.carried->sequences[item.role];
+    visit(Span{sequence.tokens.data() + (item.start - sequence.begin), sequence.blocks, item.start,
+               item.end, item.first_row, item.ahead});
   }
   for (const Foreign& other : foreign) {
     visit(Span{other.tokens.data(), other.blocks, other.start, other.end, other.first_row,
@@ -80,7 +80,7 @@ void for_each_span(const std::vector<Item>& items, const std::vector<Foreign>& f
 
 }  // namespace
 
-BatchSizes Lanes::sizes(Position block_size) const {
+BatchSizes FastPath::sizes(Position block_size) const {
   BatchSizes sizes{0, 0, 0, 0};
   for_each_span(items_, foreign_, [&](const Span& span) {
     sizes.rows += span.end - span.start;
@@ -92,8 +92,8 @@ BatchSizes Lanes::sizes(Position block_size) const {
   return sizes;
 }
 
-void Lanes::fill(std::uint8_t* memory, const BatchSizes& shape, Position block_size,
-                 Position spare_slot) const {
+void FastPath::fill(std::uint8_t* memory, const BatchSizes& shape, Position block_size,
+                    Position spare_slot) const {
   auto* longs = reinterpret_cast<std::int64_t*>(memory);
   auto* ints = reinterpret_cast<std::int32_t*>(longs + 3 * shape.rows + shape.answers);
   Cursor cursor{

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from nudging.core.block_pool import BlockPool
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.ranked import Ranked
 from nudging.core.request import Request
 
@@ -21,11 +21,15 @@ class Claims:
     """
 
     def __init__(
-        self, pools: Mapping[str, BlockPool], models_of: Mapping[str, str], lanes: Lanes, running: Ranked
+        self,
+        pools: Mapping[str, BlockPool],
+        models_of: Mapping[str, str],
+        fast_path: FastPath,
+        running: Ranked,
     ) -> None:
         self._pools = pools
         self._models_of = models_of
-        self._lanes = lanes
+        self._fast_path = fast_path
         self._running = running
         # Of all running requests together, as long as nothing has changed that they depend on.
         self._sum: dict[str, int] | None = None
@@ -77,7 +81,7 @@ class Claims:
 
     def _of_carried(self) -> dict[str, int]:
         """The claims of those who are carried; where they hold nothing yet, less what they will share."""
-        total, without_blocks = self._lanes.claims(HEADROOM_BLOCKS)
+        total, without_blocks = self._fast_path.claims(HEADROOM_BLOCKS)
         for request, role in without_blocks:
             soon = self._soon(request, role)
             total[self._models_of[role]] -= min(self._count_known(request, role), soon)
@@ -100,7 +104,7 @@ class Claims:
                 return (len(request.prompts[role].ids) - 1) // pool.block_size
         limit = request.context_length(role) - 1
         if request.is_carried:
-            return self._lanes.count_known(request, role, limit)
+            return self._fast_path.count_known(request, role, limit)
         return request.sequences[role].count_known(limit)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from nudging.core.coscheduling import cap_paths, cheapest_first, longest_in_cycles, path_steps
 from nudging.core.executor import Executor
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.guard import tell
 from nudging.core.policy_view import MissingRow, RequestView
 from nudging.core.prompt_logprobs import prompt_need, take_prompt_rows
@@ -49,7 +49,7 @@ class Engine:
         tracer: Tracer | None = None,
         carries: bool = True,
     ) -> None:
-        """`carries`: ordinary steps are done in C++ (`lanes.py`), else all in Python, with the same results.
+        """`carries`: ordinary steps are done in C++ (`fast_path.py`), else in Python, with the same results.
         `costs`: what passes of each model cost; None learns them from the passes that are made.
         `clock`: the seconds of now; passes and requests are timed with it.  `tracer`: who is told where the
         time goes.
@@ -66,9 +66,9 @@ class Engine:
         self.costs = costs or {
             name: PassCosts(runner.weight_bytes, runner.head_share) for name, runner in runners.items()
         }
-        takes_lanes = carries and all(runner.takes_lanes for runner in runners.values())
-        self.lanes = Lanes(pools, models_of, self.costs, takes_lanes)
-        self.scheduler = Scheduler(pools, models_of, max_batch_tokens, self.lanes)
+        takes_fast_path = carries and all(runner.takes_fast_path for runner in runners.values())
+        self.fast_path = FastPath(pools, models_of, self.costs, takes_fast_path)
+        self.scheduler = Scheduler(pools, models_of, max_batch_tokens, self.fast_path)
         self._views: dict[str, RequestView] = {}
         self._ledgers: dict[str, Ledger] = {}
         self._steps = 0
@@ -125,7 +125,7 @@ class Engine:
             self._compute(model, order[-1], plan.works, steps)
             with self._tracer.span("engine", "decide and commit"):
                 sharers = self._sharers
-                answered = [*(work.request for work in plan.works), *self.lanes.settle()]
+                answered = [*(work.request for work in plan.works), *self.fast_path.settle()]
                 for request in sorted(answered, key=lambda one: one.rank):
                     moved += self._advance_carried(request, sharers)
                     self._advance(request, sharers)
@@ -205,13 +205,13 @@ class Engine:
 
     def _path_steps(self, model: str, dearest: str, works: list[Work]) -> int:
         """How many tokens of their paths the works get in this step; see `path_steps`."""
-        lengths = [work.ahead + 1 for work in works] + self.lanes.path_lengths()
+        lengths = [work.ahead + 1 for work in works] + self.fast_path.path_lengths()
         if max(lengths, default=1) == 1:
             return 1
         if model == dearest:
             return max(min(lengths), longest_in_cycles(works))
         needs = [request.need for request in self.scheduler.in_python if request.need is not None]
-        ready = self.lanes.ready(dearest) + sum(self.models_of[need.role] == dearest for need in needs)
+        ready = self.fast_path.ready(dearest) + sum(self.models_of[need.role] == dearest for need in needs)
         answered = ready + len(lengths)
         costs = self.costs[model].of(len(lengths), len(lengths)), self.costs[dearest].of(answered, answered)
         return max(path_steps(lengths, ready, *costs), longest_in_cycles(works))
@@ -220,14 +220,14 @@ class Engine:
         """Run a model on its works and then on their paths, `steps` passes in all."""
         running = len(self.scheduler.running)
         works = cap_paths(works, self._ledgers, steps, running)
-        self.lanes.cap_paths(steps, running)
+        self.fast_path.cap_paths(steps, running)
         shared, passes = 0, 0
-        while works or self.lanes.num_planned:
-            shared += len(works) + self.lanes.num_planned
+        while works or self.fast_path.num_planned:
+            shared += len(works) + self.fast_path.num_planned
             self._execute(model, works)
             passes += 1
             works = [onward for work in works if (onward := self._onward(work)) is not None]
-            self.lanes.onward()
+            self.fast_path.onward()
         if passes and model != dearest:
             share = shared / passes / running
             self._share[model] += SHARE_SMOOTHING * (share - self._share[model])
@@ -255,13 +255,13 @@ class Engine:
         wanted = [want for work in works for want in self._wanted(work)]
         rows = sum(work.end - work.start for work in works)
         asked = sum(work.answers for work in works)
-        lanes = self.lanes if self.lanes.num_planned else None
-        if lanes is not None:
-            rows, asked = rows + lanes.num_tokens, asked + lanes.num_answers
+        fast_path = self.fast_path if self.fast_path.num_planned else None
+        if fast_path is not None:
+            rows, asked = rows + fast_path.num_tokens, asked + fast_path.num_answers
         began = self.clock()
-        carried = dict if lanes is None else lanes.describe
+        carried = dict if fast_path is None else fast_path.describe
         with self._tracer.span(model, "pass", lambda: describe(works, rows, carried())):
-            answers = runner.execute(works, wanted, lanes)
+            answers = runner.execute(works, wanted, fast_path)
         seconds = self.clock() - began
         for work, answer in zip(works, answers, strict=True):
             if answer is None:
@@ -280,10 +280,10 @@ class Engine:
             roles = {role: self.costs[name] for role, name in self.models_of.items()}
             learn_cycle(roles, runner.cycle_time)
             runner.cycle_time = None
-        # What was made is paid at the prices it was planned at; lanes have paid already.
+        # What was made is paid at the prices it was planned at; the fast path has paid already.
         if runner.passes_made:
             self.costs[model].record(rows, asked, seconds / runner.passes_made)
-            self.lanes.learned(model)
+            self.fast_path.learned(model)
 
     def _wanted(self, work: Work) -> list[Wanted]:
         request = work.request
@@ -312,13 +312,13 @@ class Engine:
         except MissingRow as missing:
             request.need = draft_ahead(request, view, ledger, missing.need, sharers)
             self._check_need(request)
-            self.lanes.offer(request, ledger)
+            self.fast_path.offer(request, ledger)
 
     def _advance_carried(self, before: Request | None, shared: Mapping[str, float]) -> list[Request]:
-        """Let the lanes that rank above `before` run on, and do in Python what is not ordinary of them."""
+        """Let carried requests that rank above `before` run on, and do in Python what is not ordinary."""
         moved: list[Request] = []
-        while len(self.lanes):
-            some, returned = self.lanes.advance(before, shared)
+        while len(self.fast_path):
+            some, returned = self.fast_path.advance(before, shared)
             moved += some
             if returned is None:
                 break

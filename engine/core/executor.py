@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from nudging.core.block_pool import BlockPool
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.past import Past
 from nudging.core.rows import Rows, TokenLogprob
 from nudging.core.sampling_params import SamplingParams
@@ -50,11 +50,11 @@ class Executor(Protocol):
     @property
     def head_share(self) -> float: ...
     @property
-    def takes_lanes(self) -> bool: ...
+    def takes_fast_path(self) -> bool: ...
     @property
     def precision(self) -> str: ...
     def execute(
-        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+        self, works: list[Work], wanted: list[Wanted], fast_path: FastPath | None = None
     ) -> list[Rows | None]:
         """For each work its rows, or None: this work is put off.  The device is done when it returns."""
 

@@ -1,7 +1,7 @@
 """Requests whose steps are ordinary, carried in C++ from step to step.
 
 In the midst of a text a step of a built-in policy needs nothing of Python: rows come, tokens are written, the
-next rows are needed.  `_C.Lanes` does for many requests at once what sequence.py, view.py, draft.py,
+next rows are needed.  `_C.FastPath` does for many requests at once what sequence.py, view.py, draft.py,
 scheduler.py, batch.py and engine.py say for one; they are its readable twin and do every step that is not
 ordinary: a prompt, an end, a lack of blocks, a policy of the caller's own.
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from nudging import _C
 from nudging.core.block_pool import BlockPool
-from nudging.core.lane_rules import NO_ENDS, Rule, ends_of, face_of, number_of, rule_of
+from nudging.core.fast_path_rules import NO_ENDS, Rule, ends_of, face_of, number_of, rule_of
 from nudging.core.need import Draft, Need
 from nudging.core.request import Counters, Request
 from nudging.core.rows import Row
@@ -50,13 +50,13 @@ class Carried:
 
 @dataclass(frozen=True)
 class Planned:
-    """What the lanes compute of one model in a step: tokens, and the blocks they lack."""
+    """What carried requests compute of one model in a step: tokens, and the blocks they lack."""
 
     tokens: int
     missing: int
 
 
-class Lanes:
+class FastPath:
     """The carried requests of one engine."""
 
     def __init__(
@@ -74,9 +74,9 @@ class Lanes:
         # C++ holds what it calls, where the garbage collector does not see it: nothing of that may hold this.
         me = weakref.proxy(self)
         faces = [face_of(pool, partial(setattr, me, "_lack")) for pool in pools.values()]
-        register, token_bytes = partial(Lanes._register, me), partial(Lanes._token_bytes, me)
-        cost, curve = partial(Lanes._cost, me), partial(Lanes._curve, me)
-        self._core = _C.Lanes(faces, register, token_bytes, cost, curve)
+        register, token_bytes = partial(FastPath._register, me), partial(FastPath._token_bytes, me)
+        cost, curve = partial(FastPath._cost, me), partial(FastPath._curve, me)
+        self._core = _C.FastPath(faces, register, token_bytes, cost, curve)
         # What the last allocation that failed said.
         self._lack: OutOfBlocks | None = None
         self._carried: dict[int, Carried] = {}
@@ -153,7 +153,7 @@ class Lanes:
         sequence = self._carried[self._ids[request.id]].sequences[role]
         return sequence.count_known(limit, self.look(request)[role].tokens)
 
-    def look(self, request: Request) -> dict[str, _C.TrackState]:
+    def look(self, request: Request) -> dict[str, _C.SequenceState]:
         """The sequences of a carried request by role, as they are now."""
         number = self._ids[request.id]
         return dict(zip(self._carried[number].roles, self._core.look(number)[0], strict=True))
@@ -171,7 +171,7 @@ class Lanes:
             request.check_text(role, tokens, track.context_len, output)
 
     def plan(self, model: str) -> Planned:
-        """Find what the lanes need of a model now; who is not ordinary is handed back."""
+        """Find what carried requests need of a model now; those that are not ordinary are handed back."""
         tokens, missing, back = self._core.plan(self._models.index(model))
         for number in back:
             self._carried[number].request.bring_back()
@@ -220,7 +220,7 @@ class Lanes:
         return self._core.planned()
 
     @property
-    def core(self) -> _C.Lanes:
+    def core(self) -> _C.FastPath:
         return self._core
 
     def sampled(self) -> list[tuple[int, Request, int]]:
@@ -299,12 +299,12 @@ class Lanes:
                 return False
         return need.last - request.sequences[need.role].num_computed <= _C.DECODE_TOKENS
 
-    def _state(self, request: Request, rule: Rule, ledger: Ledger) -> _C.LaneState:
+    def _state(self, request: Request, rule: Rule, ledger: Ledger) -> _C.CarriedState:
         roles = request.facts.roles
         need, draft, params = request.need_now, request.draft, request.params
         written = min(s.context_len - s.prompt_len for s in request.sequences.values())
         begin = written if draft is None else min(written, draft.start)
-        return _C.LaneState(
+        return _C.CarriedState(
             rule,
             [self._track(request, role) for role in roles],
             begin,
@@ -323,7 +323,7 @@ class Lanes:
             address(ledger.account),
         )
 
-    def _track(self, request: Request, name: str) -> _C.TrackState:
+    def _track(self, request: Request, name: str) -> _C.SequenceState:
         sequence, role = request.sequences[name], request.roles[name]
         pool = sequence.block_table.pool
         begin = min(sequence.num_computed, sequence.context_len)
@@ -331,7 +331,7 @@ class Lanes:
             begin = min(begin, sequence.num_registered * pool.block_size)
         owned_from = sequence.num_owned_from
         assert owned_from is not None
-        return _C.TrackState(
+        return _C.SequenceState(
             self._models.index(self._models_of[name]),
             sequence.prompt_len,
             role.max_len,
@@ -364,7 +364,7 @@ class Lanes:
         return tokenizer.token_bytes(token)
 
 
-def _restore(sequence: TokenSequence, track: _C.TrackState) -> None:
+def _restore(sequence: TokenSequence, track: _C.SequenceState) -> None:
     sequence.tokens[track.begin :] = track.tokens
     sequence.num_computed = track.num_computed
     sequence.context_len = track.context_len

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nudging.core.lane_rules import ends_of
+from nudging.core.fast_path_rules import ends_of
 from nudging.core.request import Request
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nudging.checks import is_int
 from nudging.core.executor import Sampler
-from nudging.core.lane_rules import NO_ENDS, ends_of
+from nudging.core.fast_path_rules import NO_ENDS, ends_of
 from nudging.core.need import Need
 from nudging.core.past import past_of
 from nudging.core.request import Request

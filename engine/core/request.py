@@ -21,7 +21,7 @@ from nudging.text.prompts import RolePrompt
 from nudging.text.roles import Role
 from nudging.text.tokenizer import Tokenizer
 
-# What a carried request does not have: see `lanes`.
+# What a carried request does not have: see `Carrier`.
 CARRIED = ("sequences", "output", "need", "draft")
 
 
@@ -71,7 +71,7 @@ class Request:
     """
 
     # Who carries the request now.
-    _lanes: Carrier | None = None
+    _carrier: Carrier | None = None
     is_carried = False
 
     def __init__(
@@ -153,22 +153,22 @@ class Request:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name not in CARRIED or self._lanes is None:
+            if name not in CARRIED or self._carrier is None:
                 raise AttributeError(f"Request has no attribute {name!r}")
             self.bring_back()
             return getattr(self, name)
 
-    def carry(self, lanes: Carrier) -> None:
-        """From now on `lanes` has what is CARRIED."""
-        self._lanes, self.is_carried = lanes, True
+    def carry(self, carrier: Carrier) -> None:
+        """From now on `carrier` has what is CARRIED."""
+        self._carrier, self.is_carried = carrier, True
         for name in CARRIED:
             delattr(self, name)
 
     def bring_back(self) -> None:
         """Be carried no more; on the engine's thread, between two passes."""
-        if self._lanes is not None:
+        if self._carrier is not None:
             self.read_carried()
-            self._lanes.hand_back(self)
+            self._carrier.hand_back(self)
 
     def take_back(
         self,
@@ -178,43 +178,43 @@ class Request:
         draft: Draft | None,
         counters: Counters,
     ) -> None:
-        """`lanes` has it no more."""
-        self._lanes, self.is_carried = None, False
+        """`carrier` has it no more."""
+        self._carrier, self.is_carried = None, False
         self.sequences, self.output, self.need, self.draft = sequences, output, need, draft
         self._counters = counters
 
     @property
     def pieces(self) -> list[Piece]:
-        """What was written; may be read on any thread, and only grows.  What lanes have written stands here
-        once it was read, see `read_carried`.
+        """What was written; may be read on any thread, and only grows.  What the carrier has written stands
+        here once it was read, see `read_carried`.
         """
         return self._pieces
 
     def read_carried(self) -> None:
-        """Make pieces of what the lanes have written; on the engine's thread."""
-        if self._lanes is not None:
-            for token, author in self._lanes.written(self):
+        """Make pieces of what the carrier has written; on the engine's thread."""
+        if self._carrier is not None:
+            for token, author in self._carrier.written(self):
                 text, _ = self._push(token)
                 self._pieces.append(Piece(token, author, text))
 
     @property
     def counters(self) -> Counters:
         """What it has cost; may be read on any thread."""
-        while (lanes := self._lanes) is not None:
+        while (carrier := self._carrier) is not None:
             # On another thread than the engine's, it may be handed back at this moment.
             with suppress(KeyError, IndexError):
-                return lanes.counters(self)
+                return carrier.counters(self)
         return self._counters
 
     @property
     def num_written(self) -> int:
         """How many tokens the output has."""
-        return len(self.output) if self._lanes is None else self._lanes.held(self)[0]
+        return len(self.output) if self._carrier is None else self._carrier.held(self)[0]
 
     def num_blocks(self, role: str) -> int:
         """How many blocks the role's sequence holds."""
-        if self._lanes is not None:
-            return self._lanes.held(self)[1][role]
+        if self._carrier is not None:
+            return self._carrier.held(self)[1][role]
         return len(self.sequences[role].block_table.ids)
 
     @property
@@ -345,7 +345,7 @@ class Request:
         try:
             self.fail(error)
         except Exception:  # noqa: BLE001 - the first error is the one that counts
-            self._lanes, self.is_carried = None, False
+            self._carrier, self.is_carried = None, False
             self.error, self.finish_reason = error, "error"
 
     def write_texts(
@@ -369,8 +369,8 @@ class Request:
 
     def check(self) -> None:
         """Assert I1 for every role, and I3: sequences of shared ids begin with prompt and output."""
-        if self._lanes is not None:
-            self._lanes.check(self)
+        if self._carrier is not None:
+            self._carrier.check(self)
             return
         for role, sequence in self.sequences.items():
             sequence.check()

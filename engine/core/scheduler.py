@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from nudging import _C
 from nudging.core.block_pool import BlockPool
 from nudging.core.claims import Claims
-from nudging.core.fast_path import Lanes, Planned
+from nudging.core.fast_path import FastPath, Planned
 from nudging.core.ranked import Ranked
 from nudging.core.request import Request
 from nudging.core.sequence import Sequence
@@ -41,16 +41,16 @@ class Scheduler:
         pools: dict[str, BlockPool],
         models_of: dict[str, str],
         max_batch_tokens: int,
-        lanes: Lanes,
+        fast_path: FastPath,
     ) -> None:
-        """`lanes`: who carries ordinary requests."""
+        """`fast_path`: carries ordinary requests."""
         self.pools = pools
-        self.lanes = lanes
+        self.fast_path = fast_path
         self.models_of = models_of
         self.max_batch_tokens = max_batch_tokens
         self.waiting = Ranked()
         self.running = Ranked()
-        self.claims = Claims(pools, models_of, lanes, self.running)
+        self.claims = Claims(pools, models_of, fast_path, self.running)
         # Those of them that may become late, by deadline and arrival, the first one first.
         self._timed: list[tuple[float, int, Request]] = []
         self._arrivals = 0
@@ -99,13 +99,13 @@ class Scheduler:
     @property
     def in_python(self) -> list[Request]:
         """The running requests that nobody carries."""
-        if len(self.lanes) == len(self.running):
+        if len(self.fast_path) == len(self.running):
             return []
         return [request for request in self.running if not request.is_carried]
 
     def is_needed(self, model: str) -> bool:
         """Whether a running request waits for the model."""
-        if len(self.lanes) and self.lanes.ready(model):
+        if len(self.fast_path) and self.fast_path.ready(model):
             return True
         return any(self.models_of[request.need_now.role] == model for request in self.in_python)
 
@@ -164,16 +164,16 @@ class Scheduler:
 
         Where tokens or blocks do not suffice for all, ranks decide, and nobody is carried.
         """
-        if not len(self.lanes):
+        if not len(self.fast_path):
             return self._share_tokens(model) or {}
-        planned = self.lanes.plan(model)
-        carried = len(self.lanes)
+        planned = self.fast_path.plan(model)
+        carried = len(self.fast_path)
         ends = self._share_tokens(model, planned.tokens)
         # Who shares a prompt with a carried request has taken it back.
-        if ends is None or len(self.lanes) != carried or self._lacks_blocks(model, planned, ends):
-            self.lanes.hand_back_planned()
+        if ends is None or len(self.fast_path) != carried or self._lacks_blocks(model, planned, ends):
+            self.fast_path.hand_back_planned()
             return self._share_tokens(model) or {}
-        self.lanes.own()
+        self.fast_path.own()
         return ends
 
     def _lacks_blocks(self, model: str, planned: Planned, ends: dict[Request, int]) -> bool:

@@ -122,7 +122,7 @@ class BatchBuffer:
             self._device.copy_(self._host, non_blocking=True)
         return self.batch
 
-    def fill_carried(self, carried: _C.Lanes, block_size: int) -> Batch:
+    def fill_carried(self, carried: _C.FastPath, block_size: int) -> Batch:
         """The batch of what `carried` computes now and of what was added to it; the twin is `fill`."""
         carried.fill(self._host.data_ptr(), *self.shape, block_size, self._spare_slot)
         if self._device is not self._host:
@@ -139,7 +139,7 @@ class BatchBuilder:
         self._spare_slot = spare_slot
         self._buffers: dict[BatchShape, BatchBuffer] = {}
 
-    def build(self, works: Sequence[Work], carried: _C.Lanes | None = None) -> Batch:
+    def build(self, works: Sequence[Work], carried: _C.FastPath | None = None) -> Batch:
         """The ragged tensors of what is `carried`, then of the works; their blocks must be owned alone and
         cover their ends.
         """

@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.request import Request
 from nudging.core.rows import Row, Rows
 from nudging.core.sequence import Sequence
@@ -70,14 +70,14 @@ class GraphRunner(ModelRunner):
         self.foresights: list[Foresight] = []
 
     @property
-    def takes_lanes(self) -> bool:
+    def takes_fast_path(self) -> bool:
         return False
 
     @torch.inference_mode()
     def execute(
-        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+        self, works: list[Work], wanted: list[Wanted], fast_path: FastPath | None = None
     ) -> list[Rows | None]:
-        assert lanes is None, "recordings are of requests that Python carries"
+        assert fast_path is None, "recordings are of requests that Python carries"
         if not all(work.is_onward for work in works):
             self._foreseen.clear()
         # Before a cycle begins in these blocks, and for those whose rows are there already, too.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nudging import _C
 from nudging.core.block_pool import BlockPool
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.rows import Row, Rows
 from nudging.core.speculation.pass_costs import CycleTime
 from nudging.core.wanted import Wanted
@@ -64,8 +64,8 @@ class ModelRunner:
         self._builder = BatchBuilder(block_size, decoder.device, self.cache.spare_slot)
 
     @property
-    def takes_lanes(self) -> bool:
-        """Whether `execute` computes what lanes have planned."""
+    def takes_fast_path(self) -> bool:
+        """Whether `execute` computes what the fast path has planned."""
         return self._flash is None
 
     @property
@@ -86,22 +86,22 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(
-        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+        self, works: list[Work], wanted: list[Wanted], fast_path: FastPath | None = None
     ) -> list[Rows | None]:
         """For each work its rows, or None: this work is put off, and is planned again in the next step.
-        `wanted` says what each row is asked for.  When it returns, the device is done.  What `lanes` have
+        `wanted` says what each row is asked for.  When it returns, the device is done.  What `fast_path` has
         planned is computed in the same pass, and told to them.
         """
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
-        batch = self._builder.build(works, None if lanes is None else lanes.core)
+        batch = self._builder.build(works, None if fast_path is None else fast_path.core)
         if self._flash is not None:
             batch = with_prefill(self._flash, batch, works)
         with use_team(self.team):
             logits = self.decoder.forward(batch, self.cache)
-            if lanes is not None:
-                logits = tell(lanes, logits)
+            if fast_path is not None:
+                logits = tell(fast_path, logits)
             rows = decide(logits, wanted)
-        if not wanted and lanes is None and self.decoder.device.type == "cuda":
+        if not wanted and fast_path is None and self.decoder.device.type == "cuda":
             # Nobody has waited for the pass: its cost would go unseen, and its batch be overwritten.
             torch.cuda.current_stream(self.decoder.device).synchronize()
         return [*by_work(rows, works)]

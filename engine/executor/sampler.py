@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.past import NO_PAST, Past
 from nudging.core.rows import Row, TokenLogprob
 from nudging.core.sampling_params import SamplingParams
@@ -22,8 +22,8 @@ from nudging.kernels.softmax_stats import softmax_stats
 def pick_token(logits: Tensor, params: SamplingParams, seed: int, position: int, past: Past = NO_PAST) -> int:
     """The token of one row of logits [vocab] fp32 under `params`, with the noise of (seed, position).
 
-    Of lanes a row may be anything: they fail where its statistics are not finite.  Raises NumericalError
-    where `params` leave no token of others.
+    On the fast path a row may be anything: requests fail where its statistics are not finite.  Raises
+    NumericalError where `params` leave no token of others.
     """
     if params.changes_logits:
         logits = processed(logits, params, past)
@@ -80,12 +80,12 @@ def decide(logits: Tensor, wanted: list[Wanted]) -> list[Row | NumericalError]:
     return rows
 
 
-def tell(lanes: Lanes, logits: Tensor) -> Tensor:
-    """Give the lanes the rows that the first lines of `logits` [rows, vocab] make; returns the others."""
-    count, size = lanes.core.uniform()
+def tell(fast_path: FastPath, logits: Tensor) -> Tensor:
+    """Give the fast path the rows that the first lines of `logits` [rows, vocab] make; returns the others."""
+    count, size = fast_path.core.uniform()
     mine, others = logits[:count], logits[count:]
     if size == 0:
-        lanes.take(decide(mine, wanted_by(lanes)))
+        fast_path.take(decide(mine, wanted_by(fast_path)))
         return others
     if size < logits.shape[1]:
         mine = mine[:, :size].contiguous()
@@ -93,17 +93,17 @@ def tell(lanes: Lanes, logits: Tensor) -> Tensor:
     top, peak, lse = (part if part.is_cpu else part.cpu() for part in (stats.argmax, stats.max, stats.lse))
     picked = [
         (at, pick_token(mine[at], request.params, request.seed, position))
-        for at, request, position in lanes.sampled()
+        for at, request, position in fast_path.sampled()
     ]
-    failed = lanes.core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr(), picked)
-    lanes.fail([(*where, row_of(0, 0, float(peak[at]), float(lse[at]))) for *where, at in failed])
+    failed = fast_path.core.take_statistics(top.data_ptr(), peak.data_ptr(), lse.data_ptr(), picked)
+    fast_path.fail([(*where, row_of(0, 0, float(peak[at]), float(lse[at]))) for *where, at in failed])
     return others
 
 
-def wanted_by(lanes: Lanes) -> list[Wanted]:
+def wanted_by(fast_path: FastPath) -> list[Wanted]:
     """What the rows of carried requests are asked for."""
-    wanted = [Wanted(GREEDY, 0, 0, size, False) for size in lanes.core.vocabularies()]
-    for at, request, position in lanes.sampled():
+    wanted = [Wanted(GREEDY, 0, 0, size, False) for size in fast_path.core.vocabularies()]
+    for at, request, position in fast_path.sampled():
         wanted[at] = Wanted(request.params, request.seed, position, wanted[at].vocab_size, False)
     return wanted
 

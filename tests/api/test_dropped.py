@@ -124,7 +124,7 @@ def test_nothing_is_left_of_an_engine_that_was_closed() -> None:
     with SimLLM(ROOMY, threaded=True) as llm:
         llm.generate([[2, 3]], PARAMS, Base(), "off")
         engine = llm._engine
-        parts = [engine, engine.lanes, *(runner.pool for runner in engine.runners.values())]
+        parts = [engine, engine.fast_path, *(runner.pool for runner in engine.runners.values())]
         left = [weakref.ref(part) for part in parts]
     del llm, engine, parts
     gc.collect()

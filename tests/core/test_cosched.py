@@ -81,12 +81,12 @@ def cost_per_token(
     def counted(name: str) -> None:
         execute = engine.runners[name].execute
 
-        def run(works, wanted, lanes=None):  # type: ignore[no-untyped-def]
+        def run(works, wanted, fast_path=None):  # type: ignore[no-untyped-def]
             nonlocal spent
-            rows = engine.lanes.num_tokens + sum(work.end - work.start for work in works)
-            answers = engine.lanes.num_answers + sum(work.answers for work in works)
+            rows = engine.fast_path.num_tokens + sum(work.end - work.start for work in works)
+            answers = engine.fast_path.num_answers + sum(work.answers for work in works)
             spent += costs[name].of(rows, answers)
-            return execute(works, wanted, lanes)
+            return execute(works, wanted, fast_path)
 
         engine.runners[name].execute = run  # type: ignore[method-assign]
 

@@ -303,7 +303,7 @@ def test_when_the_engine_ends_everybody_hears_why(place: str, monkeypatch: pytes
     owner, name = {
         "retire": (engine._tracer, "end"),
         "report": (loop, "_report"),
-        "step": (engine.lanes, "settle"),
+        "step": (engine.fast_path, "settle"),
     }[place]
     gate, original = threading.Event(), getattr(owner, name)
 
@@ -342,7 +342,7 @@ def test_a_request_whose_state_is_lost_still_ends(monkeypatch: pytest.MonkeyPatc
     while not request.is_carried:
         next(iter(handle))
     monkeypatch.setattr(Request, "bring_back", raises(RuntimeError("lost")))
-    monkeypatch.setattr(llm._engine.lanes, "settle", raises(RuntimeError("out of luck")))
+    monkeypatch.setattr(llm._engine.fast_path, "settle", raises(RuntimeError("out of luck")))
     with pytest.raises(EngineClosed, match="out of luck"):
         handle.result(timeout=PATIENCE)
     llm.close()

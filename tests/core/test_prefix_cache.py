@@ -24,10 +24,10 @@ class Rows:
         for name, runner in engine.runners.items():
             execute = runner.execute
 
-            def counted(works, wanted, lanes=None, name=name, execute=execute):
-                carried = 0 if lanes is None else lanes.num_tokens
+            def counted(works, wanted, fast_path=None, name=name, execute=execute):
+                carried = 0 if fast_path is None else fast_path.num_tokens
                 self.of[name] += carried + sum(work.end - work.start for work in works)
-                return execute(works, wanted, lanes)
+                return execute(works, wanted, fast_path)
 
             monkeypatch.setattr(runner, "execute", counted)
 

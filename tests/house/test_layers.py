@@ -179,7 +179,7 @@ def test_what_is_imported_first_is_light(module: str) -> None:
 def test_only_what_binds_sees_pybind11() -> None:
     sources = [file for pattern in ("*.cpp", "*.h", "*.cu") for file in (ROOT / "csrc").rglob(pattern)]
     binding = {file.name for file in sources if "pybind11" in file.read_text()}
-    assert binding == {"bind.cpp", "bind_lanes.cpp", "bind_lanes.h"}
+    assert binding == {"bind.cpp", "bind_fast_path.cpp", "bind_fast_path.h"}
 
 
 def test_include_knows_neither_torch_nor_python() -> None:

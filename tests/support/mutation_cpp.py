@@ -25,10 +25,19 @@ from tests.support.mutation import Mutant, hunt, parser_of
 
 ROOT = Path(__file__).parents[2]
 FILES = (
-    "host/track.cpp", "host/advance.cpp", "host/lanes.cpp", "host/batch.cpp", "host/ledger.cpp",
-    "include/nudging/lanes.h", "include/nudging/ledger.h",
+    "host/sequence.cpp", "host/policy_step.cpp", "host/fast_path.cpp", "host/batch.cpp", "host/ledger.cpp",
+    "include/nudging/fast_path.h", "include/nudging/ledger.h",
 )  # fmt: skip
-TESTS = ("simulation", "lanes_core", "lanes", "scheduler", "cosched", "faults", "prefix_cache", "adaptive")
+TESTS = (
+    "simulation",
+    "fast_path_core",
+    "fast_path",
+    "scheduler",
+    "cosched",
+    "faults",
+    "prefix_cache",
+    "adaptive",
+)
 # Of memory, more than without a mutant: one that never ends may eat before its time is over.
 SLACK_BYTES = 4 << 30
 

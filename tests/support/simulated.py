@@ -23,7 +23,7 @@ from nudging.core.block_pool import BlockPool
 from nudging.core.engine import Engine
 from nudging.core.engine_loop import Command, EngineLoop, Submission
 from nudging.core.engine_thread import EngineThread
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.prefix_cache import Prefix
 from nudging.core.request import Request
 from nudging.core.rows import Row, Rows, TokenLogprob
@@ -303,16 +303,16 @@ class SimRunner(ModelRunner):
         self.nan_rows: set[int] = set()
 
     def execute(
-        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+        self, works: list[Work], wanted: list[Wanted], fast_path: FastPath | None = None
     ) -> list[Rows | None]:
         self.passes += 1
         self.pool.begin([pair for work in works for pair in work.copies])
         written: set[int] = set()
         tokens = 0
-        if lanes is not None:
-            tokens = lanes.num_tokens
-            carried = [Span(*numbers[2:-1]) for numbers in lanes.core.spans()]
-            lanes.take(self._rows(carried, wanted_by(lanes), written))
+        if fast_path is not None:
+            tokens = fast_path.num_tokens
+            carried = [Span(*numbers[2:-1]) for numbers in fast_path.core.spans()]
+            fast_path.take(self._rows(carried, wanted_by(fast_path), written))
         tokens += sum([work.end - work.start for work in works])
         rows = self._rows(list(map(span_of, works)), wanted, written) if works else []
         self.clock.now += self.decoder.seconds + 0.01 * tokens

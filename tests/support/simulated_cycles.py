@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nudging.api.loading import foresee
-from nudging.core.fast_path import Lanes
+from nudging.core.fast_path import FastPath
 from nudging.core.rows import Row, Rows
 from nudging.core.sampling_params import SamplingParams
 from nudging.core.wanted import Wanted
@@ -191,7 +191,7 @@ class SimPass(ModelRunner):
     model: CycleModel
 
     def execute(
-        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+        self, works: list[Work], wanted: list[Wanted], fast_path: FastPath | None = None
     ) -> list[Rows | None]:
         self.cache.copy_blocks([pair for work in works for pair in work.copies])
         batch = self._builder.build(works, None)
@@ -213,11 +213,11 @@ class SimGraphRunner(GraphRunner, SimPass):
         self.poison()
 
     def execute(
-        self, works: list[Work], wanted: list[Wanted], lanes: Lanes | None = None
+        self, works: list[Work], wanted: list[Wanted], fast_path: FastPath | None = None
     ) -> list[Rows | None]:
         self.passes += 1
         self.device.go_on()
-        return super().execute(works, wanted, lanes)
+        return super().execute(works, wanted, fast_path)
 
     def _execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         # A pass is read at once, and it runs behind all that was started.

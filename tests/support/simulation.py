@@ -286,7 +286,7 @@ class World:
         engine, sequences = self.engine, {}
         for request in (*engine.scheduler.running, *engine.scheduler.waiting):
             if request.is_carried:
-                for role, track in engine.lanes.look(request).items():
+                for role, track in engine.fast_path.look(request).items():
                     yield engine.runners[engine.models_of[role]].pool, track.blocks
             else:
                 sequences.update({id(sequence): sequence for sequence in request.sequences.values()})

@@ -1,4 +1,4 @@
-"""Which requests lanes can carry, and what numbers say of them there."""
+"""Which requests the fast path can carry, and what numbers say of them there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def number_of(request: Request) -> int:
 
 
 def rule_of(request: Request) -> Rule | None:
-    """How the request's policy decides, if the lanes know it."""
+    """How the request's policy decides, if the fast path knows it."""
     rule, params = request.facts.rule, request.params
     if rule is None:
         return None

@@ -4,6 +4,6 @@
 
 namespace nudging {
 
-void bind_lanes(pybind11::module_& m);
+void bind_fast_path(pybind11::module_& m);
 
 }  // namespace nudging

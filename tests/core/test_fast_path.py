@@ -14,8 +14,8 @@ import torch
 
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.api.outputs import Stats
-from nudging.core.fast_path import Lanes
-from nudging.core.lane_rules import rule_of
+from nudging.core.fast_path import FastPath
+from nudging.core.fast_path_rules import rule_of
 from nudging.core.request import CARRIED, Counters, Request
 from nudging.core.speculation import ledger as adaptive
 from nudging.core.trace import Trace
@@ -66,14 +66,14 @@ def test_adaptive_drafts_are_as_long_and_cost_as_much_as_in_python(seed: int) ->
 
 def carried_share(world: World) -> float:
     """Of the steps until nothing is left, those in which C++ did somebody's to the end."""
-    lanes = world.engine.lanes
-    assert lanes is not None
+    fast_path = world.engine.fast_path
+    assert fast_path is not None
     carried = steps = 0
     while world.jobs:
         steps += 1
-        before = set(lanes._carried)
+        before = set(fast_path._carried)
         world.turn()
-        carried += not before.isdisjoint(lanes._carried)
+        carried += not before.isdisjoint(fast_path._carried)
     return carried / steps
 
 
@@ -93,9 +93,9 @@ def test_built_in_policies_are_carried_from_the_first_token_to_the_last(
 ) -> None:
     came, carry = [], Request.carry
 
-    def counted(request: Request, lanes: Lanes) -> None:
+    def counted(request: Request, fast_path: FastPath) -> None:
         came.append(request.id)
-        carry(request, lanes)
+        carry(request, fast_path)
 
     monkeypatch.setattr(Request, "carry", counted)
     # A guide that lags may find what it needs in the cache, which Python does.
@@ -179,20 +179,20 @@ def test_who_reads_while_the_request_is_handed_back_reads_what_came_back(
     request = carried_request(world)
     for _ in range(5):
         world.turn()
-    counted, asked = Lanes.counters, 0
+    counted, asked = FastPath.counters, 0
 
-    def handed_back_first(lanes: Lanes, one: Request) -> Counters:
+    def handed_back_first(fast_path: FastPath, one: Request) -> Counters:
         """The engine's thread is quicker."""
         nonlocal asked
         asked += 1
         one.bring_back()
-        return counted(lanes, one)
+        return counted(fast_path, one)
 
-    monkeypatch.setattr(Lanes, "counters", handed_back_first)
+    monkeypatch.setattr(FastPath, "counters", handed_back_first)
     seen = request.counters
     assert not request.is_carried
     assert asked == 1
-    assert seen is request.counters, "what is there now, not what the lanes had"
+    assert seen is request.counters, "what is there now, not what the fast path had"
     assert len(request.pieces) == len(request.output) > 0
     world.drain()
 
@@ -255,9 +255,9 @@ def test_the_batch_is_the_one_that_python_writes() -> None:
     runner = world.llm.runners[0]
     compared: list[bool] = []
 
-    def compare(works: Any, wanted: Any, lanes: Lanes | None = None) -> Any:
-        if lanes is not None and works:
-            core = lanes.core
+    def compare(works: Any, wanted: Any, fast_path: FastPath | None = None) -> Any:
+        if fast_path is not None and works:
+            core = fast_path.core
             for work in works:
                 sequence = work.request.sequences[work.role]
                 ids, table = sequence.tokens[work.start : work.end], sequence.block_table.ids
@@ -270,7 +270,7 @@ def test_the_batch_is_the_one_that_python_writes() -> None:
                 here = filled(shape, lambda buffer: buffer.fill_carried(core, 4))
                 there = filled(shape, lambda buffer: buffer.fill(same, 4))
                 compared.append(here == there)
-        return type(runner).execute(runner, works, wanted, lanes)
+        return type(runner).execute(runner, works, wanted, fast_path)
 
     runner.execute = compare  # type: ignore[method-assign]
     world.submit([2, 3, 5, 7], LONG, Nudging(0.4, "token"), 4)
@@ -281,7 +281,7 @@ def test_the_batch_is_the_one_that_python_writes() -> None:
 
 
 class FakeWork:
-    """A span of the lanes as the Python side sees works."""
+    """A span of the fast path as the Python side sees works."""
 
     def __init__(self, span: Any, path_length: int) -> None:
         _, _, self.start, self.end, self.first_row, ids, table, _ = span

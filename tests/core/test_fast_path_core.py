@@ -1,4 +1,4 @@
-"""The lanes by themselves, from states that engines rarely come to: what is ordinary, to the last token."""
+"""The fast path by itself, from states that engines rarely come to: what is ordinary, to the last token."""
 
 import random
 from typing import Any
@@ -29,7 +29,7 @@ FIXED = FixedCosts(1.0, 0.01), FixedCosts(0.1, 0.01)
 
 
 class Core:
-    """Lanes over pools of one size, with what they are made of."""
+    """FastPath over pools of one size, with what they are made of."""
 
     def __init__(
         self, blocks: int = 50, prefix_caching: bool = False, costs: tuple[Costs, Costs] = FIXED
@@ -39,7 +39,7 @@ class Core:
         self.registered: list[tuple[int, int, list[int], int]] = []
         self.costs = costs
         pool = (self.allocate, self.free.append, lambda: len(self.free), 4, prefix_caching)
-        self.lanes = _C.Lanes([pool, pool], self.register, self.token_bytes, self.cost, self.curve)
+        self.fast_path = _C.FastPath([pool, pool], self.register, self.token_bytes, self.cost, self.curve)
         self.ledgers: list[Ledger] = []
 
     def allocate(self) -> int:
@@ -64,7 +64,7 @@ class Core:
     def ledger(self, roles: int) -> Ledger:
         return Ledger(dict(zip(("base", "guide")[:roles], self.costs, strict=False)))
 
-    def enter(self, rule: Any, tracks: list[_C.TrackState], **changes: Any) -> Ledger:
+    def enter(self, rule: Any, tracks: list[_C.SequenceState], **changes: Any) -> Ledger:
         """A request at the end of its prompt, the last token of which is not computed yet."""
         of_lane = {
             "begin": 0, "output": [], "max_tokens": 50, "draft_len": 0, "vocab": VOCAB, "stop_ids": [],
@@ -73,24 +73,24 @@ class Core:
         }  # fmt: skip
         ledger = self.ledger(len(tracks))
         self.ledgers.append(ledger)
-        state = _C.LaneState(
+        state = _C.CarriedState(
             rule, tracks, *(of_lane | changes).values(), address(ledger), address(ledger.account)
         )
-        self.lanes.enter(len(self.ledgers) - 1, state)
+        self.fast_path.enter(len(self.ledgers) - 1, state)
         return ledger
 
     def plan(self, model: int) -> tuple[int, int, list[int]]:
         """Plan a pass and own its blocks."""
-        planned = self.lanes.plan(model)
-        assert self.lanes.own() == []
+        planned = self.fast_path.plan(model)
+        assert self.fast_path.own() == []
         return planned
 
     def take(self, *rows: tuple[int, float]) -> None:
-        assert self.lanes.take_rows([(0, token, token, prob) for token, prob in rows]) == []
+        assert self.fast_path.take_rows([(0, token, token, prob) for token, prob in rows]) == []
 
     def goes_on(self, sharers: tuple[float, float] = (1.0, 1.0)) -> bool:
         """Whether lane 0 goes on without Python."""
-        moved, back = self.lanes.advance_before(1, list(sharers))
+        moved, back = self.fast_path.advance_before(1, list(sharers))
         assert (moved, back) in (([0], None), ([], 0))
         return back is None
 
@@ -101,13 +101,13 @@ class Core:
         return self.goes_on()
 
 
-def track(model: int = 0, **changes: Any) -> _C.TrackState:
+def track(model: int = 0, **changes: Any) -> _C.SequenceState:
     """The prompt, but for its last token computed, in one block."""
     of_track = {
         "prompt_len": 4, "max_len": 100, "max_sequence": 100, "ends": [END], "begin": 3, "tokens": [7],
         "num_computed": 3, "context_len": 4, "rows": [], "blocks": [0], "registered": 0, "own_from": 0,
     }  # fmt: skip
-    return _C.TrackState(model, *(of_track | changes).values())
+    return _C.SequenceState(model, *(of_track | changes).values())
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_token_that_may_end_the_text_is_left_to_python(changes: Any, token: in
     core = Core()
     core.enter(SOLO, [track()], **changes)
     assert core.passes(0, (token, 0.9)) == is_ordinary
-    assert core.lanes.take_written(0) == (([token], [0]) if is_ordinary else ([], []))
+    assert core.fast_path.take_written(0) == (([token], [0]) if is_ordinary else ([], []))
 
 
 def test_stop_strings_are_found_across_tokens() -> None:
@@ -158,8 +158,8 @@ def test_a_need_of_many_tokens_is_a_prompt(begin: int, is_planned: bool) -> None
     tokens = track(prompt_len=36, begin=begin, tokens=prompt[begin:], num_computed=begin, context_len=36)
     core.enter(SOLO, [tokens], need=(0, 36, 36, 0, False))
     count = 36 - begin
-    assert core.lanes.plan(0) == ((count, 8, []) if is_planned else (0, 0, [0]))
-    assert core.lanes.tokens() == (count if is_planned else 0)
+    assert core.fast_path.plan(0) == ((count, 8, []) if is_planned else (0, 0, [0]))
+    assert core.fast_path.tokens() == (count if is_planned else 0)
 
 
 @pytest.mark.parametrize(
@@ -175,50 +175,50 @@ def test_a_whole_block_that_others_may_have_made_is_looked_for_by_python(
         begin=0, tokens=text, num_computed=4, context_len=first, blocks=blocks, registered=1, own_from=1
     )
     core.enter(SOLO, [whole], need=(0, first, first, 0, False))
-    assert core.lanes.plan(0) == planned
+    assert core.fast_path.plan(0) == planned
 
 
 def test_full_blocks_of_the_text_are_put_where_others_find_them() -> None:
     core = Core(prefix_caching=True)
     core.enter(SOLO, [track(begin=0, tokens=PROMPT)])
-    assert core.lanes.ready(0) == 1
+    assert core.fast_path.ready(0) == 1
     for token in (11, 13, 15, 17, 19):
         assert core.passes(0, (token, 0.9))
     assert core.registered == [(0, 0, PROMPT, 0), (0, 0, [11, 13, 15, 17], 1)]
-    assert core.lanes.held(0) == (5, [2])
-    assert core.lanes.counted(0) == ([5], 0, 0, {})
+    assert core.fast_path.held(0) == (5, [2])
+    assert core.fast_path.counted(0) == ([5], 0, 0, {})
 
 
 def test_without_a_block_a_lane_fails_alone() -> None:
     core = Core(blocks=2)
     for _ in range(2):
         core.enter(SOLO, [track(tokens=[2, 3, 5, 7], begin=0, num_computed=0, blocks=[])])
-    assert core.lanes.plan(0) == (8, 2, [])
-    assert core.lanes.own() == [1]
-    assert [span[0] for span in core.lanes.spans()] == [0]
-    assert core.lanes.tokens() == 4
-    assert core.lanes.take_rows([(0, 11, 11, 0.9)]) == []
-    assert core.lanes.advance_before(0, [1.0, 1.0]) == ([], None), "others come first"
-    assert core.lanes.advance_before(1, [1.0, 1.0]) == ([0], None)
+    assert core.fast_path.plan(0) == (8, 2, [])
+    assert core.fast_path.own() == [1]
+    assert [span[0] for span in core.fast_path.spans()] == [0]
+    assert core.fast_path.tokens() == 4
+    assert core.fast_path.take_rows([(0, 11, 11, 0.9)]) == []
+    assert core.fast_path.advance_before(0, [1.0, 1.0]) == ([], None), "others come first"
+    assert core.fast_path.advance_before(1, [1.0, 1.0]) == ([0], None)
 
 
 def test_rows_that_are_not_finite_are_told_and_not_filed() -> None:
     core = Core()
     core.enter(SOLO, [track(tokens=[*PROMPT[3:], 11, 13])], need=(0, 4, 6, 0, False))
     assert core.plan(0) == (3, 1, [])
-    assert core.lanes.answers() == 3
+    assert core.fast_path.answers() == 3
     row = (0, 11, 11, 0.9)
-    assert core.lanes.take_rows([row, None, row]) == [(0, 0, 5, 1)]
+    assert core.fast_path.take_rows([row, None, row]) == [(0, 0, 5, 1)]
     assert core.goes_on()
     core.plan(0)
-    assert core.lanes.take_rows([None]) == [(0, 0, 5, 0)]
+    assert core.fast_path.take_rows([None]) == [(0, 0, 5, 0)]
 
 
 def test_blocks_behind_a_row_that_is_not_finite_are_nobody_elses() -> None:
     core = Core(prefix_caching=True)
     core.enter(SOLO, [track(begin=0, tokens=PROMPT)])
     core.plan(0)
-    assert core.lanes.take_rows([None]) == [(0, 0, 4, 0)]
+    assert core.fast_path.take_rows([None]) == [(0, 0, 4, 0)]
     assert core.registered == []
 
 
@@ -258,8 +258,8 @@ def test_a_words_guide_writes_on_while_others_write_as_far_as_it_can_afford(
     ledger = core.enter(WORD, [base, track(1, **of_track)], **wanted)
     ledger.account.paid, ledger.lazy = -saved, 1e6
     core.plan(1)
-    core.lanes.cap_paths(steps, 5)
-    assert core.lanes.path_lengths() == [length]
+    core.fast_path.cap_paths(steps, 5)
+    assert core.fast_path.path_lengths() == [length]
     if wanted["draft_len"] < 0 and wanted["drafts"] and steps == 8 and not of_track:
         assert min(7, max(1, ledger.affordable_rows("guide", 5))) + 1 == length
 
@@ -270,8 +270,8 @@ def test_by_token_a_guide_writes_no_further_than_it_was_asked() -> None:
     ledger = core.enter(TOKEN, [base, track(1)], need=(1, 4, 4, 1, True), drafts=True, draft_len=-1)
     ledger.account.paid, ledger.lazy = -99.0, 1e6
     core.plan(1)
-    core.lanes.cap_paths(8, 1)
-    assert core.lanes.path_lengths() == [2]
+    core.fast_path.cap_paths(8, 1)
+    assert core.fast_path.path_lengths() == [2]
 
 
 def test_what_one_has_not_saved_itself_it_does_not_spend_beyond_its_loan() -> None:
@@ -288,16 +288,16 @@ def test_what_one_has_not_saved_itself_it_does_not_spend_beyond_its_loan() -> No
 
 def test_a_path_goes_on_until_its_end_and_its_first_word_is_written() -> None:
     core = word_core()
-    assert (core.lanes.ready(0), core.lanes.ready(1)) == (0, 1)
+    assert (core.fast_path.ready(0), core.fast_path.ready(1)) == (0, 1)
     assert core.plan(1) == (1, 1, [])
-    assert core.lanes.path_lengths() == [5]
-    core.lanes.cap_paths(4, 1)
-    assert core.lanes.path_lengths() == [4]
+    assert core.fast_path.path_lengths() == [5]
+    core.fast_path.cap_paths(4, 1)
+    assert core.fast_path.path_lengths() == [4]
     spans = []
     for token in (11, 12, 13, 14):
         core.take((token, 0.9))
-        spans += [span[:6] for span in core.lanes.spans()]
-        went_on = core.lanes.onward()
+        spans += [span[:6] for span in core.fast_path.spans()]
+        went_on = core.fast_path.onward()
     assert not went_on
     assert spans == [
         (0, 1, 3, 4, 4, [7]),
@@ -305,12 +305,12 @@ def test_a_path_goes_on_until_its_end_and_its_first_word_is_written() -> None:
         (0, 1, 5, 6, 6, [12]),
         (0, 1, 6, 7, 7, [13]),
     ]
-    assert core.lanes.held(0) == (0, [1, 2])
+    assert core.fast_path.held(0) == (0, [1, 2])
     assert core.goes_on(), "the last of five rows is missing"
     assert core.plan(1) == (1, 0, [])
     core.take((15, 0.9))
     assert core.goes_on()
-    assert core.lanes.take_written(0) == ([11, 12], [1, 1])
+    assert core.fast_path.take_written(0) == ([11, 12], [1, 1])
 
 
 @pytest.mark.parametrize(("blocks", "goes_on"), [(2, True), (1, False)])
@@ -318,24 +318,24 @@ def test_a_path_ends_where_no_block_is_left(blocks: int, goes_on: bool) -> None:
     core = word_core(blocks)
     core.plan(1)
     core.take((11, 0.9))
-    assert core.lanes.onward() == goes_on
+    assert core.fast_path.onward() == goes_on
     if goes_on:
         core.take((12, 0.9))
-        assert core.lanes.onward(), "it has its block already"
-    assert core.lanes.held(0) == (0, [1, 2 if goes_on else 1])
+        assert core.fast_path.onward(), "it has its block already"
+    assert core.fast_path.held(0) == (0, [1, 2 if goes_on else 1])
 
 
 def test_what_python_carries_is_computed_once_and_not_with_the_paths() -> None:
     core = word_core()
     core.plan(1)
-    core.lanes.add_foreign([2, 3], 0, 2, 1, 0, [9])
-    assert core.lanes.sizes(4) == (3, 2, 8, 3)
+    core.fast_path.add_foreign([2, 3], 0, 2, 1, 0, [9])
+    assert core.fast_path.sizes(4) == (3, 2, 8, 3)
     core.plan(1)
-    assert core.lanes.sizes(4) == (1, 1, 8, 1)
-    core.lanes.add_foreign([2, 3], 0, 2, 1, 0, [9])
+    assert core.fast_path.sizes(4) == (1, 1, 8, 1)
+    core.fast_path.add_foreign([2, 3], 0, 2, 1, 0, [9])
     core.take((11, 0.9))
-    assert core.lanes.onward()
-    assert core.lanes.sizes(4) == (1, 1, 8, 1)
+    assert core.fast_path.onward()
+    assert core.fast_path.sizes(4) == (1, 1, 8, 1)
 
 
 @pytest.mark.parametrize("path", [(11, 12, END), (END,)], ids=str)
@@ -344,10 +344,10 @@ def test_a_path_that_meets_an_end_is_read_no_further(path: tuple[int, ...]) -> N
     core.plan(1)
     for token in path:
         core.take((token, 0.9))
-        went_on = core.lanes.onward()
+        went_on = core.fast_path.onward()
     assert not went_on
     assert not core.goes_on(), "what the end means, Python says"
-    assert core.lanes.take_written(0) == ([], [])
+    assert core.fast_path.take_written(0) == ([], [])
 
 
 @pytest.mark.parametrize(("max_len", "rows"), [(3, None), (4, 1), (6, 3)])
@@ -356,9 +356,9 @@ def test_a_path_ends_where_the_context_is_full(max_len: int, rows: int | None) -
     core.plan(1)
     for token in (12,) * (rows or 1):
         core.take((token, 0.9))
-        core.lanes.onward()
+        core.fast_path.onward()
     assert core.goes_on() == (rows is not None)
-    assert core.lanes.take_written(0) == ([12] * (rows or 0), [1] * (rows or 0))
+    assert core.fast_path.take_written(0) == ([12] * (rows or 0), [1] * (rows or 0))
 
 
 def guide_core(of_lane: Any = None, **changes: Any) -> Core:
@@ -380,7 +380,7 @@ def test_a_path_that_the_text_leaves_gives_its_blocks_back() -> None:
     assert core.passes(0, (11, 0.9))
     assert core.passes(0, UNSURE)
     assert core.free[-2:] == [49, 48]
-    tracks, output, begin, need, draft = core.lanes.leave(0)
+    tracks, output, begin, need, draft = core.fast_path.leave(0)
     assert (output, begin, need, draft) == ([11], 0, (1, 5, 5, 0, False), None)
     guide = tracks[1]
     assert (guide.tokens, guide.num_computed, guide.context_len) == ([*PROMPT, 11], 4, 5)
@@ -390,7 +390,7 @@ def test_a_path_that_the_text_leaves_gives_its_blocks_back() -> None:
 def test_without_a_draft_the_guide_is_not_looked_at() -> None:
     core = guide_core({"drafts": True})
     assert core.passes(0, SURE)
-    tracks, _, _, need, draft = core.lanes.leave(0)
+    tracks, _, _, need, draft = core.fast_path.leave(0)
     assert tracks[1].tokens == [*PROMPT, *[12] * 8]
     assert (need, draft) == ((0, 5, 5, 0, False), (1, 0, []))
 
@@ -434,7 +434,7 @@ def compare_drafts(rng: random.Random) -> int:
     length = draft_length(twin, "base", 1, drafting, max_tokens - 2)
     twin.plan(drafting_cost(twin, drafting, length) + twin.price("base", 1 + length, 1 + length))
     need = (1, 5, 5, length - 1, True) if length else (0, 5, 5, 0, False)
-    assert core.lanes.leave(0)[-2:] == (need, (1, length, []))
+    assert core.fast_path.leave(0)[-2:] == (need, (1, length, []))
     assert ledger.numbers == twin.numbers
     assert ledger.account.numbers == twin.account.numbers
     return length

@@ -1,22 +1,22 @@
 // One model's view of a request: the twin of sequence.py.
 #include <algorithm>
 
-#include "nudging/lanes.h"
+#include "nudging/fast_path.h"
 
 namespace nudging {
 
-bool Track::is_end(Token token) const {
+bool Sequence::is_end(Token token) const {
   return std::binary_search(ends.begin(), ends.end(), token);
 }
 
-const Row* Track::find_row(Position position) const {
+const Row* Sequence::find_row(Position position) const {
   for (const Row& row : rows) {
     if (row.position == position) return &row;
   }
   return nullptr;
 }
 
-void Track::put_row(const Row& row) {
+void Sequence::put_row(const Row& row) {
   for (Row& old : rows) {
     if (old.position == row.position) {
       old = row;
@@ -26,21 +26,21 @@ void Track::put_row(const Row& row) {
   rows.push_back(row);
 }
 
-void Track::forget_rows_before(Position position) {
+void Sequence::forget_rows_before(Position position) {
   auto is_old = [&](const Row& row) { return row.position < position; };
   rows.erase(std::remove_if(rows.begin(), rows.end(), is_old), rows.end());
 }
 
-void Track::uncompute(Position length) {
+void Sequence::uncompute(Position length) {
   if (length >= num_computed) return;
   // What others share or find is not written again as it is: Python knows how.
-  if (length / pool->block_size < std::max(own_from, registered)) throw NotOrdinary{};
+  if (length / pool->block_size < std::max(own_from, registered)) throw NeedsPython{};
   num_computed = length;
 }
 
-void Track::truncate(Position length) {
+void Sequence::truncate(Position length) {
   if (length >= this->length()) return;
-  if (length < begin) throw NotOrdinary{};
+  if (length < begin) throw NeedsPython{};
   uncompute(length);
   tokens.resize(length - begin);
   auto is_stale = [&](const Row& row) { return row.position > length; };
@@ -52,7 +52,7 @@ void Track::truncate(Position length) {
   }
 }
 
-Position Track::set_context(Position start, const Token* ids, Position count) {
+Position Sequence::set_context(Position start, const Token* ids, Position count) {
   for (Position offset = 0; offset < count; ++offset) {
     const Position position = start + offset;
     const bool is_there = position < length();
@@ -64,7 +64,7 @@ Position Track::set_context(Position start, const Token* ids, Position count) {
   return -1;
 }
 
-bool Track::grow(Position end) {
+bool Sequence::grow(Position end) {
   const auto wanted = static_cast<std::size_t>(pool->blocks_for(end));
   while (blocks.size() < wanted) {
     const int block = pool->allocate();

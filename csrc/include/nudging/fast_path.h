@@ -1,9 +1,9 @@
 // The host half of ordinary steps: requests in the midst of their text, by policies that need
 // nothing of Python.
 //
-// The twin of what sequence.py, view.py, draft.py, scheduler.py, batch.py and engine.py do for
-// them.  What is not ordinary (an end, a lack of blocks, a prompt to read) is not done here: the
-// lane is handed back as it was before the step, and Python does that step.
+// The twin of what sequence.py, policy_view.py, drafting.py, scheduler.py, batch.py and engine.py
+// do for them.  What is not ordinary (an end, a lack of blocks, a prompt to read) is not done here:
+// the carried request is handed back as it was before the step, and Python does that step.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ using Position = std::int64_t;
 constexpr Position DECODE_TOKENS = 32;
 
 // Thrown where a step is not ordinary.
-struct NotOrdinary {};
+struct NeedsPython {};
 
 // What a model says after `position` tokens.
 struct Row {
@@ -49,7 +49,7 @@ struct Pool {
 };
 
 // One model's view of a request; see Sequence.  Of the tokens, those from `begin` on are here.
-struct Track {
+struct Sequence {
   int model = 0;
   Pool* pool = nullptr;
   Position prompt_len = 0, max_len = 0, max_sequence = 0;
@@ -106,10 +106,10 @@ struct Draft {
 constexpr int BASE = 0, GUIDE = 1;
 
 // One request.
-struct Lane {
+struct Carried {
   std::int64_t id = 0;
   Rule rule{};
-  std::vector<Track> tracks;
+  std::vector<Sequence> sequences;
   Position output_begin = 0;  // of the output, what stands from here on is here
   std::vector<Token> output;
   std::vector<std::uint8_t> authors;  // of the last tokens: those that nobody has read yet
@@ -132,24 +132,24 @@ struct Lane {
   Position written() const { return output_begin + static_cast<Position>(output.size()); }
 };
 
-// What a token adds to a lane's text.
-using TokenBytes = std::function<std::string(std::int64_t lane, Token)>;
+// What a token adds to a carried request's text.
+using TokenBytes = std::function<std::string(std::int64_t carried, Token)>;
 
-// What steps of all lanes have in common.
+// What steps of all carried requests have in common.
 struct World {
   TokenBytes token_bytes;
   Prices prices;
   std::vector<double> sharers;  // how many requests share the passes of each model
 };
 
-// Run the lane's policy until it misses a row, which is the need then.  Throws NotOrdinary before a
-// step that is not.
-void advance(Lane& lane, World& world);
+// Run the carried request's policy until it misses a row, which is the need then.  Throws
+// NeedsPython before a step that is not.
+void advance(Carried& carried, World& world);
 
 // tokens[start:end] of one sequence are to be computed, the rows from first_row to end to be
 // answered.
 struct Item {
-  Lane* lane;
+  Carried* carried;
   int role;
   Position start, end, first_row, ahead;
 };
@@ -165,44 +165,47 @@ struct BatchSizes {
   Position rows, seqs, width, answers;
 };
 
-// How many tokens are planned, how many blocks they and the paths behind them lack, and the lanes
-// whose step is not ordinary.
+// How many tokens are planned, how many blocks they and the paths behind them lack, and the
+// carried requests whose step is not ordinary.
 struct Plan {
   Position tokens = 0, missing = 0;
   std::vector<std::int64_t> not_ordinary;
 };
 
-// Blocks of each model that the lanes do not hold and will need soon, and the (lane, role) that
-// hold none yet, of whose first blocks others may hold some.
-struct LaneClaims {
+// Blocks of each model that the carried requests do not hold and will need soon, and the (carried,
+// role) that hold none yet, of whose first blocks others may hold some.
+struct CarriedClaims {
   std::vector<Position> blocks;
   std::vector<std::pair<std::int64_t, int>> without_blocks;
 };
 
-// Puts a full block of a lane's role where others find it; returns the block that holds it then.
-using Register =
-    std::function<int(std::int64_t lane, int role, const Token* tokens, Position count, int block)>;
+// Puts a full block of a carried request's role where others find it; returns the block that holds
+// it then.
+using Register = std::function<int(std::int64_t carried, int role, const Token* tokens,
+                                   Position count, int block)>;
 
-class Lanes {
+class FastPath {
  public:
-  Lanes(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes, PassCost cost,
-        FindCurve find);
+  FastPath(std::vector<Pool> pools, Register register_block, TokenBytes token_bytes, PassCost cost,
+           FindCurve find);
 
   Pool* pool(int model) { return &pools_[model]; }
-  Lane& enter(std::unique_ptr<Lane> lane);
-  Lane& at(std::int64_t id);
-  std::unique_ptr<Lane> leave(std::int64_t id);
-  std::size_t size() const { return lanes_.size(); }
+  Carried& enter(std::unique_ptr<Carried> carried);
+  Carried& at(std::int64_t id);
+  std::unique_ptr<Carried> leave(std::int64_t id);
+  std::size_t size() const { return fast_path_.size(); }
 
-  // What the lanes need of a model now.  Those that are not ordinary must leave before `own`.
+  // What the carried requests need of a model now.  Those that are not ordinary must leave before
+  // `own`.
   Plan plan(int model);
-  // Own the blocks of what is planned; returns the lanes that cannot, which are planned no more.
+  // Own the blocks of what is planned; returns the carried requests that cannot, which are planned
+  // no more.
   std::vector<std::int64_t> own();
-  // What all lanes claim together; see Claims in claims.py.
-  LaneClaims claims(Position headroom_blocks) const;
-  // How many tokens of paths each planned lane still wants, with its next one.
+  // What all carried requests claim together; see Claims in claims.py.
+  CarriedClaims claims(Position headroom_blocks) const;
+  // How many tokens of paths each planned request still wants, with its next one.
   std::vector<Position> path_lengths() const;
-  // How many lanes need the model and nothing else before.
+  // How many carried requests need the model and nothing else before.
   Position ready(int model) const;
   // At most `steps` tokens of every path; while others write theirs, a word's guide writes on as
   // far as it can afford, were all of so many requests that run to do so.
@@ -217,28 +220,28 @@ class Lanes {
   Position tokens() const;
   Position answers() const;
 
-  // File the answers of a pass; returns the (lane, role, position, answer) of rows that are not
+  // File the answers of a pass; returns the (carried, role, position, answer) of rows that are not
   // finite, which are not filed.
   std::vector<std::tuple<std::int64_t, int, Position, Position>> take(
       const std::vector<Row>& said, const std::vector<bool>& is_finite);
   // The next token of every path; false where none goes on.
   bool onward();
   // Let the policies of what was planned run on, in the order of their ids, up to the first one
-  // whose step is not ordinary or whose id is `limit` or more.  Returns the lanes that moved and
-  // the one that must leave.  Who calls again goes on behind it.
+  // whose step is not ordinary or whose id is `limit` or more.  Returns the carried requests that
+  // moved and the one that must leave.  Who calls again goes on behind it.
   std::pair<std::vector<std::int64_t>, std::optional<std::int64_t>> advance_before(
       std::int64_t limit, std::vector<double> sharers);
   // What passes of the model cost has been learned anew.
   void forget_prices(int model) { world_.prices.forget(model); }
 
  private:
-  void register_blocks(const Lane& lane, int role, Track& track);
+  void register_blocks(const Carried& carried, int role, Sequence& sequence);
   Position path_ahead(const Item& item, Position steps, Position running);
 
   std::vector<Pool> pools_;
   Register register_;
   World world_;
-  std::map<std::int64_t, std::unique_ptr<Lane>> lanes_;
+  std::map<std::int64_t, std::unique_ptr<Carried>> fast_path_;
   std::vector<std::int64_t> planned_;
   std::vector<Item> items_;
   std::vector<Foreign> foreign_;
