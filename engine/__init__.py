@@ -28,9 +28,7 @@ __all__ = sorted([*_HOME_OF, "__version__"])  # noqa: PLE0605
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("nudging")
+        return importlib.import_module("importlib.metadata").version("nudging")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'nudging' has no attribute {name!r}")
     return getattr(importlib.import_module(f"nudging.{_HOME_OF[name]}"), name)
