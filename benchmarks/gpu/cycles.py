@@ -22,10 +22,10 @@ from benchmarks.rounds import DifferentText
 from nudging import LLM, Base, Nudging, SamplingParams
 from nudging.executor.cycles.recorded_cycle import (
     CycleShape,
-    LaneBlocks,
-    LaneStart,
     RecordedCycle,
     Said,
+    SlotBlocks,
+    SlotStart,
     cycle_memory,
 )
 from nudging.executor.cycles.recorded_cycle import Model as CycleModel
@@ -53,9 +53,9 @@ class Cycle:
         memory = cycle_memory(seqs, device)
         self.recorded = RecordedCycle(*parts, shape, vocab, marks, memory, recorder_of(device))
         blocks = [range(seq * base.width, (seq + 1) * base.width) for seq in range(seqs)]
-        self.blocks = [LaneBlocks(drafts, own, own) for own in blocks]
-        self.lanes = [
-            LaneStart(0, behind, 300, 301, 1, 1, context, context, 0, 0.4, False, True, 0.0, 0)
+        self.blocks = [SlotBlocks(drafts, own, own) for own in blocks]
+        self.slots = [
+            SlotStart(0, behind, 300, 301, 1, 1, context, context, 0, 0.4, False, True, 0.0, 0)
         ] * seqs
 
     def bound(self, drafts: int, bandwidth: float) -> float:
@@ -65,11 +65,11 @@ class Cycle:
 
     def once(self) -> Said:
         """A cycle from the beginning, waited for."""
-        return self.recorded.start(self.blocks, self.lanes)()
+        return self.recorded.start(self.blocks, self.slots)()
 
     def behind_each_other(self) -> None:
         """A run of cycles, each read once the next one is on its way."""
-        said: Callable[[], Said] = self.recorded.start(self.blocks, self.lanes)
+        said: Callable[[], Said] = self.recorded.start(self.blocks, self.slots)
         for _ in range(RUN - 1):
             next_said = self.recorded.start(self.blocks)
             said()
@@ -202,7 +202,7 @@ def without_cycles(llm: LLM) -> None:
     """Let the models' passes be recorded one by one."""
     for runner in llm._engine.runners.values():
         if isinstance(runner, GraphRunner):
-            runner.foresights.clear()
+            runner.overlaps.clear()
 
 
 class Written(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 from nudging import _C
 from nudging.errors import BadRequest, CheckpointError
 from nudging.executor.cuda_graphs import CudaRecorder
-from nudging.executor.cycles.overlap import Foresight
+from nudging.executor.cycles.overlap import Overlap
 from nudging.executor.graph_runner import GraphRunner
 from nudging.executor.model_runner import ModelRunner, block_bytes
 from nudging.files.hub import download, is_hub_id, read_revisions
@@ -319,9 +319,9 @@ def foresee(
         if who and len(taking) == len(who):
             ends = {name: roles[name].eos_ids for name in who}
             vocab = min(roles[name].vocab_size for name in who)
-            foresight = Foresight(taking, ends, vocab, taking[who[0]].recorder, clock)
+            overlap = Overlap(taking, ends, vocab, taking[who[0]].recorder, clock)
             for runner in set(taking.values()):
-                runner.foresights.append(foresight)
+                runner.overlaps.append(overlap)
 
 
 def make_runner(

@@ -242,7 +242,7 @@ class FastPath:
         self.fail([(*where, rows[at]) for *where, at in self._core.take_rows(said)])
 
     def fail(self, failed: Iterable[tuple[Any, ...]]) -> None:
-        """These rows are not finite: lane, role, position and error of each."""
+        """These rows are not finite: number, role, position and error of each."""
         for number, role, position, error in failed:
             assert isinstance(error, NumericalError)
             carried = self._carried[number]

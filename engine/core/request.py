@@ -102,7 +102,7 @@ class Request:
         self.prompts = prompts
         self.roles = roles
         self.draft_len = draft_len
-        # Of the next cycle, and of the one that the device has begun, 0 for none; see `foresight`.
+        # Of the next cycle, and of the one that the device has begun, 0 for none; see `executor.cycles`.
         self.drafts_next, self.drafts_under_way = draft_len or 0, 0
         self.drafter = drafter
         self.first_position = first_position

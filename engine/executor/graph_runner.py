@@ -27,7 +27,7 @@ from nudging.executor.cuda_graphs import (
     path_shape,
     read,
 )
-from nudging.executor.cycles.overlap import Foresight
+from nudging.executor.cycles.overlap import Overlap
 from nudging.executor.model_runner import ModelRunner, by_work
 from nudging.executor.sampler import row_of
 from nudging.executor.warmup import MAX_AHEAD, Family, family_of, shapes_ahead
@@ -67,7 +67,7 @@ class GraphRunner(ModelRunner):
         self._families: set[Family] = set()
         self._ahead = 0
         # The cycles that this model takes part in, where there are any.
-        self.foresights: list[Foresight] = []
+        self.overlaps: list[Overlap] = []
 
     @property
     def takes_fast_path(self) -> bool:
@@ -85,12 +85,12 @@ class GraphRunner(ModelRunner):
         works = [work._replace(copies=()) if work.copies else work for work in works]
         found: list[Rows | None] = [None] * len(works)
         put_off: set[Request] = set()
-        for foresight in self.foresights:
-            rows, late = foresight.rows(self, works, wanted)
+        for overlap in self.overlaps:
+            rows, late = overlap.rows(self, works, wanted)
             put_off |= late
-            self.cycle_time = foresight.take_time() or self.cycle_time
+            self.cycle_time = overlap.take_time() or self.cycle_time
             found = [a if a is not None else b for a, b in zip(found, rows, strict=True)]
-        if sum(foresight.is_under_way for foresight in self.foresights) > 1:
+        if sum(overlap.is_under_way for overlap in self.overlaps) > 1:
             self._disturb()
         ends = [0, *accumulate(work.answers for work in works)]
         rest = [i for i, rows in enumerate(found) if rows is None and works[i].request not in put_off]
@@ -103,13 +103,13 @@ class GraphRunner(ModelRunner):
         return found
 
     def close(self) -> None:
-        for foresight in self.foresights:
-            foresight.close()
-        self.foresights.clear()
+        for overlap in self.overlaps:
+            overlap.close()
+        self.overlaps.clear()
 
     @torch.inference_mode()
     def record_ahead(self, texts: int) -> bool:
-        if any(foresight.record_ahead(texts) for foresight in self.foresights):
+        if any(overlap.record_ahead(texts) for overlap in self.overlaps):
             return True
         if self._ahead == MAX_AHEAD or not self.recorder.has_room():
             return False
@@ -123,8 +123,8 @@ class GraphRunner(ModelRunner):
         return False
 
     def _disturb(self) -> None:
-        for foresight in self.foresights:
-            foresight.disturb()
+        for overlap in self.overlaps:
+            overlap.disturb()
 
     def _execute(self, works: list[Work], wanted: list[Wanted]) -> list[Row | NumericalError]:
         known = self._known(works)

@@ -96,7 +96,7 @@ def test_the_engine_writes_up_to_the_row_that_is_not_finite(
     ids=str,
 )  # fmt: skip
 def test_what_changes_logits_is_picked_where_they_are_written(params: dict[str, object]) -> None:
-    """No recording, no cycle and no lane of C++ but for biases."""
+    """No recording, no cycle and nothing of C++ but for biases."""
     bent = SamplingParams(**params)  # type: ignore[arg-type]
     assert not bent.is_greedy
     assert not is_picked_by_head(Wanted(bent, 0, 0, 32, False))

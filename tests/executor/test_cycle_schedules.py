@@ -8,11 +8,11 @@ import pytest
 from nudging.core.policy_view import RequestView
 from nudging.core.sequence import Sequence
 from nudging.core.work import Work
-from nudging.executor.cycles import overlap as foresight
-from nudging.executor.cycles import slots as cycle_lanes
-from nudging.executor.cycles.overlap import Foresight
-from nudging.executor.cycles.recorded_cycle import LaneStart
-from nudging.executor.cycles.slots import Lane
+from nudging.executor.cycles import overlap
+from nudging.executor.cycles import slots as slots_module
+from nudging.executor.cycles.overlap import Overlap
+from nudging.executor.cycles.recorded_cycle import SlotStart
+from nudging.executor.cycles.slots import Slot
 from tests.support.cycle_schedules import run
 
 
@@ -45,14 +45,14 @@ def test_a_schedule_is_replayed_from_its_seed() -> None:
 
 
 def test_an_error_says_how_to_replay_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lane, "answers", lambda lane, work: [None])
+    monkeypatch.setattr(Slot, "answers", lambda slot, work: [None])
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - whatever comes first of it
         many(0, 5)
     assert "python -m tests.support.cycle_schedules --seed " in caught.value.__notes__[0]
 
 
-def goes_on_over_a_later_cycle(ahead: Foresight, work: Work) -> bool:
-    ahead._lanes.pop(work.request, None)
+def goes_on_over_a_later_cycle(ahead: Overlap, work: Work) -> bool:
+    ahead._slots.pop(work.request, None)
     return True
 
 
@@ -63,26 +63,26 @@ def begins_wherever_prompts_end(work: Work, drafts: int, roles: tuple[str, ...])
     )
 
 
-def answers_for_another_text(lane: Lane, work: Work) -> Any:
-    rows, end = lane.rows.get(work.role, []), lane.end(work.role)
+def answers_for_another_text(slot: Slot, work: Work) -> Any:
+    rows, end = slot.rows.get(work.role, []), slot.end(work.role)
     first, last = work.first_row - end, work.end - end
     return rows[first : last + 1] if 0 <= first <= last < len(rows) else None
 
 
-def counts_noise_from_one(work: Work) -> LaneStart:
-    start = cycle_lanes.lane_start(work)
+def counts_noise_from_one(work: Work) -> SlotStart:
+    start = slots_module.slot_start(work)
     return start._replace(first=start.first + 1)
 
 
-def owns_nothing(ahead: Foresight, lanes: list[Lane]) -> bool:
-    for lane in lanes:
+def owns_nothing(ahead: Overlap, slots: list[Slot]) -> bool:
+    for slot in slots:
         for role in ahead._runners:
-            lane.blocks[role] = lane.request.sequences[role].block_table.stamps()
+            slot.blocks[role] = slot.request.sequences[role].block_table.stamps()
     return True
 
 
-def is_at_any_text(lanes: list[Lane]) -> bool:
-    return bool(lanes)
+def is_at_any_text(slots: list[Slot]) -> bool:
+    return bool(slots)
 
 
 def keeps_keys_of_what_is_gone(sequence: Sequence, length: int) -> None:
@@ -94,14 +94,14 @@ def drafts_what_is_not_finite(view: RequestView, role: str, length: int) -> Any:
 
 
 FAULTS: list[tuple[Any, str, Any]] = [
-    (Foresight, "_give_up", goes_on_over_a_later_cycle),
-    (Foresight, "_own_blocks", owns_nothing),
-    (Lane, "answers", answers_for_another_text),
+    (Overlap, "_give_up", goes_on_over_a_later_cycle),
+    (Overlap, "_own_blocks", owns_nothing),
+    (Slot, "answers", answers_for_another_text),
     (Sequence, "uncompute", keeps_keys_of_what_is_gone),
     (RequestView, "draft", drafts_what_is_not_finite),
-    (foresight, "begins", begins_wherever_prompts_end),
-    (foresight, "lane_start", counts_noise_from_one),
-    (foresight, "is_at_text", is_at_any_text),
+    (overlap, "begins", begins_wherever_prompts_end),
+    (overlap, "slot_start", counts_noise_from_one),
+    (overlap, "is_at_text", is_at_any_text),
 ]
 
 

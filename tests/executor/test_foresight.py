@@ -24,7 +24,7 @@ from nudging.api.outputs import CompletionOutput
 from nudging.core.speculation.pass_costs import PassCosts
 from nudging.core.work import Work
 from nudging.executor.cycles.recorded_cycle import RecordedCycle
-from nudging.executor.cycles.slots import Lane
+from nudging.executor.cycles.slots import Slot
 from nudging.executor.graph_runner import GraphRunner
 from nudging.kernels.draft_verify import BASE_EOS, GUIDE_EOS, Verified
 from nudging.kernels.rms_norm import Norm
@@ -268,8 +268,8 @@ def test_drafts_of_changing_length_are_changed_in_flight(
             counts = late.cycles, late.ahead
             assert [written(r.outputs[0]) for r in at_once(llm, prompts, params, TOKEN, "auto")] == expected
         assert_pools_are_whole(llm)
-        foresight = next(f for f in runner_of(llm).foresights if len(f._runners) == 2)
-        assert {shape.drafts for shape in foresight._book.shapes} >= {3, 5, 8, 4}
+        overlap = next(f for f in runner_of(llm).overlaps if len(f._runners) == 2)
+        assert {shape.drafts for shape in overlap._cycles.shapes} >= {3, 5, 8, 4}
     cycles, ahead = late.cycles - counts[0], late.ahead - counts[1]
     assert 12 < cycles < 2 * ahead, "most are started while another one is under way"
 
@@ -289,8 +289,8 @@ def test_what_cycles_take_is_learned_where_nothing_else_was_done(
         prior = {base: Costs(8 * 10**10, 0.5), guide: Costs(10**10, 0.5)}
         engine.costs.update(prior)  # type: ignore[attr-defined]
         seconds = itertools.count(step=10.0)
-        for foresight in runner_of(llm).foresights:
-            foresight._clock = partial(next, seconds)
+        for overlap in runner_of(llm).overlaps:
+            overlap._clock = partial(next, seconds)
         params = SamplingParams(max_tokens=40, ignore_eos=True)
         for policy, k in ((TOKEN, 4), (Base(), "off")):
             for _ in range(3):
@@ -336,8 +336,8 @@ def test_what_is_too_large_for_a_recording_is_made_of_passes(
             for _ in range(2):
                 passes = late.passes
                 assert [written(r.outputs[0]) for r in at_once(llm, some, params, TOKEN, 4)] == expected
-        shapes = [shape for foresight in runner_of(llm).foresights for shape in foresight._book.shapes]
-        assert {(shape.lanes, shape.base_width) for shape in shapes} == {(1, 8)}
+        shapes = [shape for overlap in runner_of(llm).overlaps for shape in overlap._cycles.shapes]
+        assert {(shape.slots, shape.base_width) for shape in shapes} == {(1, 8)}
         # From eight blocks of sixteen tokens on.
         assert late.passes - passes > (150 - 8 * 16) / 5
         assert_pools_are_whole(llm)
@@ -347,7 +347,7 @@ def test_ends_that_only_one_model_knows_end_nothing_on_the_device(
     tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with recording_llm(monkeypatch, Late(monkeypatch), **tiny_pair) as llm:
-        pair = next(f for f in runner_of(llm).foresights if len(f._runners) == 2)
+        pair = next(f for f in runner_of(llm).overlaps if len(f._runners) == 2)
         ends = {"guide": frozenset({5, 10**6}), "base": frozenset({5, 7})}
         marks = pair._mark_ends({role: replace(llm.roles[role], eos_ids=ids) for role, ids in ends.items()})
         assert {i: mark for i, mark in enumerate(marks) if mark} == {5: BASE_EOS | GUIDE_EOS, 7: BASE_EOS}
@@ -445,14 +445,14 @@ def test_passes_that_go_over_a_later_cycle_undo_it(
     prompts, params = prompts_and_params(4)
     let_pay(monkeypatch, 3, 3, 4)
     late = Late(monkeypatch)
-    answers, asked = Lane.answers, itertools.count()
+    answers, asked = Slot.answers, itertools.count()
 
-    def refused(lane: Lane, work: Work) -> Any:
-        first = "guide" if "guide" in lane.request.policy.roles else "base"
-        begins = work.role == first and work.first_row == lane.end(first) and bool(lane.rows)
-        return None if begins and next(asked) % 3 == 2 else answers(lane, work)
+    def refused(slot: Slot, work: Work) -> Any:
+        first = "guide" if "guide" in slot.request.policy.roles else "base"
+        begins = work.role == first and work.first_row == slot.end(first) and bool(slot.rows)
+        return None if begins and next(asked) % 3 == 2 else answers(slot, work)
 
-    monkeypatch.setattr(Lane, "answers", refused)
+    monkeypatch.setattr(Slot, "answers", refused)
     with recording_llm(monkeypatch, late, **tiny_pair) as llm:
         twin = Twin(llm)
         for policy, k in ARMS:

@@ -130,8 +130,8 @@ def recording_llm(monkeypatch: pytest.MonkeyPatch, recording: Recording, **optio
     llm._engine.clock = seconds
     for made in llm._engine.runners.values():
         assert isinstance(made, GraphRunner)
-        for foresight in made.foresights:
-            foresight._clock = seconds
+        for overlap in made.overlaps:
+            overlap._clock = seconds
     return llm
 
 

@@ -72,8 +72,8 @@ def made(llm: LLM) -> dict[Any, int]:
     found: dict[Any, int] = {}
     for index, runner in enumerate(runners_of(llm)):
         found |= {(index, key): key[0].seqs - 1 for key in (*runner._passes, *runner._paths)}
-        for foresight in runner.foresights:
-            found |= {(*foresight._runners, shape): shape.lanes for shape in foresight._book.shapes}
+        for overlap in runner.overlaps:
+            found |= {(*overlap._runners, shape): shape.slots for shape in overlap._cycles.shapes}
     return found
 
 

@@ -27,7 +27,7 @@ from nudging.core.sampling_params import SamplingParams
 from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.errors import NumericalError
-from nudging.executor.cycles.cycle_cache import CycleBook
+from nudging.executor.cycles.cycle_cache import CycleCache
 from nudging.executor.cycles.recorded_cycle import RecordedCycle
 from nudging.executor.graph_runner import GraphRunner
 from nudging.executor.model_runner import ModelRunner, by_work
@@ -227,7 +227,7 @@ class SimGraphRunner(GraphRunner, SimPass):
 
 @dataclass(frozen=True)
 class CycleSetup(Setup):
-    """Beside a Setup: `cycle_book.PATIENCE`, and how often recordings are made while idle."""
+    """Beside a Setup: `cycle_cache.PATIENCE`, and how often recordings are made while idle."""
 
     patience: int = 2
     record_ahead: float = 0.0
@@ -255,7 +255,7 @@ class CycleLLM(SimLLM):
 @contextmanager
 def late_device(device: Device, setup: CycleSetup, lengths: Callable[[int], int]) -> Iterator[None]:
     """Let recordings run on `device`; `lengths` says which length of drafts pays, given the longest."""
-    launch, copy, record = RecordedCycle._launch, KVCache.copy_blocks, CycleBook._record
+    launch, copy, record = RecordedCycle._launch, KVCache.copy_blocks, CycleCache._record
 
     def start(cycle: RecordedCycle, *args: Any) -> None:
         device.start(partial(launch, cycle, *args))
@@ -265,7 +265,7 @@ def late_device(device: Device, setup: CycleSetup, lengths: Callable[[int], int]
             device.catch_up()
         copy(cache, pairs)
 
-    def recorded(book: CycleBook, shape: Any) -> RecordedCycle:
+    def recorded(book: CycleCache, shape: Any) -> RecordedCycle:
         # What it clears on the device it clears behind all that was started.
         device.catch_up()
         return record(book, shape)
@@ -276,7 +276,7 @@ def late_device(device: Device, setup: CycleSetup, lengths: Callable[[int], int]
     patches = (
         mock.patch.object(RecordedCycle, "_launch", start),
         mock.patch.object(KVCache, "copy_blocks", copied),
-        mock.patch.object(CycleBook, "_record", recorded),
+        mock.patch.object(CycleCache, "_record", recorded),
         mock.patch("nudging.executor.cuda_graphs.lm_head", head),
         mock.patch("nudging.core.speculation.drafting.draft_length", length),
         mock.patch("nudging.executor.cycles.cycle_cache.PATIENCE", setup.patience),

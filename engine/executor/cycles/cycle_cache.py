@@ -19,7 +19,7 @@ from nudging.executor.warmup import MAX_AHEAD, widths
 PATIENCE = 32
 
 
-class CycleBook:
+class CycleCache:
     """The recorded cycles of a guide and its base, or of one model alone."""
 
     def __init__(
@@ -29,7 +29,7 @@ class CycleBook:
         self.shapes: dict[CycleShape, RecordedCycle] = {}
         self._guide, self._base, self._vocab, self._marks = guide, base, vocab, marks
         self._recorder = recorder
-        # By lanes; see `cycle_memory`.
+        # By slots; see `cycle_memory`.
         self._memories: dict[int, Tensor] = {}
         self._seen: set[CycleShape] = set()
         # How often a text would have gone on with a shape that is not recorded.
@@ -40,7 +40,7 @@ class CycleBook:
 
     def find(self, shape: CycleShape) -> RecordedCycle | None:
         """A recording for texts to begin with, while none of another cycle is needed any more.  Where the
-        shape is new, one for a few more lanes does, and where there is none, None.
+        shape is new, one for a few more slots does, and where there is none, None.
         """
         self._families.add(shape[1:])
         if shape not in self.shapes and shape not in self._seen:
@@ -48,16 +48,16 @@ class CycleBook:
             fitting = [
                 known
                 for known in self.shapes
-                if shape.lanes <= known.lanes <= 2 * shape.lanes and shape[1:] == known[1:]
+                if shape.slots <= known.slots <= 2 * shape.slots and shape[1:] == known[1:]
             ]
             return self.shapes[min(fitting)] if fitting else None
         return self.shapes.get(shape) or self._record(shape)
 
     def find_onward(self, shape: CycleShape, known: CycleShape) -> RecordedCycle | None:
-        """A recording of as many lanes as `known` has, which texts that are on their way can go on with."""
+        """A recording of as many slots as `known` has, which texts that are on their way can go on with."""
         if shape.drafts == known.drafts and all(a <= b for a, b in zip(shape, known, strict=True)):
             return self.shapes[known]
-        shape = shape._replace(lanes=known.lanes)
+        shape = shape._replace(slots=known.slots)
         if shape not in self.shapes:
             self._families.add(shape[1:])
             self._missed[shape] += 1
@@ -65,7 +65,7 @@ class CycleBook:
 
     def is_due(self, shape: CycleShape, known: CycleShape) -> bool:
         """Whether texts that go on without this shape should rather begin anew, and have it recorded."""
-        shape = shape._replace(lanes=known.lanes)
+        shape = shape._replace(slots=known.slots)
         if self._missed[shape] >= PATIENCE:
             self._seen.add(shape)
         return shape not in self.shapes and shape in self._seen
@@ -76,10 +76,10 @@ class CycleBook:
         """
         if self._ahead == MAX_AHEAD or not self._recorder.has_room():
             return False
-        lanes = at_least(SIZES, texts)
+        slots = at_least(SIZES, texts)
         for drafts, *seen in sorted(self._families):
             for both in product(*map(widths, seen, max_blocks)):
-                shape = CycleShape(lanes, drafts, *both)
+                shape = CycleShape(slots, drafts, *both)
                 if shape not in self.shapes and texts * (drafts + 1) <= SIZES[-1]:
                     self._ahead += 1
                     self._record(shape)
@@ -94,9 +94,9 @@ class CycleBook:
         self._memories.clear()
 
     def _record(self, shape: CycleShape) -> RecordedCycle:
-        if shape.lanes not in self._memories:
-            self._memories[shape.lanes] = cycle_memory(shape.lanes, self._marks.device)
-        memory = self._memories[shape.lanes]
+        if shape.slots not in self._memories:
+            self._memories[shape.slots] = cycle_memory(shape.slots, self._marks.device)
+        memory = self._memories[shape.slots]
         recorded = self.shapes[shape] = RecordedCycle(
             self._guide, self._base, shape, self._vocab, self._marks, memory, self._recorder
         )

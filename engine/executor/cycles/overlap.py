@@ -3,7 +3,7 @@
 The device goes from one cycle straight to the next (`recorded_cycle`); the host starts each one before it
 looks at what the last one said, so that the device never waits for it.  What a cycle said are rows like any
 others: where the engine asks for rows that a cycle has computed, they are handed out, and the policy decides
-from them.  So what the device has decided is a foresight only: where the policy decides otherwise, where a
+from them.  So what the device has decided is a overlap only: where the policy decides otherwise, where a
 text ends, a request comes or blocks are missing, the next cycle starts from the host's texts again.
 
 One thing must hold: the cycle that is under way writes into the cache behind the text that the device
@@ -26,17 +26,17 @@ from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.errors import OutOfBlocks
 from nudging.executor.cuda_graphs import SIZES, WIDTHS, Recorder, at_least
-from nudging.executor.cycles.cycle_cache import CycleBook
+from nudging.executor.cycles.cycle_cache import CycleCache
 from nudging.executor.cycles.recorded_cycle import (
     TAIL,
     CycleShape,
-    LaneStart,
     Model,
     RecordedCycle,
     Said,
+    SlotStart,
     Told,
 )
-from nudging.executor.cycles.slots import Lane, begins, blocks_of, drafts_of, is_at_text, lane_start
+from nudging.executor.cycles.slots import Slot, begins, blocks_of, drafts_of, is_at_text, slot_start
 from nudging.executor.model_runner import ModelRunner
 from nudging.executor.sampler import row_of
 from nudging.kernels.cycle_rows import ALIVE, LAG, LAST, WRITTEN
@@ -52,16 +52,16 @@ class Flight:
     """A cycle under way; `said` waits for it."""
 
     recorded: RecordedCycle
-    lanes: list[Lane]
+    slots: list[Slot]
     said: Callable[[], Said]
     # Whether it was started while another one was under way.
     is_behind: bool
 
     def __post_init__(self) -> None:
-        self.requests = {lane.request for lane in self.lanes}
+        self.requests = {slot.request for slot in self.slots}
 
 
-class Foresight:
+class Overlap:
     """The cycles of a base and its guide, or of one model alone, and what they have computed for whom.
 
     It serves token-level nudging with the guide's drafts, or a model that writes alone, where the head picks
@@ -86,7 +86,7 @@ class Foresight:
         self._marked = self._mark_ends(ends, vocab_size)
         marks = torch.tensor(self._marked, dtype=torch.uint8, device=self._first.decoder.device)
         *guide, base = (Model(runner.decoder, runner.cache) for runner in runners.values())
-        self._book = CycleBook(guide[0] if guide else None, base, len(marks), marks, recorder)
+        self._cycles = CycleCache(guide[0] if guide else None, base, len(marks), marks, recorder)
         self._flight: Flight | None = None
         # When the device went from one cycle to the next, None where it did something else; and what that
         # one took.
@@ -95,7 +95,7 @@ class Foresight:
         # Those who drafted when it last was asked.
         self._in_step: set[Request] = set()
         # The last cycles of each request that were read.
-        self._lanes: dict[Request, list[Lane]] = {}
+        self._slots: dict[Request, list[Slot]] = {}
 
     def rows(
         self, runner: ModelRunner, works: Sequence[Work], wanted: Sequence[Wanted]
@@ -122,7 +122,7 @@ class Foresight:
         """Record one more cycle of so many texts that may come; False where none is left."""
         # Nobody runs: what is still on its way will not be read.
         self._flight = None
-        return self._book.record_ahead(texts, self._by_side(self._max_blocks))
+        return self._cycles.record_ahead(texts, self._by_side(self._max_blocks))
 
     def take_time(self) -> CycleTime | None:
         """What the last cycle took, once."""
@@ -133,7 +133,7 @@ class Foresight:
     def is_under_way(self) -> bool:
         """Whether a cycle is, that somebody waits for."""
         flight = self._flight
-        return flight is not None and not all(lane.request.is_finished for lane in flight.lanes)
+        return flight is not None and not all(slot.request.is_finished for slot in flight.slots)
 
     def disturb(self) -> None:
         """The device does something else, too."""
@@ -141,14 +141,14 @@ class Foresight:
 
     def close(self) -> None:
         """Wait for the cycles that are under way, and forget all of them."""
-        self._book.close()
+        self._cycles.close()
         self._flight = None
-        self._lanes.clear()
+        self._slots.clear()
         self._in_step.clear()
 
     def _answers(self, work: Work) -> Rows | None:
-        for lane in self._lanes.get(work.request, ()):
-            rows = lane.answers(work)
+        for slot in self._slots.get(work.request, ()):
+            rows = slot.answers(work)
             if rows is not None:
                 return rows
         return None
@@ -161,16 +161,16 @@ class Foresight:
         again.  Returns whether the work begins before that; else it has to be planned anew.
         """
         request = work.request
-        lanes = self._lanes.pop(request, [])
+        slots = self._slots.pop(request, [])
         if self._flight is not None and request in self._flight.requests:
-            lanes += [lane for lane in self._flight.lanes if lane.request is request]
+            slots += [slot for slot in self._flight.slots if slot.request is request]
         begins = True
-        for lane in lanes:
-            if lane.start is not None and lane.start > len(request.output) and not lane.is_lost:
-                begins &= work.start <= lane.end(work.role) - TAIL
+        for slot in slots:
+            if slot.start is not None and slot.start > len(request.output) and not slot.is_lost:
+                begins &= work.start <= slot.end(work.role) - TAIL
                 for role in self._runners:
-                    request.sequences[role].uncompute(lane.end(role) - TAIL)
-            lane.start = None
+                    request.sequences[role].uncompute(slot.end(role) - TAIL)
+            slot.start = None
         return begins
 
     def _drafting(self, works: Sequence[Work], wanted: Sequence[Wanted]) -> Starts:
@@ -191,8 +191,8 @@ class Foresight:
         and all begin with the next one.
         """
         # A cycle before the last one may still be asked for by those who were answered in part.
-        self._lanes = {r: lanes[-2:] for r, lanes in self._lanes.items() if not r.is_finished}
-        starts = {r: start for r, start in starts.items() if not is_at_text(self._lanes.get(r, []))}
+        self._slots = {r: slots[-2:] for r, slots in self._slots.items() if not r.is_finished}
+        starts = {r: start for r, start in starts.items() if not is_at_text(self._slots.get(r, []))}
         late: Set[Request] = frozenset()
         if not starts:
             return late
@@ -200,7 +200,7 @@ class Foresight:
         flight = before if before and self._ready(before, starts) else self._start(starts)
         if flight is not None:
             ready = self._ready(flight, starts)
-            others = [lane for lane in flight.lanes if lane.request not in ready and not lane.stopped]
+            others = [slot for slot in flight.slots if slot.request not in ready and not slot.stopped]
             if len(ready) == len(starts) and not others:
                 self._flight = self._go_on(flight)
             elif ready and flight is before:
@@ -213,33 +213,33 @@ class Foresight:
 
     def _ready(self, flight: Flight, starts: Starts) -> set[Request]:
         """Those whose next cycle this is."""
-        return {lane.request for lane in flight.lanes if lane.request in starts and is_at_text([lane])}
+        return {slot.request for slot in flight.slots if slot.request in starts and is_at_text([slot])}
 
     def _start(self, starts: Starts) -> Flight | None:
         """A cycle from these texts on; None where its shape is new or blocks are missing: then single passes
         do it.
         """
-        texts = [lane_start(work) for _, work in starts.values()]
-        lanes = [
-            Lane(request, request.counters.preemptions, drafts, text.written, text.lag)
+        texts = [slot_start(work) for _, work in starts.values()]
+        slots = [
+            Slot(request, request.counters.preemptions, drafts, text.written, text.lag)
             for (request, (drafts, _)), text in zip(starts.items(), texts, strict=True)
         ]
-        shape = self._shape(lanes, lanes)
+        shape = self._shape(slots, slots)
         if shape is None:
             return None
-        recorded = self._book.find(shape)
-        if recorded is None or not self._own_blocks(lanes):
+        recorded = self._cycles.find(shape)
+        if recorded is None or not self._own_blocks(slots):
             return None
-        return self._launch(recorded, lanes, texts)
+        return self._launch(recorded, slots, texts)
 
     def _launch(
-        self, recorded: RecordedCycle, lanes: list[Lane], texts: Sequence[LaneStart] | None
+        self, recorded: RecordedCycle, slots: list[Slot], texts: Sequence[SlotStart] | None
     ) -> Flight:
         """Send a cycle on its way, from these texts or from where the one before leaves them."""
-        for lane in lanes:
-            lane.request.drafts_under_way = lane.wanted
-        said = recorded.start(blocks_of(lanes, list(self._runners)), texts)
-        return Flight(recorded, lanes, said, texts is None)
+        for slot in slots:
+            slot.request.drafts_under_way = slot.wanted
+        said = recorded.start(blocks_of(slots, list(self._runners)), texts)
+        return Flight(recorded, slots, said, texts is None)
 
     def _by_side(self, of: Callable[[str], int]) -> tuple[int, int]:
         """Something of the guide and of the base; 0 where nobody drafts."""
@@ -256,49 +256,49 @@ class Foresight:
         """The cycle behind one that is not read yet; None where blocks are missing, somebody wants no draft
         any more, or it needs a shape that is not recorded.
         """
-        going = [lane for lane in flight.lanes if not lane.stopped]
-        if any(lane.wanted and not lane.request.drafts_next for lane in going):
+        going = [slot for slot in flight.slots if not slot.stopped]
+        if any(slot.wanted and not slot.request.drafts_next for slot in going):
             return None
-        had = tuple(lane.wanted for lane in flight.lanes)
+        had = tuple(slot.wanted for slot in flight.slots)
         wishes = tuple(
-            lane.request.drafts_next if lane.wanted and not lane.stopped else 0 for lane in flight.lanes
+            slot.request.drafts_next if slot.wanted and not slot.stopped else 0 for slot in flight.slots
         )
         # As many drafts as each wants now; where that is not recorded yet, as many as it had.
         for lengths in dict.fromkeys((wishes, had)):
-            lanes = [
-                Lane(lane.request, lane.preemptions, wanted, stopped=lane.stopped, blocks=lane.blocks)
-                for lane, wanted in zip(flight.lanes, lengths, strict=True)
+            slots = [
+                Slot(slot.request, slot.preemptions, wanted, stopped=slot.stopped, blocks=slot.blocks)
+                for slot, wanted in zip(flight.slots, lengths, strict=True)
             ]
-            shape, known = self._shape(flight.lanes, lanes), flight.recorded.shape
-            recorded = self._book.find_onward(shape, known) if shape else None
+            shape, known = self._shape(flight.slots, slots), flight.recorded.shape
+            recorded = self._cycles.find_onward(shape, known) if shape else None
             if recorded is not None:
-                return self._launch(recorded, lanes, None) if self._own_blocks(going) else None
-            if shape is None or self._book.is_due(shape, known):
+                return self._launch(recorded, slots, None) if self._own_blocks(going) else None
+            if shape is None or self._cycles.is_due(shape, known):
                 break
         return None
 
-    def _own_blocks(self, lanes: Sequence[Lane]) -> bool:
+    def _own_blocks(self, slots: Sequence[Slot]) -> bool:
         """Own, alone, all that this cycle and the next one may write."""
-        for lane in lanes:
+        for slot in slots:
             for role, runner in self._runners.items():
-                sequence = lane.request.sequences[role]
+                sequence = slot.request.sequences[role]
                 try:
-                    copies = sequence.prepare_write(sequence.num_computed, lane.reach(role))
+                    copies = sequence.prepare_write(sequence.num_computed, slot.reach(role))
                 except OutOfBlocks:
                     return False
                 runner.cache.copy_blocks(copies)
-                sequence.reserved = lane.reach(role)
-                lane.blocks[role] = sequence.block_table.stamps()
+                sequence.reserved = slot.reach(role)
+                slot.blocks[role] = sequence.block_table.stamps()
         return True
 
     def _let_go(self, flight: Flight) -> None:
         """Keep no blocks for those who are in no cycle any more."""
         staying = set() if self._flight is None else self._flight.requests
-        for lane in flight.lanes:
-            if lane.request not in staying:
-                lane.request.drafts_under_way = 0
+        for slot in flight.slots:
+            if slot.request not in staying:
+                slot.request.drafts_under_way = 0
                 for role in self._runners:
-                    lane.request.sequences[role].reserved = 0
+                    slot.request.sequences[role].reserved = 0
 
     def _keep_in_step(self, drafting: Starts) -> None:
         """Let those who draft do so as if they were in a cycle, so that the next one can begin with all of
@@ -311,25 +311,25 @@ class Foresight:
             request.drafts_under_way = drafting[request][0]
         self._in_step = set(drafting)
 
-    def _shape(self, texts: Sequence[Lane], lanes: Sequence[Lane]) -> CycleShape | None:
-        """The smallest shape with a recording that holds the lanes, which begin where the cycle of `texts`
+    def _shape(self, texts: Sequence[Slot], slots: Sequence[Slot]) -> CycleShape | None:
+        """The smallest shape with a recording that holds the slots, which begin where the cycle of `texts`
         does or ends; None where there is none.
         """
-        drafts = max(lane.wanted for lane in lanes)
+        drafts = max(slot.wanted for slot in slots)
         size = self._first.pool.block_size
         # Rows that do not count stand as far behind the text as those that do.
-        reach = max(lane.wanted for lane in texts) + drafts + 1
-        if len(lanes) * (drafts + 1) > SIZES[-1]:
+        reach = max(slot.wanted for slot in texts) + drafts + 1
+        if len(slots) * (drafts + 1) > SIZES[-1]:
             return None
 
         def width(role: str) -> int:
-            return max(-(-(lane.end(role) + reach) // size) for lane in texts)
+            return max(-(-(slot.end(role) + reach) // size) for slot in texts)
 
         widths = self._by_side(width)
         if max(widths) > WIDTHS[-1]:
             return None
         sizes = (at_least(WIDTHS, max(w, drafts + 1)) if w else 0 for w in widths)
-        return CycleShape(at_least(SIZES, len(lanes)), drafts, *sizes)
+        return CycleShape(at_least(SIZES, len(slots)), drafts, *sizes)
 
     def _mark_ends(self, ends: Mapping[str, Collection[int]], vocab_size: int) -> list[int]:
         """Which ids end a text, and whose; see `draft_verify`."""
@@ -344,26 +344,26 @@ class Foresight:
         """Wait for a cycle and take over its rows; now it is known where the one behind it begins."""
         said = flight.said()
         self._time_of(flight)
-        for index, lane in enumerate(flight.lanes):
-            if lane.start is None:
+        for index, slot in enumerate(flight.slots):
+            if slot.start is None:
                 continue
             first = index * (flight.recorded.shape.drafts + 1)
-            guide = [rows[index] for rows in said.guide[: lane.drafts]]
-            base = said.base[first : first + lane.drafts + 1]
-            lane.path = [token for token, *_ in guide]
-            lane.rows = {"guide": [row_of(*one) for one in guide]} if guide else {}
-            lane.rows[self._writer] = [row_of(*one) for one in base]
+            guide = [rows[index] for rows in said.guide[: slot.drafts]]
+            base = said.base[first : first + slot.drafts + 1]
+            slot.path = [token for token, *_ in guide]
+            slot.rows = {"guide": [row_of(*one) for one in guide]} if guide else {}
+            slot.rows[self._writer] = [row_of(*one) for one in base]
             written, last, is_on = (said.state[index][i] for i in (WRITTEN, LAST, ALIVE))
-            foreseen = self._replayed(lane, base) if is_on else []
-            if is_on and (written != lane.start + len(foreseen) or last != foreseen[-1]):
+            foreseen = self._replayed(slot, base) if is_on else []
+            if is_on and (written != slot.start + len(foreseen) or last != foreseen[-1]):
                 # What the device writes now is not behind the text: nothing of this can be kept.
-                lane.rows = {}
+                slot.rows = {}
             elif onward is not None:
-                behind = onward.lanes[index]
+                behind = onward.slots[index]
                 behind.stopped = not is_on
                 if is_on:
                     behind.start, behind.lag, behind.before = written, said.state[index][LAG], foreseen
-            self._lanes.setdefault(lane.request, []).append(lane)
+            self._slots.setdefault(slot.request, []).append(slot)
 
     def _time_of(self, flight: Flight) -> None:
         """Note what a cycle took that has just ended, if the device began it when the one before ended."""
@@ -371,21 +371,21 @@ class Foresight:
         if before is None or not flight.is_behind:
             return
         shape = flight.recorded.shape
-        passes = dict.fromkeys(self._runners, (shape.drafts, shape.lanes))
-        passes[self._writer] = 1, shape.lanes * (shape.drafts + 1)
+        passes = dict.fromkeys(self._runners, (shape.drafts, shape.slots))
+        passes[self._writer] = 1, shape.slots * (shape.drafts + 1)
         self._time = CycleTime(passes, self._turned_at - before)
 
-    def _replayed(self, lane: Lane, base: Sequence[Told]) -> list[int]:
+    def _replayed(self, slot: Slot, base: Sequence[Told]) -> list[int]:
         """What the policy writes in this cycle, by the rows that were read."""
-        request, rule = lane.request, lane.request.rule
+        request, rule = slot.request, slot.request.rule
         written, _ = replay(
             [(top, lse, token) for token, _, top, lse in base],
-            lane.path,
+            slot.path,
             self._marked,
             rule.threshold,
             rule.or_equal,
             False,
             request.params.ignore_eos,
-            request.max_tokens - (lane.start or 0),
+            request.max_tokens - (slot.start or 0),
         )
         return [token for token, _ in written]

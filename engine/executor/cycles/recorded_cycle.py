@@ -38,12 +38,12 @@ Told = tuple[int, int, float, float]
 
 
 class CycleShape(NamedTuple):
-    """What a cycle is recorded for: lanes, drafts of each, and entries of the models' block tables.
+    """What a cycle is recorded for: slots, drafts of each, and entries of the models' block tables.
 
     Where nobody drafts, `drafts` and `guide_width` are 0.
     """
 
-    lanes: int
+    slots: int
     drafts: int
     guide_width: int
     base_width: int
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     cache: KVCache
 
 
-class LaneStart(NamedTuple):
+class SlotStart(NamedTuple):
     """A text and its request, as a cycle needs to know them; see `cycle_rows` and `draft_verify`.
 
     The first six are a column of the cycle's `state`, in its order; `seed` is any 64-bit number.
@@ -78,8 +78,8 @@ class LaneStart(NamedTuple):
     seed: int
 
 
-class LaneBlocks(NamedTuple):
-    """What a lane gets in one cycle: how many drafts, and the blocks of its guide and its base, which have to
+class SlotBlocks(NamedTuple):
+    """What a slot gets in one cycle: how many drafts, and the blocks of its guide and its base, which have to
     hold all that the cycle may write.
     """
 
@@ -89,7 +89,7 @@ class LaneBlocks(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a cycle said: the guide's rows pass by pass, the base's lane by lane, and the lanes' states."""
+    """What a cycle said: the guide's rows pass by pass, the base's slot by slot, and the slots' states."""
 
     guide: list[list[Told]]
     base: list[Told]
@@ -100,8 +100,8 @@ class Side:
     """What the host writes for every other cycle and reads of it, in memory that copies do not wait for."""
 
     def __init__(self, shapes: Sequence[Tensor], pinned: bool) -> None:
-        """`shapes`: the device's lanes, tables and result."""
-        self.lanes, self.tables, self.result = (
+        """`shapes`: the device's slots, tables and result."""
+        self.slots, self.tables, self.result = (
             torch.zeros(like.shape, dtype=like.dtype, pin_memory=pinned) for like in shapes
         )
         # Waits for the cycle that was started with it last.
@@ -117,7 +117,7 @@ class RecordedCycle:
     """One recording of a whole cycle.
 
     Two cycles may be on their way at once: what the host writes for one and reads of it is not the other's.
-    What the device keeps of the texts is shared by all cycles of so many lanes: each goes on where the one
+    What the device keeps of the texts is shared by all cycles of so many slots: each goes on where the one
     before it, of however many drafts, has left them.
     """
 
@@ -138,44 +138,44 @@ class RecordedCycle:
         self._guide, self._base, self._vocab, self._marks = guide, base, vocab, marks
         self._recorder = recorder
         device = base.decoder.device
-        lanes, drafts = shape.lanes, shape.drafts
-        self._layouts = _lanes_layout(lanes), _tables_layout(shape), _result_layout(lanes, drafts)
-        lanes_bytes, tables_bytes, result_bytes = map(_num_bytes, self._layouts)
+        slots, drafts = shape.slots, shape.drafts
+        self._layouts = _slots_layout(slots), _tables_layout(shape), _result_layout(slots, drafts)
+        slots_bytes, tables_bytes, result_bytes = map(_num_bytes, self._layouts)
         # What is written for a cycle ends with the states of the texts, what is read of it begins with them.
-        state_at = _state_at(lanes)
-        self._lane_memory, self._result = memory[:lanes_bytes], memory[state_at : state_at + result_bytes]
+        state_at = _state_at(slots)
+        self._slot_memory, self._result = memory[:slots_bytes], memory[state_at : state_at + result_bytes]
         self._table_memory = torch.zeros(tables_bytes, dtype=torch.uint8, device=device)
-        self._lanes, self._tables, said = map(
-            _views, (self._lane_memory, self._table_memory, self._result), self._layouts
+        self._slots, self._tables, said = map(
+            _views, (self._slot_memory, self._table_memory, self._result), self._layouts
         )
         self._guide_said, self._base_said = said["guide"], said["base"]
-        parts = self._lane_memory, self._table_memory, self._result
+        parts = self._slot_memory, self._table_memory, self._result
         self._sides = [Side(parts, device.type == "cuda") for _ in range(2)]
-        each = torch.arange(lanes + 1, dtype=torch.int32, device=device)
-        # Where a lane's rows begin in the guide's first pass, in its further ones and in the base's.
+        each = torch.arange(slots + 1, dtype=torch.int32, device=device)
+        # Where a slot's rows begin in the guide's first pass, in its further ones and in the base's.
         self._begins = each * 2, each, each * (drafts + 1)
-        rows = torch.arange(lanes * (drafts + 1), device=device)
+        rows = torch.arange(slots * (drafts + 1), device=device)
         self._answers = each[:-1].long() * 2 + 1, each[:-1].long(), rows
-        self._by_word = torch.zeros(lanes, dtype=torch.bool, device=device)
-        # No lane takes part: running it changes nothing.
+        self._by_word = torch.zeros(slots, dtype=torch.bool, device=device)
+        # No slot takes part: running it changes nothing.
         memory.zero_()
         self.replay = recorder.record(self._run)
 
     def start(
-        self, blocks: Sequence[LaneBlocks], lanes: Sequence[LaneStart] | None = None
+        self, blocks: Sequence[SlotBlocks], slots: Sequence[SlotStart] | None = None
     ) -> Callable[[], Said]:
         """Start a cycle and return what waits for it and reads it.
 
-        lanes: the texts to start with; None goes on from where the cycle before, of as many lanes, left them.
+        slots: the texts to start with; None goes on from where the cycle before, of as many slots, left them.
         """
         self._sides.reverse()
         side = self._sides[0]
         # Whoever did not read what it was used for has to wait now, before it is overwritten.
         side.finish()
         self._fill_tables(_views(side.tables, self._layouts[1]), blocks)
-        if lanes is not None:
-            self._fill_lanes(_views(side.lanes, self._layouts[0]), lanes)
-        self._launch(side, lanes is not None)
+        if slots is not None:
+            self._fill_slots(_views(side.slots, self._layouts[0]), slots)
+        self._launch(side, slots is not None)
         side.wait = self._recorder.mark()
 
         def said() -> Said:
@@ -196,52 +196,52 @@ class RecordedCycle:
         """All that the device does for a cycle; the host goes on at once."""
         self._table_memory.copy_(side.tables, non_blocking=True)
         if is_new:
-            self._lane_memory.copy_(side.lanes, non_blocking=True)
+            self._slot_memory.copy_(side.slots, non_blocking=True)
         self.replay()
         side.result.copy_(self._result, non_blocking=True)
 
     def _run(self) -> None:
-        lanes, tables = self._lanes, self._tables
+        slots, tables = self._slots, self._tables
         base = self._base.cache
         # Without a guide, what the rows of one are does not count.
         guide, drafter = ("base", base) if self._guide is None else ("guide", self._guide.cache)
         # The last tokens of each text with the guide's behind them: what the passes read.
         tokens = self._guide_said[TOKEN]
         rows = cycle_rows(
-            lanes["state"], lanes["prompts"], tables["drafts"], lanes["first"],
-            lanes["temperature"], lanes["seed"], tables[guide], tables["base"], tokens[:TAIL],
+            slots["state"], slots["prompts"], tables["drafts"], slots["first"],
+            slots["temperature"], slots["seed"], tables[guide], tables["base"], tokens[:TAIL],
             self.shape.drafts, base.block_size, drafter.spare_slot, base.spare_slot,
         )  # fmt: skip
         if self._guide is not None:
             self._draft(self._guide, rows, tokens)
         self._verify(rows, tokens)
-        top, lse = (one.view(torch.float32).view(self.shape.lanes, -1) for one in self._base_said[MAX:])
-        picked = self._base_said[TOKEN].view(self.shape.lanes, -1)
+        top, lse = (one.view(torch.float32).view(self.shape.slots, -1) for one in self._base_said[MAX:])
+        picked = self._base_said[TOKEN].view(self.shape.slots, -1)
         path = tokens[TAIL:] if self.shape.drafts else tokens[1:]
         verified = draft_verify(
             top, lse, picked, rows.drafted, path.T, rows.drafted,
-            lanes["threshold"], lanes["or_equal"], self._by_word, lanes["ignore_eos"],
+            slots["threshold"], slots["or_equal"], self._by_word, slots["ignore_eos"],
             rows.room, self._marks,
         )  # fmt: skip
         said = self._guide_said[:, TAIL:], self._base_said
         wrote = verified.tokens, verified.written, verified.finish
-        cycle_advance(lanes["state"], rows.drafted, *wrote, *said)
+        cycle_advance(slots["state"], rows.drafted, *wrote, *said)
 
     def _draft(self, guide: Model, rows: CycleRows, tokens: Tensor) -> None:
         """The guide's passes: the first one reads what it has not read of the text, each further one what
         the one before it picked.
         """
-        lanes, count = self._lanes, self.shape.lanes
+        slots, count = self._slots, self.shape.slots
         sizes = [TAIL * count] + [count] * (self.shape.drafts - 1)
         positions = rows.guide_positions.split_with_sizes(sizes)
-        slots = rows.guide_slots.split_with_sizes(sizes)
+        kv_slots = rows.guide_slots.split_with_sizes(sizes)
         for step in range(self.shape.drafts):
             kind = min(step, 1)
             batch = Batch(
-                tokens[step + 1] if step else tokens[:TAIL].T, positions[step], slots[step],
+                tokens[step + 1] if step else tokens[:TAIL].T, positions[step], kv_slots[step],
                 self._begins[kind], rows.guide_lens[step], self._tables["guide"], self._answers[kind],
             )  # fmt: skip
-            picks = Picks(lanes["temperature"], lanes["seed"], rows.guide_noise[step])
+            picks = Picks(slots["temperature"], slots["seed"], rows.guide_noise[step])
             answer(*guide, batch, picks, self._vocab, self._guide_said[:, TAIL + step])
 
     def _verify(self, rows: CycleRows, tokens: Tensor) -> None:
@@ -253,26 +253,26 @@ class RecordedCycle:
         picks = Picks(rows.base_temperature, rows.base_seed, rows.base_noise)
         answer(*self._base, batch, picks, self._vocab, self._base_said)
 
-    def _fill_tables(self, tables: Views, blocks: Sequence[LaneBlocks]) -> None:
-        """Write the lanes' drafts and blocks; behind those, where rows that do not count may look, stands the
+    def _fill_tables(self, tables: Views, blocks: Sequence[SlotBlocks]) -> None:
+        """Write the slots' drafts and blocks; behind those, where rows that do not count may look, stands the
         block that is nobody's.
         """
-        tables["drafts"].numpy()[: len(blocks)] = [lane.drafts for lane in blocks]
+        tables["drafts"].numpy()[: len(blocks)] = [slot.drafts for slot in blocks]
         for name, model in (("guide", self._guide), ("base", self._base)):
             if model is None:
                 continue
             table = tables[name].numpy()
             table.fill(model.cache.spare_slot // model.cache.block_size)
-            for line, lane in zip(table, blocks, strict=False):
-                own = getattr(lane, name)[: len(line)]
+            for line, slot in zip(table, blocks, strict=False):
+                own = getattr(slot, name)[: len(line)]
                 line[: len(own)] = own
 
-    def _fill_lanes(self, fields: Views, lanes: Sequence[LaneStart]) -> None:
-        """Write the texts to start with; the lanes behind them take no part."""
+    def _fill_slots(self, fields: Views, slots: Sequence[SlotStart]) -> None:
+        """Write the texts to start with; the slots behind them take no part."""
         for field in fields.values():
             field.zero_()
-        columns = dict(zip(LaneStart._fields, zip(*lanes, strict=True), strict=True))
-        count = len(lanes)
+        columns = dict(zip(SlotStart._fields, zip(*slots, strict=True), strict=True))
+        count = len(slots)
         fields["state"][:, :count] = torch.tensor(list(columns.values())[:STATES])
         fields["prompts"][:, :count] = torch.tensor([columns["guide_prompt"], columns["base_prompt"]])
         columns["seed"] = tuple((seed + 2**63) % 2**64 - 2**63 for seed in columns["seed"])
@@ -280,47 +280,47 @@ class RecordedCycle:
             fields[name][:count] = torch.tensor(columns[name])
 
 
-def cycle_memory(lanes: int, device: torch.device) -> Tensor:
-    """What all cycles of so many lanes keep of their texts and leave: [bytes] uint8, on the device."""
-    num_bytes = _state_at(lanes) + _num_bytes(_result_layout(lanes, MAX_DRAFT))
+def cycle_memory(slots: int, device: torch.device) -> Tensor:
+    """What all cycles of so many slots keep of their texts and leave: [bytes] uint8, on the device."""
+    num_bytes = _state_at(slots) + _num_bytes(_result_layout(slots, MAX_DRAFT))
     return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
 
 
-def _state_at(lanes: int) -> int:
+def _state_at(slots: int) -> int:
     """Where the states of the texts begin in that memory."""
-    return _num_bytes(_lanes_layout(lanes)) - torch.int32.itemsize * STATES * lanes
+    return _num_bytes(_slots_layout(slots)) - torch.int32.itemsize * STATES * slots
 
 
-def _lanes_layout(lanes: int) -> Layout:
+def _slots_layout(slots: int) -> Layout:
     """What the device has to know of the texts; their states come last."""
     return {
-        "first": (torch.int64, (lanes,)),
-        "seed": (torch.int64, (lanes,)),
-        "threshold": (torch.float64, (lanes,)),
-        "temperature": (torch.float32, (lanes,)),
-        "prompts": (torch.int32, (2, lanes)),
-        "or_equal": (torch.bool, (lanes,)),
-        "ignore_eos": (torch.bool, (lanes,)),
-        "state": (torch.int32, (STATES, lanes)),
+        "first": (torch.int64, (slots,)),
+        "seed": (torch.int64, (slots,)),
+        "threshold": (torch.float64, (slots,)),
+        "temperature": (torch.float32, (slots,)),
+        "prompts": (torch.int32, (2, slots)),
+        "or_equal": (torch.bool, (slots,)),
+        "ignore_eos": (torch.bool, (slots,)),
+        "state": (torch.int32, (STATES, slots)),
     }
 
 
 def _tables_layout(shape: CycleShape) -> Layout:
     return {
-        "guide": (torch.int32, (shape.lanes, shape.guide_width)),
-        "base": (torch.int32, (shape.lanes, shape.base_width)),
-        "drafts": (torch.int32, (shape.lanes,)),
+        "guide": (torch.int32, (shape.slots, shape.guide_width)),
+        "base": (torch.int32, (shape.slots, shape.base_width)),
+        "drafts": (torch.int32, (shape.slots,)),
     }
 
 
-def _result_layout(lanes: int, drafts: int) -> Layout:
+def _result_layout(slots: int, drafts: int) -> Layout:
     """What a cycle leaves: the states of the texts, and what `lm_head` said of the guide's rows, pass by pass
     behind the last two tokens of each text, and of the base's.
     """
     return {
-        "state": (torch.int32, (STATES, lanes)),
-        "guide": (torch.int32, (LINES, TAIL + drafts, lanes)),
-        "base": (torch.int32, (LINES, lanes * (drafts + 1))),
+        "state": (torch.int32, (STATES, slots)),
+        "guide": (torch.int32, (LINES, TAIL + drafts, slots)),
+        "base": (torch.int32, (LINES, slots * (drafts + 1))),
     }
 
 

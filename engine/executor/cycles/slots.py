@@ -11,12 +11,12 @@ from nudging.core.speculation.ledger import MAX_ADAPTIVE_DRAFT
 from nudging.core.wanted import Wanted
 from nudging.core.work import Work
 from nudging.executor.cuda_graphs import is_picked_by_head
-from nudging.executor.cycles.recorded_cycle import TAIL, LaneBlocks, LaneStart
+from nudging.executor.cycles.recorded_cycle import TAIL, SlotBlocks, SlotStart
 from nudging.kernels.draft_limits import MAX_DRAFT
 
 
 @dataclass(eq=False)
-class Lane:
+class Slot:
     """A request's part in one cycle.
 
     `wanted`: how many tokens the guide drafts for it, where the text has room for so many.  `start`: how many
@@ -74,11 +74,11 @@ class Lane:
         return rows[first : last + 1] if sequence.tokens[end : work.end] == self.path[:last] else None
 
 
-def is_at_text(lanes: Sequence[Lane]) -> bool:
+def is_at_text(slots: Sequence[Slot]) -> bool:
     """Whether one of a request's cycles begins with its text as it is now."""
-    for lane in lanes:
-        output, known = lane.request.output, len(lane.before)
-        if lane.start == len(output) and output[len(output) - known :] == lane.before and not lane.is_lost:
+    for slot in slots:
+        output, known = slot.request.output, len(slot.before)
+        if slot.start == len(output) and output[len(output) - known :] == slot.before and not slot.is_lost:
             return True
     return False
 
@@ -142,13 +142,13 @@ def _drafts_now(request: Request, role: str, roles: tuple[str, ...]) -> int | No
     return drafts if led in (0, 1) and 0 < drafts <= MAX_DRAFT else None
 
 
-def lane_start(work: Work) -> LaneStart:
+def slot_start(work: Work) -> SlotStart:
     """The text of a work that begins a cycle, for the device."""
     request, rule = work.request, work.request.rule
     prompts = {role: len(prompt.ids) for role, prompt in request.prompts.items()}
     tokens = request.sequences[work.role].tokens
     writer = work.role if rule.writer == "alone" else "base"
-    return LaneStart(
+    return SlotStart(
         written=len(request.output),
         room=request.max_tokens - len(request.output),
         before=tokens[work.end - 2],
@@ -166,11 +166,11 @@ def lane_start(work: Work) -> LaneStart:
     )
 
 
-def blocks_of(lanes: Sequence[Lane], roles: Sequence[str]) -> list[LaneBlocks]:
-    """What each lane gets of the models of these roles, the writer's last; none if it writes nothing."""
+def blocks_of(slots: Sequence[Slot], roles: Sequence[str]) -> list[SlotBlocks]:
+    """What each slot gets of the models of these roles, the writer's last; none if it writes nothing."""
 
-    def of(lane: Lane) -> LaneBlocks:
-        *guide, base = ([block for block, _ in lane.blocks[role]] for role in roles)
-        return LaneBlocks(lane.wanted, guide[0] if guide else (), base)
+    def of(slot: Slot) -> SlotBlocks:
+        *guide, base = ([block for block, _ in slot.blocks[role]] for role in roles)
+        return SlotBlocks(slot.wanted, guide[0] if guide else (), base)
 
-    return [LaneBlocks() if lane.stopped else of(lane) for lane in lanes]
+    return [SlotBlocks() if slot.stopped else of(slot) for slot in slots]
