@@ -65,7 +65,7 @@ class AsyncHandle:
                 yield delta
 
     async def _change(self) -> None:
-        """Wait until something moved since the last look; whoever waits looks again afterwards."""
+        """Wait until something moved since the last look; the caller looks again afterwards."""
         await self._moved.wait()
         self._is_woken = False
         self._moved.clear()

@@ -23,7 +23,7 @@ class Mailbox:
     def __init__(self, requests: list[Request]) -> None:
         self.requests = requests
         self.ended: set[str] = set()
-        # Who waits for the next piece, and who for the end; these are told of nothing before.
+        # Rung for readers that wait for the next piece, and for those that wait for the end alone.
         self.moved, self.over = Bell(), Bell()
         self.listeners: list[Callable[[], object]] = []
 
@@ -43,7 +43,7 @@ class Mailbox:
         elif self.moved.is_awaited or self.listeners:
             request.read_carried()
         else:
-            # Who comes to read now looks at the text before it waits.
+            # A reader that comes now looks at the text before it waits.
             return
         self.moved.ring()
         listeners = tuple(self.listeners)
@@ -122,7 +122,7 @@ class Handle:
     def take(self, index: int, seen: int) -> Delta | None:
         """What continuation `index` has written since its first `seen` tokens; None when nothing moved.
 
-        Somebody who does not wait may be some tokens behind; who waits, and who listens, is told of each.
+        A reader that does not wait may be some tokens behind; waiting readers and listeners hear of each.
         Raises BadRequest for a continuation that is not there, and for more tokens than it has.
         """
         request = self._requests[_read("index", index, len(self._requests) - 1, "the last continuation")]

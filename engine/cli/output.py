@@ -132,7 +132,7 @@ def read_record(line: bytes) -> dict[str, Any]:
 
 
 def open_output(path: str, keep: int, stack: ExitStack) -> BinaryIO:
-    """The output behind its first `keep` bytes.  A file has no buffer: who follows it sees all lines."""
+    """The output behind its first `keep` bytes.  A file has no buffer: a follower sees all lines."""
     if path == "-":
         return sys.stdout.buffer
     mode = "r+b" if keep else "wb"

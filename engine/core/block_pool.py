@@ -1,4 +1,4 @@
-"""Fixed-size blocks of key-value slots: who owns which, counted by references."""
+"""Fixed-size blocks of key-value slots and their owners, counted by references."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class BlockPool:
         return block
 
     def stamp(self, block: int) -> tuple[int, int]:
-        """The block and how often it was given out: who owns it now may have lost and regained it."""
+        """The block and how often it was given out: its owner of now may have lost and regained it."""
         return block, self._times[block]
 
     def share(self, block: int) -> None:

@@ -51,8 +51,8 @@ class Engine:
     ) -> None:
         """`carries`: ordinary steps are done in C++ (`fast_path.py`), else in Python, with the same results.
         `costs`: what passes of each model cost; None learns them from the passes that are made.
-        `clock`: the seconds of now; passes and requests are timed with it.  `tracer`: who is told where the
-        time goes.
+        `clock`: the seconds of now; passes and requests are timed with it.  `tracer`: is told where the time
+        goes.
         """
         self.clock = clock
         self._tracer = tracer or Tracer()
@@ -394,7 +394,7 @@ class Engine:
                 self.scheduler.keep(sequence)
             else:
                 sequence.release()
-                # Who holds the result need not hold logits.
+                # A held result need not hold logits.
                 sequence.rows.clear()
         self._tracer.end(request.id, finish_reason=request.finish_reason, tokens=len(request.output))
         tell(tuple(self.on_end), request)

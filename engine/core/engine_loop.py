@@ -16,8 +16,8 @@ from nudging.core.request import Request
 from nudging.core.waiting import Bell, Call
 from nudging.errors import EngineClosed
 
-# Nothing is recorded ahead before it has been quiet for so long: who sends one request after the other shall
-# not wait for a recording each time.
+# Nothing is recorded ahead before it has been quiet for so long: a client that sends one request after
+# the other shall not wait for a recording each time.
 IDLE_SECONDS = 0.25
 # After so many turns what is carried in C++ can be read, for statistics and those who come to read.
 READ_TURNS = 16

@@ -5,8 +5,8 @@ next rows are needed.  `_C.FastPath` does for many requests at once what sequenc
 scheduler.py, batch.py and engine.py say for one; they are its readable twin and do every step that is not
 ordinary: a prompt, an end, a lack of blocks, a policy of the caller's own.
 
-A carried request has no `sequences`, `output`, `need` and `draft`: whoever asks for one takes the request
-back, at any time between two passes, and the next step goes on from there.  What other threads may ask for,
+A carried request has no `sequences`, `output`, `need` and `draft`: asking for one takes the request back,
+at any time between two passes, and the next step goes on from there.  What other threads may ask for,
 `pieces` and `counters`, can be read while it is carried.
 """
 
@@ -178,7 +178,7 @@ class FastPath:
         return Planned(tokens, missing)
 
     def own(self) -> None:
-        """Own the blocks of what is planned; who cannot fails."""
+        """Own the blocks of what is planned; a request that cannot fails."""
         self._next_rest = 0
         for number in self._core.own():
             assert self._lack is not None

@@ -11,7 +11,7 @@ from nudging.errors import OutOfBlocks
 NO_ENDS: frozenset[int] = frozenset()
 # As `enum class Writer` counts them.
 WRITERS = {"alone": 0, "token": 1, "word": 2}
-# Who writes, threshold, whether equal is unsure, look-ahead.
+# The writer's number, threshold, whether equal is unsure, look-ahead.
 Rule = tuple[int, float, bool, int]
 
 

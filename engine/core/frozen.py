@@ -41,7 +41,7 @@ def owned(policy: T) -> T:
     container that cannot be copied.
     """
     if isinstance(policy, type):
-        # No policy at all; who reads it says so.
+        # No policy at all; its reader says so.
         return policy
     names = list(getattr(policy, "__dict__", ()))
     if dataclasses.is_dataclass(policy):

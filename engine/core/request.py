@@ -70,7 +70,7 @@ class Request:
     its end.
     """
 
-    # Who carries the request now.
+    # What carries the request now.
     _carrier: Carrier | None = None
     is_carried = False
 
@@ -91,7 +91,7 @@ class Request:
         cache_salt: str | None = None,
     ) -> None:
         """`draft_len` None: as long as it pays.  `first_position`: the output position of the first
-        token, for texts that go on from earlier ones.  `drafter`: who drafts, by its name in DRAFTERS.
+        token, for texts that go on from earlier ones.  `drafter`: its name in DRAFTERS.
         `clock`: the seconds of now, the engine's own clock.  `priority`, `timeout`,
         `cache_salt`: see RequestOptions.
         """

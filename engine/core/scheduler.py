@@ -1,5 +1,5 @@
-"""Who runs, with whose memory, and which tokens each model computes next: decided from ranks, needs and
-budgets.
+"""Decides which requests run, with which memory, and which tokens each model computes next: from ranks, needs
+and budgets.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Scheduler:
         self._arrivals = 0
         self._found: list[Found] = []
         self._preempted: list[Request] = []
-        # Who found no room last, claiming so much, and no blocks were given back since.
+        # The request that found no room last, and its claims; no blocks were given back since.
         self._stuck: tuple[Request, dict[str, int]] | None = None
         # Sequences of open generations that hold blocks and that no request uses now, by their identity, the
         # longest unused first.
@@ -169,7 +169,7 @@ class Scheduler:
         planned = self.fast_path.plan(model)
         carried = len(self.fast_path)
         ends = self._share_tokens(model, planned.tokens)
-        # Who shares a prompt with a carried request has taken it back.
+        # A request that shares a prompt with a carried one has taken it back.
         if ends is None or len(self.fast_path) != carried or self._lacks_blocks(model, planned, ends):
             self.fast_path.hand_back_planned()
             return self._share_tokens(model) or {}

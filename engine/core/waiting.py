@@ -1,9 +1,9 @@
 """How one thread waits for another: no exception, wherever it comes, leaves anything taken.
 
 An interrupt may come between any two instructions of the main thread.  A lock that was taken there and not
-given back would stop the engine's thread for ever.  So nobody holds a lock that another thread asks for: who
-waits brings a lock of its own, and whoever has news opens it.  All that two threads share is changed by
-single calls into C (`append`, `popleft`, `put`).
+given back would stop the engine's thread for ever.  So nobody holds a lock that another thread asks for: a
+waiting thread brings a lock of its own, and the thread that has news opens it.  All that two threads share is
+changed by single calls into C (`append`, `popleft`, `put`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Bell:
-    """Rung where something has changed; whoever waits looks again."""
+    """Rung where something has changed; waiting threads look again."""
 
     def __init__(self) -> None:
         # The locks of those who wait, each taken by its owner; one that was left here is opened in vain.

@@ -45,8 +45,8 @@ class BatchBuffer:
     """The memory of batches of one shape, on the host and on the device: filled anew for every step.
 
     One block of memory holds all fields, so that one copy takes them to the device; on the CPU it is the
-    device's memory itself.  On a GPU the host's side is pinned and the copy does not wait: who fills a buffer
-    again must have waited for what was computed from it.
+    device's memory itself.  On a GPU the host's side is pinned and the copy does not wait: before a buffer is
+    filled again, its caller must have waited for what was computed from it.
     """
 
     def __init__(self, shape: BatchShape, device: torch.device, spare_slot: int) -> None:

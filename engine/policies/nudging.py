@@ -95,7 +95,7 @@ class Nudging:
         return self._word(view)
 
     def owner(self, view: View, state: Any, token: int) -> tuple[str, Any]:
-        """Who writes `token`'s position of a given text; the state counts the guide's tokens of the
+        """The writer of `token`'s position in a given text; the state counts the guide's tokens of the
         current word.
         """
         if self.granularity == "reference":

@@ -1,6 +1,4 @@
-"""Who may speak: a role is a name for a model, its tokenizer, its chat template and its end-of-sequence
-ids.
-"""
+"""The roles of an engine: names for a model, its tokenizer, its chat template and its end-of-sequence ids."""
 
 from __future__ import annotations
 

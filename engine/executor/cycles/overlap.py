@@ -301,8 +301,8 @@ class Overlap:
                     slot.request.sequences[role].reserved = 0
 
     def _keep_in_step(self, drafting: Starts) -> None:
-        """Let those who draft do so as if they were in a cycle, so that the next one can begin with all of
-        them: who first lets the guide write one token alone is late by as much.
+        """Let requests that draft do so as if they were in a cycle, so that the next one can begin with all
+        of them: a request that first lets the guide write one token alone is late by as much.
         """
         flying = self._flight.requests if self._flight is not None else set()
         for request in self._in_step - drafting.keys() - flying:

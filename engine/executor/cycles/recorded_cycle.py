@@ -170,7 +170,7 @@ class RecordedCycle:
         """
         self._sides.reverse()
         side = self._sides[0]
-        # Whoever did not read what it was used for has to wait now, before it is overwritten.
+        # A caller that has not read what it was used for has to wait now, before it is overwritten.
         side.finish()
         self._fill_tables(_views(side.tables, self._layouts[1]), blocks)
         if slots is not None:

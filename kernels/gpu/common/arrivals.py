@@ -1,7 +1,7 @@
-"""How programs that share a piece of work find out who is the last, and joins their parts.
+"""How programs that share a piece of work find out which is the last, and joins their parts.
 
-Nothing is added up by atomics: whoever comes last adds the parts in their order, so the bits are the same
-whoever that is.
+Nothing is added up by atomics: the last program adds the parts in their order, so the bits are the same
+whichever it is.
 """
 
 import torch
