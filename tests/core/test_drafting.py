@@ -9,6 +9,7 @@ from nudging.core.request import Request
 from nudging.core.speculation.drafters import GuideDrafter, look_up
 from nudging.core.speculation.drafting import _length, settle_draft
 from nudging.core.speculation.ledger import Account, Drafting, Ledger, draft_length, drafting_cost
+from nudging.executor.sampler import TorchSampler
 from tests.core.test_scheduler import MODELS, request, small_engine
 from tests.support.fake import FixedCosts, fake_engine
 from tests.support.simulated import Setup, SimLLM
@@ -89,7 +90,8 @@ def test_a_lagging_guide_reads_the_text_before_it_drafts() -> None:
     engine.add(job)
     job.output = [5] * 10
     job.sequences["guide"].num_computed = 5
-    view, ledger, guide = RequestView(job, Ledger(LEDGER)), Ledger(LEDGER), LEDGER["guide"]
+    view = RequestView(job, Ledger(LEDGER), TorchSampler())
+    ledger, guide = Ledger(LEDGER), LEDGER["guide"]
     drafting = GuideDrafter().drafting(view)
     assert drafting == Drafting("guide", 0, 8)
     assert drafting_cost(ledger, drafting, 1) == guide.of(8, 1)
@@ -104,7 +106,7 @@ def test_a_draft_and_the_pass_that_reads_it_are_owed(max_tokens: int) -> None:
     job = request(roles, "r", 3, max_tokens, Nudging(0.4, "token"), None)
     engine.add(job)
     ledger = Ledger(LEDGER, Account(lazy=1000.0), lazy=1000.0)
-    view, need = RequestView(job, ledger), Need("base", 3, 3)
+    view, need = RequestView(job, ledger, TorchSampler()), Need("base", 3, 3)
     length = _length(job, view, ledger, GuideDrafter(), need)
     assert (length > 0) == (max_tokens > 1)
     drafted = drafting_cost(ledger, GuideDrafter().drafting(view), length)

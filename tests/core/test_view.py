@@ -11,6 +11,7 @@ from nudging.core.need import Need
 from nudging.core.policy_view import MissingRow, RequestView
 from nudging.core.rows import Row
 from nudging.core.speculation.ledger import Ledger
+from nudging.executor.sampler import TorchSampler
 from nudging.policies import Step, View
 from tests.core.test_scheduler import request, small_engine
 from tests.support.fake import FixedCosts
@@ -117,7 +118,7 @@ def test_a_known_path_ends_where_the_text_took_another_token() -> None:
     engine, roles = small_engine(20)
     job = request(roles, "r", [2, 3, 5], 9, Nudging(0.4, "word"))
     engine.add(job)
-    view = RequestView(job, Ledger({role: FixedCosts(1.0) for role in roles}))
+    view = RequestView(job, Ledger({role: FixedCosts(1.0) for role in roles}), TorchSampler())
     guide = job.sequences["guide"]
     assert view.known_path("guide") == (0, 3)
     guide.rows[3], guide.rows[4], guide.rows[5] = (Row(token, token, 0.9) for token in (7, 8, 9))

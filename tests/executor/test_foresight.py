@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -349,7 +348,7 @@ def test_ends_that_only_one_model_knows_end_nothing_on_the_device(
     with recording_llm(monkeypatch, Late(monkeypatch), **tiny_pair) as llm:
         pair = next(f for f in runner_of(llm).overlaps if len(f._runners) == 2)
         ends = {"guide": frozenset({5, 10**6}), "base": frozenset({5, 7})}
-        marks = pair._mark_ends({role: replace(llm.roles[role], eos_ids=ids) for role, ids in ends.items()})
+        marks = pair._mark_ends(ends, llm.roles["base"].vocab_size)
         assert {i: mark for i, mark in enumerate(marks) if mark} == {5: BASE_EOS | GUIDE_EOS, 7: BASE_EOS}
 
 

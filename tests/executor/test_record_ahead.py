@@ -84,7 +84,7 @@ def one_more(llm: LLM) -> bool:
 def test_those_of_the_fewest_texts_come_first_change_nothing_and_serve_what_comes(
     tiny_pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nudging.executor.warmup.MAX_TEXTS", 5)
+    monkeypatch.setattr("nudging.core.executor.MAX_TEXTS", 5)
     monkeypatch.setattr("nudging.executor.graph_runner.MAX_AHEAD", 10_000)
     prompts, params = prompts_and_params(4, max_tokens=24)
     # Alike, so that in each step all are asked for equally much.

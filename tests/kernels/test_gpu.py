@@ -93,7 +93,7 @@ def test_what_is_recorded_ahead_writes_what_is_launched(
         expected = [[written(r.outputs[0]) for r in llm.generate(prompts, params, *kind)] for kind in kinds]
     monkeypatch.undo()
     monkeypatch.setattr("nudging.core.engine_loop.IDLE_SECONDS", 0.01)
-    monkeypatch.setattr("nudging.executor.warmup.MAX_TEXTS", 3)
+    monkeypatch.setattr("nudging.core.executor.MAX_TEXTS", 3)
     options: dict[str, Any] = {**tiny_pair, "device": "cuda", "kv_cache_memory": "4MiB"}
     with LLM(**options) as one, LLM(**options) as other:
         for llm in (one, other):
