@@ -55,8 +55,8 @@ def owned(policy: T) -> T:
             object.__setattr__(own, name, copy.deepcopy(value))
         except Exception as error:
             raise BadRequest(
-                f"{name} of {type(policy).__name__} cannot be copied ({error}); requests run with a copy of "
-                "what a policy holds, so keep such things out of its lists and maps"
+                f"{name} of {policy.__class__.__name__} cannot be copied ({error}); requests run with a copy "
+                "of what a policy holds, so keep such things out of its lists and maps"
             ) from error
     return own
 
