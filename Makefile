@@ -29,7 +29,7 @@ test: $(STAMP)
 	$(PYTEST) $(JOBS)
 
 # While working: all but the files of which each takes long.
-LONG := adaptive aot bench cli cosched cycles draft_verify exactness foresight gpu_bench graphs inflate launches lm_head \
+LONG := adaptive aot bench cli cosched cycles draft_verify exactness examples foresight gpu_bench graphs inflate launches lm_head \
   packaging pocket pocket_engine sampling simulation soak traces triton triton_attention triton_picks
 check: $(STAMP)
 	@$(MAKE) --no-print-directory -j 2 lint quick

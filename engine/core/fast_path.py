@@ -20,7 +20,7 @@ from typing import Any
 
 from nudging import _C
 from nudging.core.block_pool import BlockPool
-from nudging.core.fast_path_rules import NO_ENDS, Rule, ends_of, face_of, number_of, rule_of
+from nudging.core.fast_path_rules import NO_ENDS, RuleNumbers, ends_of, face_of, number_of, rule_numbers
 from nudging.core.need import Draft, Need
 from nudging.core.request import Counters, Request
 from nudging.core.rows import Row
@@ -91,7 +91,7 @@ class FastPath:
 
     def offer(self, request: Request, ledger: Ledger) -> None:
         """Carry the request from here on, if its next step may be ordinary."""
-        rule = rule_of(request) if self._carries and not self._rest else None
+        rule = rule_numbers(request) if self._carries and not self._rest else None
         if rule is None or not self._is_ordinary(request):
             return
         number = number_of(request)
@@ -299,7 +299,7 @@ class FastPath:
                 return False
         return need.last - request.sequences[need.role].num_computed <= _C.DECODE_TOKENS
 
-    def _state(self, request: Request, rule: Rule, ledger: Ledger) -> _C.CarriedState:
+    def _state(self, request: Request, rule: RuleNumbers, ledger: Ledger) -> _C.CarriedState:
         roles = request.facts.roles
         need, draft, params = request.need_now, request.draft, request.params
         written = min(s.context_len - s.prompt_len for s in request.sequences.values())

@@ -12,7 +12,7 @@ NO_ENDS: frozenset[int] = frozenset()
 # As `enum class Writer` counts them.
 WRITERS = {"alone": 0, "token": 1, "word": 2}
 # The writer's number, threshold, whether equal is unsure, look-ahead.
-Rule = tuple[int, float, bool, int]
+RuleNumbers = tuple[int, float, bool, int]
 
 
 def number_of(request: Request) -> int:
@@ -21,8 +21,8 @@ def number_of(request: Request) -> int:
     return (priority << 32) + arrival
 
 
-def rule_of(request: Request) -> Rule | None:
-    """How the request's policy decides, if the fast path knows it."""
+def rule_numbers(request: Request) -> RuleNumbers | None:
+    """The policy's rule as C++ takes it; None where the fast path cannot carry the request."""
     rule, params = request.facts.rule, request.params
     if rule is None:
         return None

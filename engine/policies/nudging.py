@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from nudging.checks import strict
@@ -69,7 +68,7 @@ class Nudging:
     def needs_tokenizer(self) -> bool:
         return self.granularity != "token"
 
-    @cached_property
+    @property
     def _gate(self) -> Rule:
         writer: Literal["token", "word"] = "token" if self.granularity == "token" else "word"
         return Rule(writer, self.threshold, self.comparator == "<=", self.lookahead)
@@ -86,9 +85,10 @@ class Nudging:
         if self.granularity == "reference":
             step = reference.step(view, state, self._gate.is_unsure)
             return dataclasses.replace(step, overshoots=True) if self.overshoot else step
-        if self._gate.asks_base:
+        gate = self._gate
+        if gate.asks_base:
             row = view.row("base")
-            if not self._gate.is_unsure(row.top_prob):
+            if not gate.is_unsure(row.top_prob):
                 return write(view, "base", row.token)
         if self.granularity == "token":
             return write(view, "guide", view.row("guide").token)
@@ -105,7 +105,8 @@ class Nudging:
         in_word = state or 0
         if self.granularity == "word" and 0 < in_word < self.lookahead and not view.starts_with_space(token):
             return "guide", in_word + 1
-        sure = self._gate.asks_base and not self._gate.is_unsure(view.row("base").top_prob)
+        gate = self._gate
+        sure = gate.asks_base and not gate.is_unsure(view.row("base").top_prob)
         return ("base", 0) if sure else ("guide", 1)
 
     def _word(self, view: View) -> Step:

@@ -15,7 +15,7 @@ import torch
 from nudging import LLM, Base, Guide, Nudging, SamplingParams
 from nudging.api.outputs import Stats
 from nudging.core.fast_path import FastPath
-from nudging.core.fast_path_rules import rule_of
+from nudging.core.fast_path_rules import rule_numbers
 from nudging.core.request import CARRIED, Counters, Request
 from nudging.core.speculation import ledger as adaptive
 from nudging.core.trace import Trace
@@ -113,7 +113,7 @@ def test_others_are_not() -> None:
     world.submit({"base": "a b", "guide": "a"}, LONG, Nudging(0.4, "reference", overshoot=True), "off")
     assert carried_share(world) == 0.0
     _, roles = small_engine(20)
-    assert rule_of(request(roles, "r", 3, 9, Nudging(0.4, "word"))) is None, "it has no tokenizer"
+    assert rule_numbers(request(roles, "r", 3, 9, Nudging(0.4, "word"))) is None, "it has no tokenizer"
 
 
 def test_a_timeline_tells_what_is_computed_of_carried_requests() -> None:
@@ -330,7 +330,7 @@ def test_real_models_write_the_same_either_way(policy: Policy, monkeypatch: pyte
     texts = []
     for carries in (True, False):
         if not carries:
-            monkeypatch.setattr("nudging.core.fast_path.rule_of", lambda request: None)
+            monkeypatch.setattr("nudging.core.fast_path.rule_numbers", lambda request: None)
         with LLM.pocket(speculate=3) as llm:
             texts.append([out.outputs[0] for out in llm.generate(prompts, params, policy)])
     for here, there in zip(*texts, strict=True):
@@ -341,5 +341,5 @@ def test_real_models_write_the_same_either_way(policy: Policy, monkeypatch: pyte
 def test_what_a_rule_says() -> None:
     world = World(ROOMY, stride=1000)
     request = carried_request(world, Nudging(0.3, "word", "<="))
-    assert rule_of(request) == (2, 0.3, True, 16)
+    assert rule_numbers(request) == (2, 0.3, True, 16)
     world.drain()
